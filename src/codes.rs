@@ -1,0 +1,233 @@
+//! The table of refusals: every code a user, a log or a script can meet, in one place.
+//!
+//! A code is `room.what` and stays; the words beside it may improve.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// A stable refusal code from [`TABLE`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Code(&'static str);
+
+impl Code {
+    /// The code as text, `room.what`.
+    pub const fn as_str(self) -> &'static str {
+        self.0
+    }
+
+    /// What the code means, in one sentence.
+    pub fn meaning(self) -> &'static str {
+        TABLE.iter().find(|(code, _)| *code == self).map_or("", |(_, meaning)| meaning)
+    }
+
+    /// The code of this text. Text outside the table becomes [`PROTOCOL_UNKNOWN_CODE`]: a newer
+    /// peer may refuse for a reason this version has no word for, and a refusal stays a refusal.
+    pub fn from_text(text: &str) -> Self {
+        TABLE.iter().map(|(code, _)| *code).find(|code| code.0 == text).unwrap_or(PROTOCOL_UNKNOWN_CODE)
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl fmt::Debug for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl Serialize for Code {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Code {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self::from_text(&String::deserialize(deserializer)?))
+    }
+}
+
+/// A refusal: what was wrong, where, and what was expected.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Refusal {
+    /// The stable code.
+    pub code: Code,
+    /// What was found, in words.
+    pub found: String,
+    /// Where: a file, key, field, offset, PCR or event number. Empty if the code says it all.
+    pub at: String,
+    /// What would have been accepted. Empty if the code says it all.
+    pub expected: String,
+}
+
+impl Refusal {
+    /// A refusal with what was found.
+    pub fn new(code: Code, found: impl Into<String>) -> Self {
+        Self { code, found: found.into(), at: String::new(), expected: String::new() }
+    }
+
+    /// Adds where it was found.
+    pub fn at(mut self, at: impl Into<String>) -> Self {
+        self.at = at.into();
+        self
+    }
+
+    /// Adds what was expected.
+    pub fn expected(mut self, expected: impl Into<String>) -> Self {
+        self.expected = expected.into();
+        self
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.code)?;
+        if !self.at.is_empty() {
+            write!(f, "{}: ", self.at)?;
+        }
+        f.write_str(&self.found)?;
+        if !self.expected.is_empty() {
+            write!(f, " (expected {})", self.expected)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+macro_rules! table {
+    ($($name:ident = $code:literal, $meaning:literal;)*) => {
+        $(#[doc = $meaning] pub const $name: Code = Code($code);)*
+        /// Every code with its meaning.
+        pub const TABLE: &[(Code, &str)] = &[$(($name, $meaning)),*];
+    };
+}
+
+table! {
+    CONFIG_INVALID = "config.invalid", "The configuration file can't be used as it stands.";
+    CONFIG_MODE = "config.mode", "A file that holds a secret is open to others.";
+
+    TPM_UNAVAILABLE = "tpm.unavailable", "The TPM doesn't answer now; nothing is concluded from that.";
+    TPM_LOCKOUT = "tpm.lockout", "The TPM is in dictionary-attack lockout and says for how long.";
+    TPM_RESET = "tpm.reset", "The TPM was reset: the session that vouched for its readings is gone.";
+    TPM_REFUSED = "tpm.refused", "The TPM refused a command.";
+    TPM_SWAPPED = "tpm.swapped", "Another TPM answers than the one this agent started with.";
+    TPM_STRUCTURE = "tpm.structure", "A TPM structure is malformed.";
+
+    EVIDENCE_TOO_LARGE = "evidence.too_large", "The evidence is larger than 4 MiB.";
+    EVIDENCE_MALFORMED = "evidence.malformed", "The evidence is not the COSE and CBOR its CDDL describes.";
+    EVIDENCE_NOT_DETERMINISTIC = "evidence.not_deterministic", "The evidence's CBOR is not in the one deterministic encoding.";
+    EVIDENCE_DUPLICATE_KEY = "evidence.duplicate_key", "A CBOR map in the evidence has a key twice.";
+    EVIDENCE_PROFILE = "evidence.profile", "The evidence follows another EAT profile.";
+
+    VERIFY_EVIDENCE_SIGNATURE = "verify.evidence_signature", "The evidence is not signed by the enrolled node key.";
+    VERIFY_QUOTE_SIGNATURE = "verify.quote_signature", "The quote is not signed by the attestation key.";
+    VERIFY_QUOTE_HASH = "verify.quote_hash", "The quote is signed with another hash algorithm than SHA-256.";
+    VERIFY_QUOTE_MAGIC = "verify.quote_magic", "The attestation does not start with TPM_GENERATED: no TPM made it.";
+    VERIFY_QUOTE_TYPE = "verify.quote_type", "The attestation is of another type than a quote.";
+    VERIFY_QUOTE_TRAILING = "verify.quote_trailing", "Bytes follow the attestation structure.";
+    VERIFY_QUOTE_MALFORMED = "verify.quote_malformed", "The attestation structure can't be read.";
+    VERIFY_QUOTE_BINDING = "verify.quote_binding", "The quote is not bound to this nonce, node key and boot.";
+    VERIFY_QUOTE_SIGNER = "verify.quote_signer", "The quote's qualified signer is another key.";
+    VERIFY_QUOTE_STALE = "verify.quote_stale", "The TPM's clock says that the quote was made earlier than its submission allows.";
+    VERIFY_SELECTION = "verify.selection", "The quote covers other PCRs than policy asks for.";
+    VERIFY_SELECTION_EMPTY = "verify.selection_empty", "The quote covers no PCR at all.";
+    VERIFY_SELECTION_DUPLICATE = "verify.selection_duplicate", "The quote's selection names a bank twice.";
+    VERIFY_PCR_DIGEST = "verify.pcr_digest", "The PCR values don't hash to the digest in the quote.";
+    VERIFY_NONCE = "verify.nonce", "The evidence is not over the nonce it was asked for.";
+    VERIFY_NONCE_SPENT = "verify.nonce_spent", "The nonce was used before: a replay.";
+    VERIFY_NONCE_OTHER_NODE = "verify.nonce_other_node", "The nonce was given to another node.";
+    VERIFY_NONCE_EXPIRED = "verify.nonce_expired", "The nonce is too old.";
+    VERIFY_CHANNEL = "verify.channel", "The evidence came over a connection of another client certificate.";
+    VERIFY_NODE = "verify.node", "The evidence names another node.";
+    VERIFY_AK_UNRESTRICTED = "verify.ak_unrestricted", "The attestation key is not restricted: it would sign anything.";
+    VERIFY_AK_DECRYPT = "verify.ak_decrypt", "The attestation key may also decrypt.";
+    VERIFY_AK_NOT_FIXED = "verify.ak_not_fixed", "The attestation key could leave its TPM.";
+    VERIFY_AK_IMPORTED = "verify.ak_imported", "The attestation key's secret was not made by the TPM.";
+    VERIFY_AK_TEMPLATE = "verify.ak_template", "The attestation key is not of the one accepted template.";
+    VERIFY_AK_NAME = "verify.ak_name", "The attestation key is not the one that was activated.";
+    VERIFY_NODE_KEY = "verify.node_key", "The node key is not a TPM key certified by the attestation key.";
+    VERIFY_EK_TEMPLATE = "verify.ek_template", "The endorsement key is not of a TCG template.";
+    VERIFY_EK_CERTIFICATE = "verify.ek_certificate", "The endorsement certificate can't be read.";
+    VERIFY_EK_EXPIRED = "verify.ek_expired", "The endorsement certificate is not valid now.";
+    VERIFY_EK_UNKNOWN_CA = "verify.ek_unknown_ca", "The endorsement certificate has no path to a configured manufacturer root.";
+    VERIFY_EK_USAGE = "verify.ek_usage", "The certificate is not for an endorsement key.";
+    VERIFY_EK_KEY = "verify.ek_key", "The endorsement certificate is for another key.";
+    VERIFY_RESET_COUNT = "verify.reset_count", "The TPM's reset count went back or changed within one boot.";
+    VERIFY_CLOCK = "verify.clock", "The TPM's clock went back.";
+    VERIFY_NO_REFERENCE = "verify.no_reference", "The node has no reference values yet.";
+    VERIFY_PCR_MISMATCH = "verify.pcr_mismatch", "A PCR differs from its reference value.";
+    VERIFY_LEASE = "verify.lease", "The lease is not one the control plane signed for this node, boot and request.";
+
+    PROTOCOL_MALFORMED = "protocol.malformed", "The message is not one this version understands.";
+    PROTOCOL_TOO_LARGE = "protocol.too_large", "The message is larger than allowed.";
+    PROTOCOL_UNKNOWN_CODE = "protocol.unknown_code", "The peer refused with a code this version doesn't know.";
+    PROTOCOL_UNREACHABLE = "protocol.unreachable", "The control plane can't be reached.";
+    PROTOCOL_UNTRUSTED = "protocol.untrusted", "The server's certificate doesn't lead to the pinned trust bundle.";
+    PROTOCOL_REPLAYED = "protocol.replayed", "The request was answered before and its answer is no longer kept.";
+    PROTOCOL_CLIENT_CERTIFICATE = "protocol.client_certificate", "The call needs the client certificate of an admitted node.";
+    PROTOCOL_EPOCH = "protocol.epoch", "The control plane's state was restored: attest afresh.";
+
+    ENROL_WAITING = "enrol.waiting", "The node is known and waits for an operator's approval.";
+    ENROL_ACTIVATION = "enrol.activation", "The credential was not activated: the keys are not in the TPM of that endorsement key.";
+    ENROL_SESSION = "enrol.session", "The enrolment is unknown, finished or too old.";
+    ENROL_ID_TAKEN = "enrol.id_taken", "The node id belongs to another TPM.";
+    ENROL_KEYS_CHANGED = "enrol.keys_changed", "The node was admitted with other keys.";
+    ENROL_REVOKED = "enrol.revoked", "The node was revoked.";
+
+    ISSUER_NO_LEASE = "issuer.no_lease", "The node has no live lease.";
+    ISSUER_NOT_THIS_NODE = "issuer.not_this_node", "The workload is not registered for this node.";
+    ISSUER_UNKNOWN_WORKLOAD = "issuer.unknown_workload", "No such workload is registered.";
+    ISSUER_REQUEST = "issuer.request", "The certificate request can't be used.";
+
+    GATE_STARTING = "gate.starting", "The agent has no lease yet.";
+    GATE_UNREACHABLE = "gate.unreachable", "The lease's term is over and the control plane can't be reached.";
+    GATE_STALE = "gate.stale", "The lease's term is over or its measurements can't be read now.";
+    GATE_DRIFT = "gate.drift", "A PCR changed since the lease was granted.";
+    GATE_TPM_RESET = "gate.tpm_reset", "The TPM was reset since the lease was granted.";
+    GATE_READING_OLD = "gate.reading_old", "The PCR reading began before the request arrived.";
+    GATE_CONTRAINDICATED = "gate.contraindicated", "The control plane refused the node's measurements.";
+    GATE_REVOKED = "gate.revoked", "The node or the workload was revoked.";
+    GATE_LEASE_ORDER = "gate.lease_order", "An older lease than the present one was offered.";
+
+    WORKLOAD_PEER_GONE = "workload.peer_gone", "The calling process ended before it could be identified.";
+    WORKLOAD_NO_MATCH = "workload.no_match", "No registered workload matches the calling process.";
+
+    DELIVERY_HEADER = "delivery.header", "The Workload API's security header is missing.";
+
+    ADMIN_PEER = "admin.peer", "The admin socket serves its owner and root only.";
+    ADMIN_INVALID = "admin.invalid", "The command can't be carried out as given.";
+    ADMIN_UNKNOWN = "admin.unknown", "No such node, workload or reference.";
+    ADMIN_CONFLICT = "admin.conflict", "It exists already, differently.";
+
+    STORE_FAILED = "store.failed", "The store can't be read or written.";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_unique_and_named_room_dot_what() {
+        let mut seen = std::collections::BTreeSet::new();
+        for (code, meaning) in TABLE {
+            assert!(seen.insert(code.as_str()), "{code} stands twice");
+            assert!(code.as_str().split_once('.').is_some_and(|(room, what)| !room.is_empty() && !what.is_empty()));
+            assert!(meaning.ends_with('.'), "{code} has no sentence");
+            assert_eq!(Code::from_text(code.as_str()), *code);
+        }
+        assert_eq!(Code::from_text("from.the.future"), PROTOCOL_UNKNOWN_CODE);
+    }
+
+    #[test]
+    fn a_refusal_says_what_where_and_what_was_expected() {
+        let refusal = Refusal::new(VERIFY_PCR_MISMATCH, "aa").at("PCR 7").expected("bb");
+        assert_eq!(refusal.to_string(), "verify.pcr_mismatch: PCR 7: aa (expected bb)");
+    }
+}

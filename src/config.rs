@@ -1,0 +1,287 @@
+//! Configuration files: TOML, every key known, every mistake named with file and line.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::codes::{self, Refusal};
+use crate::identity::TrustDomain;
+
+/// Reads and checks a configuration file.
+///
+/// # Errors
+/// [`codes::CONFIG_INVALID`], with the file, the line and, for an unknown key, the nearest known one.
+pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, Refusal> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| Refusal::new(codes::CONFIG_INVALID, e.to_string()).at(path.display().to_string()))?;
+    parse(&text, &path.display().to_string())
+}
+
+/// Parses the text of a configuration file called `name` in messages.
+///
+/// # Errors
+/// As [`load`].
+pub fn parse<T: DeserializeOwned>(text: &str, name: &str) -> Result<T, Refusal> {
+    toml::from_str(text).map_err(|error| {
+        let line = error
+            .span()
+            .map_or(1, |span| 1 + text.as_bytes().iter().take(span.start).filter(|byte| **byte == b'\n').count());
+        let refusal = Refusal::new(codes::CONFIG_INVALID, error.message().to_owned()).at(format!("{name}:{line}"));
+        match nearest_known(error.message()) {
+            Some(known) => refusal.expected(format!("perhaps `{known}`")),
+            None => refusal,
+        }
+    })
+}
+
+/// The known key nearest to the unknown one in serde's message, which quotes the unknown key
+/// first and the known ones after it.
+fn nearest_known(message: &str) -> Option<&str> {
+    let mut quoted = message.strip_prefix("unknown field ")?.split('`').skip(1).step_by(2);
+    let unknown = quoted.next()?;
+    quoted
+        .map(|known| (strsim::damerau_levenshtein(unknown, known), known))
+        .min()
+        .filter(|(distance, known)| *distance <= known.len().max(3) / 2)
+        .map(|(_, known)| known)
+}
+
+/// The agent's configuration file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentConfig {
+    /// The trust domain the node belongs to, e.g. `example.org`.
+    #[serde(deserialize_with = "trust_domain")]
+    pub trust_domain: TrustDomain,
+    /// Where enrolment is kept (mode 0700): no private key, no credential.
+    #[serde(default = "default_agent_state")]
+    pub state_dir: PathBuf,
+    /// The control plane and how it is known.
+    pub control_plane: ControlPlaneConfig,
+    /// The TPM.
+    #[serde(default)]
+    pub tpm: TpmConfig,
+    /// Sockets this agent serves.
+    #[serde(default)]
+    pub sockets: AgentSockets,
+    /// The watcher.
+    #[serde(default)]
+    pub watch: WatchConfig,
+}
+
+/// How the agent reaches and knows its control plane: no trust on first use.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ControlPlaneConfig {
+    /// `host:port`.
+    pub address: String,
+    /// SHA-256 of the CA certificate's DER, in hexadecimal, as `leasehold-server ca show` prints it.
+    #[serde(default)]
+    pub ca_hash: Option<String>,
+    /// A PEM file of CA certificates, instead of `ca_hash`.
+    #[serde(default)]
+    pub ca_bundle: Option<PathBuf>,
+}
+
+/// Where the TPM is and how long to wait for it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TpmConfig {
+    /// `device:PATH` or `swtpm:host=HOST,port=PORT`.
+    pub address: String,
+    /// Seconds after which a caller stops waiting for one request.
+    pub deadline_seconds: u64,
+}
+
+impl Default for TpmConfig {
+    fn default() -> Self {
+        Self { address: "device:/dev/tpmrm0".to_owned(), deadline_seconds: 10 }
+    }
+}
+
+/// The agent's Unix sockets.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AgentSockets {
+    /// The SPIFFE Workload API; mode 0666, since callers are told apart by the kernel.
+    pub workload: PathBuf,
+    /// `status` and its kin; mode 0600.
+    pub admin: PathBuf,
+}
+
+impl Default for AgentSockets {
+    fn default() -> Self {
+        Self { workload: "/run/leasehold/workload.sock".into(), admin: "/run/leasehold/admin.sock".into() }
+    }
+}
+
+/// The PCR watcher.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WatchConfig {
+    /// Milliseconds between two readings, 10 to 60 000. Each release reads afresh besides.
+    pub interval_ms: u64,
+}
+
+impl Default for WatchConfig {
+    fn default() -> Self {
+        Self { interval_ms: 250 }
+    }
+}
+
+impl WatchConfig {
+    /// The interval, kept within its range.
+    pub fn interval(&self) -> Duration {
+        Duration::from_millis(self.interval_ms.clamp(10, 60_000))
+    }
+}
+
+/// The control plane's configuration file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServerConfig {
+    /// The trust domain this control plane issues for.
+    #[serde(deserialize_with = "trust_domain")]
+    pub trust_domain: TrustDomain,
+    /// Store, keys and CA (mode 0700).
+    #[serde(default = "default_server_state")]
+    pub state_dir: PathBuf,
+    /// The TLS listener.
+    #[serde(default = "default_listen")]
+    pub listen: std::net::SocketAddr,
+    /// The admin socket; mode 0600.
+    #[serde(default = "default_server_admin")]
+    pub admin_socket: PathBuf,
+    /// Keys at rest.
+    #[serde(default)]
+    pub keys: KeysConfig,
+    /// Which TPMs are known and which nodes may join.
+    #[serde(default)]
+    pub admission: AdmissionConfig,
+    /// Terms.
+    #[serde(default)]
+    pub terms: TermsConfig,
+    /// The PCRs every node quotes, as `BANK:LIST`.
+    #[serde(default = "default_selection")]
+    pub pcrs: String,
+}
+
+/// How the control plane's private keys are kept.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KeysConfig {
+    /// The file of the 32-byte wrapping key, 0600; made at the first start. Default: `wrapping.key`
+    /// in the state directory. Put it on other storage than the backups of the state directory.
+    pub wrapping_key: Option<PathBuf>,
+    /// Seals the wrapping key to this TPM (`device:PATH` or `swtpm:…`) instead of leaving it in the file.
+    pub tpm: Option<String>,
+}
+
+/// Grade and admission: two things. A genuine TPM alone admits nobody.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdmissionConfig {
+    /// PEM files, or directories of them, with the roots (and intermediates) of TPM manufacturers.
+    pub ek_roots: Vec<PathBuf>,
+    /// Rules by which a node joins without an operator.
+    pub join: Vec<JoinRule>,
+}
+
+/// A join rule: every condition it names must hold.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JoinRule {
+    /// Shown in explanations.
+    pub name: String,
+    /// The least grade: `certified` or `listed`. A rule can't admit an `unknown` TPM.
+    pub grade: String,
+    /// The group a joining node is put in.
+    #[serde(default)]
+    pub group: Option<String>,
+}
+
+/// How long things hold.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TermsConfig {
+    /// A lease's online term in seconds, 2 to 86 400.
+    pub lease_seconds: u64,
+    /// The longest X.509-SVID lifetime in seconds; one never outlives its lease.
+    pub svid_seconds: u64,
+    /// How long a nonce from an enrolment or `GET /v1/nonce` can be used, in seconds.
+    pub nonce_seconds: u64,
+    /// A CA key's lifetime in days; the next one is published before it is used.
+    pub ca_days: u64,
+}
+
+impl Default for TermsConfig {
+    fn default() -> Self {
+        Self { lease_seconds: 600, svid_seconds: 600, nonce_seconds: 60, ca_days: 90 }
+    }
+}
+
+fn default_agent_state() -> PathBuf {
+    "/var/lib/leasehold".into()
+}
+
+fn default_server_state() -> PathBuf {
+    "/var/lib/leasehold-server".into()
+}
+
+fn default_listen() -> std::net::SocketAddr {
+    std::net::SocketAddr::from(([0, 0, 0, 0], 8443))
+}
+
+fn default_server_admin() -> PathBuf {
+    "/run/leasehold-server/admin.sock".into()
+}
+
+fn default_selection() -> String {
+    "sha256:0-7,9,11-15".to_owned()
+}
+
+fn trust_domain<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<TrustDomain, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    // `TrustDomain::new` also takes a whole SPIFFE ID; a configuration says the name.
+    if text.contains('/') {
+        return Err(serde::de::Error::custom(format!(
+            "`{text}` is no trust domain: expected a name such as example.org"
+        )));
+    }
+    TrustDomain::new(&text).map_err(|e| serde::de::Error::custom(format!("`{text}` is no trust domain: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line_and_the_nearest_known_one() {
+        let text = "trust_domain = \"example.org\"\nlease = 1\n[control_plane]\nadress = \"localhost:1\"\n";
+        let error = parse::<AgentConfig>(text, "agent.toml").unwrap_err();
+        assert_eq!(error.at, "agent.toml:2");
+        let text = "trust_domain = \"example.org\"\n[control_plane]\nadress = \"localhost:1\"\n";
+        let error = parse::<AgentConfig>(text, "agent.toml").unwrap_err();
+        assert_eq!(error.at, "agent.toml:3");
+        assert_eq!(error.expected, "perhaps `address`");
+    }
+
+    #[test]
+    fn a_bad_trust_domain_is_refused() {
+        let text = "trust_domain = \"EXAMPLE org\"\n[control_plane]\naddress = \"localhost:1\"\n";
+        assert!(parse::<AgentConfig>(text, "agent.toml").unwrap_err().found.contains("no trust domain"));
+    }
+
+    #[test]
+    fn defaults_are_the_documented_ones() {
+        let config: AgentConfig =
+            parse("trust_domain = \"example.org\"\n[control_plane]\naddress = \"localhost:1\"\n", "agent.toml")
+                .unwrap();
+        assert_eq!(config.watch.interval(), Duration::from_millis(250));
+        assert_eq!(config.tpm.address, "device:/dev/tpmrm0");
+        let config: ServerConfig = parse("trust_domain = \"example.org\"\n", "server.toml").unwrap();
+        assert_eq!(config.terms.lease_seconds, 600);
+    }
+}

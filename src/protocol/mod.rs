@@ -1,0 +1,5 @@
+//! What the two binaries say to each other.
+
+pub mod messages;
+
+pub use messages::*;

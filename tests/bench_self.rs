@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bench::TestTpm;
+use bench::{ExtendDuringRead, Fault, Order, Script, TestTpm};
 use leasehold::clock::BootInstant;
 use leasehold::control_plane::dev::{
     Direction, EkCert, Frame, OnResponse, Presence, Recording, Swtpm, Tap, Verdict, wire,
@@ -239,4 +239,70 @@ fn a_dropped_tpm_leaves_no_process() {
     assert!(std::path::Path::new(&process).exists());
     drop(tpm);
     assert!(!std::path::Path::new(&process).exists());
+}
+
+#[test]
+fn scripted_faults_meet_the_commands_they_are_for() {
+    let tpm = TestTpm::blank();
+    let script = Script::new();
+    tpm.relay.set_tap(Some(Arc::new(script.clone())));
+    let read = Some(wire::code::PCR_READ);
+    let mut user = User::connect(&tpm);
+    let (_, value) = user.pcr(0).unwrap();
+
+    script.fault_after(read, 1, 2, Fault::Code(wire::rc::RETRY));
+    user.pcr(0).unwrap();
+    for _ in 0..2 {
+        assert_eq!(user.ask(&read_command(0)).unwrap(), wire::answer(wire::rc::RETRY));
+    }
+    user.pcr(0).unwrap();
+    script.fault(Some(wire::code::QUOTE), 1, Fault::Close);
+    user.pcr(0).unwrap();
+    assert_eq!(script.hits(), 2);
+    script.clear();
+
+    for fault in [Fault::Delay(Duration::from_millis(50)), Fault::DelayAnswer(Duration::from_millis(50))] {
+        script.fault(None, 1, fault);
+        let before = BootInstant::now();
+        user.pcr(0).unwrap();
+        assert!(BootInstant::now().since(before) >= Duration::from_millis(50));
+    }
+    script.fault(read, 1, Fault::FlipAnswerBit(8 * 61));
+    assert_ne!(user.pcr(0).unwrap().1, value);
+    script.fault(read, 1, Fault::FlipCommandBit(8 * 5));
+    assert_ne!(user.pcr(0).ok().map(|(_, value)| value), Some(value.clone()));
+    for fault in [Fault::Truncate(20), Fault::CloseAfter, Fault::Close] {
+        script.fault(read, 1, fault);
+        assert!(User::connect(&tpm).pcr(0).is_err());
+    }
+    for fault in [Fault::Drop, Fault::DropAnswer] {
+        script.fault(read, 1, fault);
+        let mut user = User::connect(&tpm);
+        user.send(&read_command(0)).unwrap();
+        user.0.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        assert!(user.receive().is_err());
+    }
+    assert_eq!(user.pcr(0).unwrap().1, value);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_extend_falls_between_a_read_and_its_answer_in_either_order() {
+    let tpm = TestTpm::blank();
+    let trigger = ExtendDuringRead::new(tpm.relay.handle());
+    tpm.relay.set_tap(Some(Arc::new(trigger.clone())));
+    for (order, shows) in [(Order::ExtendThenRead, true), (Order::ReadThenExtend, false)] {
+        let (_, before) = tpm.read(7).await;
+        let (told, telling) = std::sync::mpsc::channel();
+        let done = trigger.arm(order, 7, [1; 32], move |at| told.send(at).unwrap());
+        let mut user = User::connect(&tpm);
+        let sent = BootInstant::now();
+        let (_, seen) = tokio::task::spawn_blocking(move || user.pcr(7)).await.unwrap().unwrap();
+        let received = BootInstant::now();
+        let extended = done.await.unwrap();
+        assert_eq!(telling.recv().unwrap(), extended);
+        assert!(sent < extended && extended < received);
+        let (_, after) = tpm.read(7).await;
+        assert_ne!(before, after);
+        assert_eq!(seen, if shows { after } else { before }, "{order:?}");
+    }
 }

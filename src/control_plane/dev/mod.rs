@@ -4,11 +4,15 @@
 //! [`Relay`] is where its users connect, and [`wire`] builds the few raw commands needed beside
 //! the agent's own. The TPM here is software: its keys are as safe as the directory they lie in.
 
+mod journal;
 mod manufacture;
 mod relay;
 mod swtpm;
+mod tap;
 pub mod wire;
 
+pub use journal::{Direction, Entry, Recording};
 pub use manufacture::{EkCa, EkCert};
-pub use relay::{Answered, Direction, Entry, Frame, OnResponse, Presence, Recording, Relay, RelayHandle, Tap, Verdict};
+pub use relay::{Answered, Presence, Relay, RelayHandle};
 pub use swtpm::{Options, Sockets, Swtpm};
+pub use tap::{Frame, OnResponse, Tap, Verdict};

@@ -19,83 +19,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
 
+use super::journal::{Direction, Entry, Journal, Recording};
 use super::swtpm::{self, Sockets};
+use super::tap::{Frame, OnResponse, Tap, Verdict};
 use super::wire;
 use crate::clock::BootInstant;
 use crate::shutdown::CancellationToken;
 
 /// The user number of commands that [`RelayHandle::exchange`] sends.
 const OWN: u64 = 0;
-
-/// A user's command on its way to the TPM.
-#[derive(Clone, Debug)]
-pub struct Frame {
-    /// Which connection it came over, from 1.
-    pub user: u64,
-    /// When it had arrived whole.
-    pub at: BootInstant,
-    /// The command code.
-    pub code: u32,
-    /// The command.
-    pub bytes: Vec<u8>,
-}
-
-/// What becomes of a command.
-pub enum Verdict {
-    /// It goes to the TPM.
-    Forward,
-    /// This is the answer; the TPM never sees the command.
-    Answer(Vec<u8>),
-    /// It goes to the TPM this much later. Other users' commands pass.
-    Delay(Duration),
-    /// It goes to the TPM when this is done. Other users' commands pass.
-    Wait(BoxFuture<'static, ()>),
-    /// It is lost: no answer ever comes.
-    Drop,
-    /// This goes to the TPM instead.
-    Replace(Vec<u8>),
-    /// The connection is closed; the TPM never sees the command.
-    CloseConnection,
-}
-
-/// What becomes of an answer.
-pub enum OnResponse {
-    /// It goes to the user.
-    Deliver,
-    /// It goes to the user this much later. Other users' commands pass.
-    Delay(Duration),
-    /// It goes to the user when this is done. Other users' commands pass.
-    Wait(BoxFuture<'static, ()>),
-    /// It is lost.
-    Drop,
-    /// These bytes go to the user instead.
-    Replace(Vec<u8>),
-    /// These bytes go to the user, then the connection is closed: a torn answer.
-    ReplaceAndClose(Vec<u8>),
-    /// The connection is closed; the TPM has run the command.
-    CloseConnection,
-}
-
-/// Sees every command and answer of users, and may meddle. Called on the relay's thread: quick,
-/// never blocking; to wait, return a future.
-pub trait Tap: Send + Sync {
-    /// A command came.
-    fn on_command(&self, command: &Frame) -> Verdict {
-        let _ = command;
-        Verdict::Forward
-    }
-
-    /// The TPM answered `command` with `response`.
-    fn on_response(&self, command: &Frame, response: &[u8]) -> OnResponse {
-        let _ = (command, response);
-        OnResponse::Deliver
-    }
-}
 
 /// Whether the TPM is there for its users. [`RelayHandle::exchange`] always reaches it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -106,47 +42,6 @@ pub enum Presence {
     Silent,
     /// Connections are closed, open ones and new ones.
     Gone,
-}
-
-/// What the journal keeps.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
-pub enum Recording {
-    /// Counts only.
-    Counts,
-    /// The order of commands and answers, without their bytes.
-    Order,
-    /// Everything.
-    Frames,
-}
-
-/// Which way a journal entry went.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Direction {
-    /// A command, as the TPM got it.
-    ToTpm,
-    /// An answer, as the TPM gave it.
-    FromTpm,
-    /// A command as a user sent it, where a tap kept or changed it.
-    FromUser,
-    /// An answer as a user got it, where a tap made or changed it.
-    ToUser,
-}
-
-/// A line of the journal. Entries to and from the TPM stand in the order the TPM saw them.
-#[derive(Clone, Debug)]
-pub struct Entry {
-    /// The user's connection; 0 for the relay's own commands.
-    pub user: u64,
-    /// When it was sent or had been received whole.
-    pub at: BootInstant,
-    /// Which way it went.
-    pub direction: Direction,
-    /// The command code, also for an answer.
-    pub command: u32,
-    /// The response code, for an answer.
-    pub response: Option<u32>,
-    /// The bytes, with [`Recording::Frames`].
-    pub bytes: Vec<u8>,
 }
 
 /// An answer of the TPM.
@@ -184,12 +79,6 @@ struct Shared {
     presence: watch::Sender<Presence>,
 }
 
-struct Journal {
-    recording: Recording,
-    counts: BTreeMap<u32, u64>,
-    entries: Vec<Entry>,
-}
-
 impl Relay {
     /// Listens on two consecutive free ports of 127.0.0.1 for users of the swtpm at `sockets`.
     ///
@@ -205,7 +94,7 @@ impl Relay {
             runtime: runtime.handle().clone(),
             upstream: tokio::sync::Mutex::new(None),
             tap: Mutex::new(None),
-            journal: Mutex::new(Journal { recording: Recording::Counts, counts: BTreeMap::new(), entries: Vec::new() }),
+            journal: Mutex::new(Journal::new()),
             presence: watch::Sender::new(Presence::Here),
         });
         let stop = CancellationToken::new();
@@ -402,23 +291,8 @@ impl Shared {
         Ok(Answered { response, sent_at, answered_at })
     }
 
-    /// Writes to the journal; the moment is taken under its lock, so entries stand in its order.
     fn note(&self, user: u64, direction: Direction, command: u32, bytes: &[u8]) -> BootInstant {
-        let mut journal = lock(&self.journal);
-        let at = BootInstant::now();
-        if journal.recording >= Recording::Order {
-            let answer = matches!(direction, Direction::FromTpm | Direction::ToUser);
-            let entry = Entry {
-                user,
-                at,
-                direction,
-                command,
-                response: answer.then(|| wire::header_code(bytes)),
-                bytes: if journal.recording == Recording::Frames { bytes.to_vec() } else { Vec::new() },
-            };
-            journal.entries.push(entry);
-        }
-        at
+        lock(&self.journal).note(user, direction, command, bytes)
     }
 
     /// One user's connection, until it ends.

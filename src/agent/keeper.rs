@@ -9,14 +9,14 @@ use tokio::sync::{Notify, broadcast, watch};
 use crate::clock::BootInstant;
 use crate::codes::{self, Refusal};
 use crate::credentials::{Held, Store, X509Svid};
-use crate::delivery::{Denied, Source, X509Context, X509Item};
+use crate::delivery::workload_api::{Bundles, Denied, Source, X509Context, X509Item};
 use crate::gate::{Gate, Permit, Reason, Released, Standing};
 use crate::identity::TrustDomain;
 use crate::measurements::{Observation, Watcher};
 use crate::protocol::{Bundle, Entry};
 use crate::shutdown::CancellationToken;
 use crate::tpm::{PcrReading, TpmError};
-use crate::verify::lease::Lease;
+use crate::verify::Lease;
 use crate::workload::{Peer, Selector};
 
 /// Everything that is decided or held on this node, behind one lock that is never kept across
@@ -61,9 +61,9 @@ pub struct Keeper {
 
 impl Keeper {
     /// A keeper whose gate is closed.
-    pub fn new(trust_domain: TrustDomain, watcher: Watcher, last_sequence: u64) -> Self {
+    pub fn new(trust_domain: TrustDomain, watcher: Watcher) -> Self {
         let holdings = Holdings {
-            gate: Gate::new(last_sequence),
+            gate: Gate::default(),
             store: Store::default(),
             registered: Vec::new(),
             refused: BTreeMap::new(),
@@ -325,7 +325,7 @@ impl Source for Keeper {
         &self,
         peer: &Peer,
         arrived: BootInstant,
-    ) -> Result<Released<BTreeMap<String, Vec<Vec<u8>>>>, Denied> {
+    ) -> Result<Released<Bundles>, Denied> {
         self.matching(peer).await?;
         let permit = self.permit(arrived).await?;
         let holdings = self.holdings();
@@ -333,7 +333,7 @@ impl Source for Keeper {
         let bundle = Held::new(holdings.store.bundle().to_vec(), arrived, lease.ends_at());
         let trust_domain = self.trust_domain.id_string();
         Ok(permit.release(&[&bundle]).map(|mut bundles| {
-            bundles.pop().map(|bundle| BTreeMap::from([(trust_domain, bundle)])).unwrap_or_default()
+            Bundles(bundles.pop().map(|bundle| BTreeMap::from([(trust_domain, bundle)])).unwrap_or_default())
         }))
     }
 

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::net::UnixListener;
 use tokio::sync::{Notify, watch};
 
 use super::admin;
@@ -15,11 +14,14 @@ use super::status::Status;
 use super::tenancy::Tenancy;
 use crate::codes::{self, Refusal};
 use crate::config::{AgentConfig, ControlPlaneConfig};
-use crate::delivery;
+use crate::delivery::socket::BoundSocket;
+use crate::delivery::workload_api::{Limits, Server};
+use crate::identity::NodeId;
 use crate::measurements::Watcher;
 use crate::protocol::{TrustAnchors, Unenrolled};
 use crate::shutdown::Shutdown;
 use crate::tpm::{PcrSelection, Tpm, TpmAddress, TpmThread};
+use crate::workload::{PeerMethod, Peers};
 
 /// How long draining may take before the process ends all the same.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -35,7 +37,9 @@ pub struct Agent {
     keeper: Arc<Keeper>,
     trust_domain: String,
     trouble: watch::Receiver<Option<Refusal>>,
-    node: watch::Receiver<Option<crate::identity::NodeId>>,
+    node: watch::Receiver<Option<NodeId>>,
+    /// Their files go when the agent does.
+    sockets: [BoundSocket; 2],
 }
 
 /// Starts an agent on the current runtime, which must have more than one worker thread.
@@ -57,7 +61,7 @@ pub async fn start(config: AgentConfig) -> anyhow::Result<Agent> {
     let (tpm, tpm_thread) =
         Tpm::spawn(address, Duration::from_secs(config.tpm.deadline_seconds.max(1)), &config.trust_domain)?;
     let (watcher, watching) = Watcher::new(tpm.clone(), selection, config.watch.interval(), token.clone());
-    let keeper = Arc::new(Keeper::new(config.trust_domain.clone(), watcher.clone(), 0));
+    let keeper = Arc::new(Keeper::new(config.trust_domain.clone(), watcher.clone()));
     shutdown.tasks.spawn(watching);
     shutdown.tasks.spawn({
         let (keeper, token) = (keeper.clone(), token.clone());
@@ -66,9 +70,17 @@ pub async fn start(config: AgentConfig) -> anyhow::Result<Agent> {
 
     // Bound early, so that clients find the socket; they are answered `Unavailable` until there is
     // a lease.
-    let workload = delivery::bind(&config.sockets.workload, 0o666)?;
-    let admin_socket = delivery::bind(&config.sockets.admin, 0o600)?;
-    shutdown.tasks.spawn(delivery::serve_workload_api(workload, keeper.clone(), token.clone()));
+    let mut workload = BoundSocket::bind(&config.sockets.workload, 0o666)?;
+    let mut admin_socket = BoundSocket::bind(&config.sockets.admin, 0o600)?;
+    if let Some(listener) = workload.take() {
+        let server = Server::new(keeper.clone(), Peers::new(PeerMethod::Auto), Limits::default());
+        let shutdown = shutdown.clone();
+        shutdown.tasks.clone().spawn(async move {
+            if let Err(error) = server.serve(listener, shutdown).await {
+                tracing::error!(%error, "the Workload API ended");
+            }
+        });
+    }
 
     let (trouble, trouble_seen) = watch::channel(None);
     let (node, node_seen) = watch::channel(None);
@@ -90,8 +102,12 @@ pub async fn start(config: AgentConfig) -> anyhow::Result<Agent> {
     shutdown.tasks.spawn(events::follow(keeper.clone(), attest_now, client_seen, token.clone()));
 
     let trust_domain = config.trust_domain.to_string();
-    let agent = Agent { shutdown, tpm_thread, keeper, trust_domain, trouble: trouble_seen, node: node_seen };
-    agent.serve_admin(admin_socket);
+    let admin_listener = admin_socket.take();
+    let sockets = [workload, admin_socket];
+    let agent = Agent { shutdown, tpm_thread, keeper, trust_domain, trouble: trouble_seen, node: node_seen, sockets };
+    if let Some(listener) = admin_listener {
+        agent.serve_admin(tokio::net::UnixListener::from_std(listener)?);
+    }
     Ok(agent)
 }
 
@@ -106,7 +122,10 @@ impl Agent {
         if !self.shutdown.drain(DRAIN).await {
             tracing::warn!("some tasks didn't end within {DRAIN:?}");
         }
-        self.tpm_thread.stop(DRAIN);
+        if let Err(error) = self.tpm_thread.stop(DRAIN) {
+            tracing::warn!(%error, "the TPM thread didn't end in time");
+        }
+        drop(self.sockets);
     }
 
     fn look(&self) -> admin::Look {
@@ -118,7 +137,7 @@ impl Agent {
         })
     }
 
-    fn serve_admin(&self, socket: UnixListener) {
+    fn serve_admin(&self, socket: tokio::net::UnixListener) {
         let token = self.shutdown.token.clone();
         let routes = admin::routes(self.look());
         self.shutdown.tasks.spawn(async move {

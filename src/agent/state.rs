@@ -26,7 +26,10 @@ pub struct Remembered {
     pub membership: Membership,
     /// The AK's certification of the node key, from the enrolment.
     pub certification: Certification,
-    /// The highest lease sequence seen: an older lease is never accepted.
+    /// The control plane's epoch of the last lease.
+    #[serde(with = "serde_bytes")]
+    pub epoch: [u8; 16],
+    /// The highest lease sequence seen in it: an older lease is never accepted.
     pub last_sequence: u64,
 }
 
@@ -39,7 +42,7 @@ impl Remembered {
         certification: Certification,
     ) -> Self {
         let trust_domain = trust_domain.to_string();
-        Self { version: VERSION, trust_domain, node_key_name, membership, certification, last_sequence: 0 }
+        Self { version: VERSION, trust_domain, node_key_name, membership, certification, epoch: [0; 16], last_sequence: 0 }
     }
 }
 

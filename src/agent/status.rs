@@ -91,7 +91,7 @@ impl Status {
                     LeaseStatus {
                         sequence: claims.sequence,
                         seconds_left: lease.ends_at().since(now).as_secs(),
-                        selection: claims.values.selection().to_string(),
+                        selection: claims.pcrs.selection().to_string(),
                         reference_version: claims.reference_version,
                         reset_count: claims.counts.reset,
                         restart_count: claims.counts.restart,

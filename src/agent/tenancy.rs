@@ -23,7 +23,7 @@ use crate::protocol::{
 use crate::secret::random;
 use crate::shutdown::CancellationToken;
 use crate::tpm::{PcrSelection, Tpm};
-use crate::verify::lease::{Lease, LeaseExpectation};
+use crate::verify::{Lease, LeaseExpectation};
 
 /// The pauses between tries: the last one plus a request stays well within 10 s (promise 8).
 const PAUSES_MS: [u64; 6] = [100, 250, 500, 1_000, 2_000, 4_000];
@@ -216,12 +216,16 @@ impl Tenancy {
             boot_id: tenant.attester.boot_id,
             counts: gathered.counts,
             requested_at: gathered.requested_at,
-            after_sequence: tenant.remembered.last_sequence,
+            after_sequence: 0,
         };
         let lease = Lease::verify(lease, &issuers, &expected)?;
-        let sequence = lease.claims().sequence;
-        let term = lease.claims().term;
-        tenant.remembered.last_sequence = sequence;
+        let (sequence, term, epoch) = (lease.claims().sequence, lease.claims().term, lease.claims().epoch);
+        // Sequences count within an epoch: a control plane whose store was restored begins anew.
+        if epoch == tenant.remembered.epoch && sequence <= tenant.remembered.last_sequence {
+            let refusal = Refusal::new(codes::GATE_LEASE_ORDER, format!("sequence {sequence}"));
+            return Err(refusal.expected(format!("above {}", tenant.remembered.last_sequence)).into());
+        }
+        (tenant.remembered.epoch, tenant.remembered.last_sequence) = (epoch, sequence);
         self.remember(&tenant.remembered)?;
         // Before half of the lease, spread so that a fleet started together doesn't stay together.
         tenant.renew_at = gathered.requested_at.after(jittered(term * 2 / 5));

@@ -17,7 +17,7 @@ use crate::clock::BootInstant;
 use crate::codes::{self, Refusal};
 use crate::credentials::Held;
 use crate::tpm::PcrReading;
-use crate::verify::lease::Lease;
+use crate::verify::Lease;
 
 /// Closed for a reason, or open under one lease.
 #[derive(Debug)]
@@ -30,17 +30,18 @@ enum State {
 #[derive(Debug)]
 pub struct Gate {
     state: State,
-    /// The highest sequence ever opened under, so an older lease can't come back.
-    last_sequence: u64,
+    /// Epoch and sequence last opened under, so an older lease can't come back.
+    last: Option<([u8; 16], u64)>,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        let refusal = Refusal::new(codes::GATE_STARTING, "no lease has been granted since the agent started");
+        Self { state: State::Closed(Reason::new(Standing::Stale, refusal)), last: None }
+    }
 }
 
 impl Gate {
-    /// A closed gate that refuses leases up to and including `last_sequence`.
-    pub fn new(last_sequence: u64) -> Self {
-        let refusal = Refusal::new(codes::GATE_STARTING, "no lease has been granted since the agent started");
-        Self { state: State::Closed(Reason::new(Standing::Stale, refusal)), last_sequence }
-    }
-
     /// Opens under `lease`, which replaces the present one.
     ///
     /// `reading` must be one that began after the lease was asked for: it shows that the node is
@@ -51,12 +52,16 @@ impl Gate {
     /// Otherwise the refusals of [`Gate::judge`]; the gate is then closed.
     pub fn open(&mut self, lease: Lease, reading: &PcrReading, now: BootInstant) -> Result<(), Reason> {
         let claims = lease.claims();
-        if claims.sequence <= self.last_sequence {
+        // A control plane whose store was restored announces a new epoch and counts anew.
+        if let Some((epoch, last)) = self.last
+            && epoch == claims.epoch
+            && claims.sequence <= last
+        {
             let refusal = Refusal::new(codes::GATE_LEASE_ORDER, format!("sequence {}", claims.sequence))
-                .expected(format!("above {}", self.last_sequence));
+                .expected(format!("above {last}"));
             return Err(Reason::new(Standing::Stale, refusal));
         }
-        self.last_sequence = claims.sequence;
+        self.last = Some((claims.epoch, claims.sequence));
         let asked_at = claims.requested_at;
         self.state = State::Open(lease);
         self.judge(reading, asked_at, now).map(|_| ())
@@ -91,10 +96,10 @@ impl Gate {
             return Err(Reason::new(Standing::Stale, refusal));
         }
         let claims = lease.claims();
-        if !reading.values.selection().covers(claims.values.selection()) {
+        if !reading.values.selection().covers(claims.pcrs.selection()) {
             // A reading from before the control plane asked for other PCRs: not the node's fault either.
             let refusal = Refusal::new(codes::GATE_READING_OLD, format!("it covers {}", reading.values.selection()))
-                .expected(claims.values.selection().to_string());
+                .expected(claims.pcrs.selection().to_string());
             return Err(Reason::new(Standing::Stale, refusal));
         }
         if reading.counts != claims.counts {
@@ -105,7 +110,7 @@ impl Gate {
             .expected(format!("reset count {}, restart count {}", claims.counts.reset, claims.counts.restart));
             return Err(self.closed(Reason::new(Standing::Contraindicated, refusal)));
         }
-        let differences = reading.values.differences(&claims.values);
+        let differences = reading.values.differences(&claims.pcrs);
         if let Some(first) = differences.first() {
             let refusal = Refusal::new(codes::GATE_DRIFT, first.found.clone())
                 .at(format!("PCR {} ({})", first.pcr, first.bank))

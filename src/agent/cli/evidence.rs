@@ -27,7 +27,7 @@ pub async fn write(config: AgentConfig, nonce: Option<&str>, pcrs: &str, out: &P
     let (tpm, thread) =
         Tpm::spawn(TpmAddress::parse(&config.tpm.address)?, Duration::from_secs(120), &config.trust_domain)?;
     let gathered = gather(tpm, nonce, selection).await;
-    thread.stop(Duration::from_secs(5));
+    thread.stop(Duration::from_secs(5))?;
     let evidence = gathered?;
     if out == Path::new("-") {
         use std::io::Write;

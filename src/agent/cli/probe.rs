@@ -42,7 +42,7 @@ pub async fn probe(address: &str, json: bool) -> anyhow::Result<u8> {
     let (tpm, thread) = Tpm::spawn(TpmAddress::parse(address)?, Duration::from_secs(120), &trust_domain)?;
     let attester = Attester::new(tpm).await;
     let found = attester.map(|attester| describe(&attester));
-    thread.stop(Duration::from_secs(5));
+    thread.stop(Duration::from_secs(5))?;
     let found = found??;
     if json {
         print_json(&found)?;
@@ -102,7 +102,7 @@ pub async fn join(config: AgentConfig, json: bool) -> anyhow::Result<u8> {
     let memory = Memory::in_directory(&config.state_dir)?;
     let (tpm, thread) = Tpm::spawn(TpmAddress::parse(&config.tpm.address)?, Duration::from_secs(120), &config.trust_domain)?;
     let outcome = enrol(&config.trust_domain, &unenrolled, &memory, tpm).await;
-    thread.stop(Duration::from_secs(5));
+    thread.stop(Duration::from_secs(5))?;
     let joined = outcome?;
     if json {
         print_json(&joined)?;
@@ -122,10 +122,11 @@ async fn enrol(trust_domain: &TrustDomain, unenrolled: &Unenrolled, memory: &Mem
     Ok(match unenrolled.answer(&answer).await.map_err(refusal)? {
         Enrolment::Admitted(membership, _) => {
             let node = NodeId::from_bytes(membership.node).to_string();
-            // The sequence floor of an earlier membership of this TPM stays.
-            let floor = memory.recall(trust_domain, &attester.node_key.name()).map_or(0, |old| old.last_sequence);
             let mut remembered = Remembered::new(trust_domain, attester.node_key.name(), membership, certification);
-            remembered.last_sequence = floor;
+            // The sequence floor of an earlier membership of this TPM stays.
+            if let Some(old) = memory.recall(trust_domain, &attester.node_key.name()) {
+                (remembered.epoch, remembered.last_sequence) = (old.epoch, old.last_sequence);
+            }
             memory.keep(&remembered)?;
             Joined { schema: 1, node, admitted: true, waiting: None }
         }

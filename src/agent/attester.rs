@@ -1,5 +1,7 @@
 //! Gathers evidence from the TPM, and appraises it as the control plane will before it is sent.
 
+use std::time::Duration;
+
 use aws_lc_rs::hmac;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -189,7 +191,7 @@ impl Attester {
             node_key: self.node_key.clone(),
             certification_nonce: certification.nonce,
         };
-        authenticate(UnverifiedEvidence::decode(evidence)?, &keys, None)?.fresh(nonce, selection, None)?;
+        authenticate(UnverifiedEvidence::decode(evidence)?, &keys, None)?.fresh(nonce, selection, Duration::ZERO, None)?;
         Ok(())
     }
 }

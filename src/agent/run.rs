@@ -73,6 +73,7 @@ pub async fn start(config: AgentConfig) -> anyhow::Result<Agent> {
     let mut workload = BoundSocket::bind(&config.sockets.workload, 0o666)?;
     let mut admin_socket = BoundSocket::bind(&config.sockets.admin, 0o600)?;
     if let Some(listener) = workload.take() {
+        let listener = tokio::net::UnixListener::from_std(listener)?;
         let server = Server::new(keeper.clone(), Peers::new(PeerMethod::Auto), Limits::default());
         let shutdown = shutdown.clone();
         shutdown.tasks.clone().spawn(async move {

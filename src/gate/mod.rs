@@ -217,6 +217,14 @@ impl<T> Released<T> {
     }
 }
 
+#[cfg(test)]
+impl<T> Released<T> {
+    /// For unit tests of what takes a release apart.
+    pub(crate) const fn for_test(value: T) -> Self {
+        Self { value, until: BootInstant::from_nanos(u64::MAX) }
+    }
+}
+
 impl<T> std::fmt::Debug for Released<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // What is released is secret too.

@@ -124,7 +124,7 @@ impl Unenrolled {
         let mut place = self.place.clone();
         // The configured anchors stay: an operator who pins a new CA must be heard.
         for certificate in &membership.bundle.certificates {
-            if !place.anchors.certificates.contains(certificate.as_ref()) {
+            if !place.anchors.certificates.iter().any(|known| *known == **certificate) {
                 place.anchors.certificates.push(certificate.to_vec());
             }
         }

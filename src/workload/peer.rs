@@ -238,6 +238,16 @@ pub struct Observed {
     sha256: Option<[u8; 32]>,
 }
 
+impl fmt::Display for Observed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a process of uid {}, gid {}", self.uid, self.gid)?;
+        match &self.path {
+            Some(path) => write!(f, ", running {}", path.display()),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Observed {
     /// Whether every selector holds. None at all match nobody.
     pub fn matches(&self, selectors: &[Selector]) -> bool {

@@ -66,7 +66,7 @@ fn describe(attester: &Attester) -> Result<Probe, Refusal> {
     let describe_ek = |ek: &EkPublic, used: bool| -> Result<ProbedEk, Refusal> {
         let public = Public::parse(&ek.public)?;
         let name = hex::encode(public.name());
-        Ok(ProbedEk { name, key: public.kind(), certificate: ek.certificate.is_some(), used })
+        Ok(ProbedEk { name, key: public.kind.to_string(), certificate: ek.certificate.is_some(), used })
     };
     let mut endorsement_keys = vec![describe_ek(&identity.ek, true)?];
     for alias in &identity.aliases {

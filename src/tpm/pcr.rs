@@ -127,6 +127,11 @@ impl PcrSelection {
         pcr < PCR_COUNT && self.mask & (1 << pcr) != 0
     }
 
+    /// Whether every PCR of `other` is in this selection, of the same bank.
+    pub fn covers(self, other: Self) -> bool {
+        self.bank == other.bank && self.mask & other.mask == other.mask
+    }
+
     /// How many PCRs are selected.
     pub const fn len(self) -> usize {
         self.mask.count_ones() as usize

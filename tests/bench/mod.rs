@@ -7,6 +7,7 @@ pub mod check;
 pub mod faults;
 pub mod oracle;
 pub mod tpm;
+pub mod world;
 
 pub use check::{Cause, Rules, Violation, check, stream_end_delays};
 pub use faults::{ExtendDuringRead, Fault, Order, Script};

@@ -45,7 +45,7 @@ impl Issuer {
             requested_at,
             term: Duration::from_secs(term),
             pcrs: values(7, 7),
-            vector: TrustVector::default(),
+            vector: TrustVector { instance_identity: 2, executables: 3, ..TrustVector::default() },
             issued_at: WallTime(0),
             epoch,
         };

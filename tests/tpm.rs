@@ -16,17 +16,17 @@ use p256::ecdsa::signature::hazmat::PrehashVerifier;
 use sha2::{Digest as _, Sha256};
 use tpm::bus::{self, Bus};
 use tpm::swtpm::Swtpm;
+use tss_esapi::abstraction::AsymmetricAlgorithmSelection;
+use tss_esapi::abstraction::ek::create_ek_public_from_default_template_2;
 use tss_esapi::attributes::NvIndexAttributesBuilder;
 use tss_esapi::constants::{CapabilityType, PropertyTag};
 use tss_esapi::handles::{NvIndexTpmHandle, TpmHandle};
 use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::dynamic_handles::Persistent;
+use tss_esapi::interface_types::ecc::EccCurve;
 use tss_esapi::interface_types::resource_handles::{Hierarchy, NvAuth, Provision};
 use tss_esapi::interface_types::session_handles::AuthSession;
 use tss_esapi::structures::{CapabilityData, Digest, MaxNvBuffer, Name, NvPublic, Public};
-use tss_esapi::abstraction::AsymmetricAlgorithmSelection;
-use tss_esapi::abstraction::ek::create_ek_public_from_default_template_2;
-use tss_esapi::interface_types::ecc::EccCurve;
 use tss_esapi::traits::{Marshall, UnMarshall};
 use tss_esapi::{Context, TctiNameConf};
 
@@ -236,7 +236,9 @@ async fn a_certified_p256_key_comes_first_and_the_chain_is_read() {
     let factory = tpm.identity().await.unwrap();
     stop(thread);
     let point = raw(&swtpm, |context| {
-        let template = create_ek_public_from_default_template_2(AsymmetricAlgorithmSelection::Ecc(EccCurve::NistP256), None).unwrap();
+        let template =
+            create_ek_public_from_default_template_2(AsymmetricAlgorithmSelection::Ecc(EccCurve::NistP256), None)
+                .unwrap();
         let made = context.create_primary(Hierarchy::Endorsement, template, None, None, None, None).unwrap();
         context.clear_sessions();
         context.flush_context(made.key_handle.into()).unwrap();
@@ -378,6 +380,101 @@ async fn a_reset_under_a_running_agent_is_found_though_every_pcr_is_the_same() {
     swtpm.init();
     assert_eq!(tpm.sign([1; 32]).await, Err(TpmError::Reset));
     assert_eq!(recovered(&tpm).await.counts.reset, before.counts.reset + 2);
+    stop(thread);
+}
+
+#[tokio::test]
+async fn a_restart_that_the_session_survives_is_found() {
+    // A resource manager saves sessions and keys between commands, and what is saved outlives a
+    // TPM Restart, which clears PCRs all the same. Here the wires play the resource manager.
+    let swtpm = Swtpm::start();
+    let bus = Bus::to(&swtpm);
+    bus.send(&bus::extend(7, 1));
+    let (tpm, thread) = spawn_at(&bus.address(), Duration::from_secs(20));
+    let before = read(&tpm).await;
+    let session = u32::from_be_bytes(bus.take().last().unwrap().command[14..18].try_into().unwrap());
+    let saved = [session, 0x8000_0000, 0x8000_0001].map(|handle| (handle, bus.save(handle)));
+    assert_eq!(bus::code(&bus.send(&bus::SHUTDOWN_STATE)), 0);
+    swtpm.init();
+    assert_eq!(bus::code(&bus.send(&bus::STARTUP)), 0);
+    bus.send(&bus::extend(7, 1));
+    for (handle, context) in saved {
+        assert_eq!(bus.load(&context), handle);
+    }
+    assert_eq!(tpm.read_pcrs(selection(PCRS)).await, Err(TpmError::Reset));
+    let after = recovered(&tpm).await;
+    assert_eq!((after.counts.reset, after.counts.restart), (before.counts.reset, before.counts.restart + 1));
+    assert_eq!(after.values, before.values);
+    stop(thread);
+}
+
+#[tokio::test]
+async fn response_codes_become_words() {
+    let swtpm = Swtpm::start();
+    let bus = Bus::to(&swtpm);
+    let (tpm, thread) = spawn_at(&bus.address(), Duration::from_secs(20));
+    recovered(&tpm).await;
+    const SIGN: [u8; 4] = [0, 0, 0x01, 0x5D];
+    for (code, unavailable, words) in [
+        (0x922u16, true, "busy"),
+        (0x920, true, "NV access"),
+        (0x923, true, "NV memory"),
+        (0x902, true, "room for another key"),
+        (0x903, true, "room for another session"),
+        (0x101, true, "failure mode"),
+        (0x18B, true, "no longer in the TPM"),
+        (0x921, true, "lockout for another"),
+        (0x9A2, false, "TPM2_Sign was refused: the authorisation is wrong"),
+        (0x1C4, false, "parameter 1"),
+        (0x143, false, "0x143"),
+        (0x910, false, "the TPM was reset"),
+    ] {
+        bus.alter(move |command, answer| {
+            if command[6..10] == SIGN {
+                *answer = [&[0x80, 0x01, 0, 0, 0, 10, 0, 0][..], &code.to_be_bytes()].concat();
+            }
+        });
+        let error = tpm.sign([1; 32]).await.unwrap_err();
+        assert_eq!(
+            (error.is_unavailable(), error.to_string().contains(words)),
+            (unavailable, true),
+            "{code:#x}: {error}"
+        );
+        bus.straight();
+        // Whether the TPM was opened again or not: it works as before.
+        recovered(&tpm).await;
+        tpm.sign([1; 32]).await.unwrap();
+    }
+    // A busy TPM that is ready in a moment is waited for.
+    let mut busy = 12;
+    bus.alter(move |command, answer| {
+        if command[6..10] == SIGN && busy > 0 {
+            busy -= 1;
+            *answer = vec![0x80, 0x01, 0, 0, 0, 10, 0, 0, 0x09, 0x22];
+        }
+    });
+    tpm.sign([1; 32]).await.unwrap();
+    stop(thread);
+}
+
+#[tokio::test]
+async fn a_session_out_of_step_is_replaced() {
+    let swtpm = Swtpm::start();
+    let bus = Bus::to(&swtpm);
+    let (tpm, thread) = spawn_at(&bus.address(), Duration::from_secs(20));
+    let before = read(&tpm).await;
+    // The TPM has answered, but the agent hears of trouble: their nonces differ from now on.
+    let mut once = true;
+    bus.alter(move |command, answer| {
+        if std::mem::take(&mut once) && command[6..10] == [0, 0, 0x01, 0x7E] {
+            *answer = vec![0x80, 0x01, 0, 0, 0, 10, 0, 0, 0x09, 0x20];
+        }
+    });
+    for _ in 0..2 {
+        let error = tpm.read_pcrs(selection(PCRS)).await.unwrap_err();
+        assert!(matches!(error, TpmError::Unavailable(_)), "{error}");
+    }
+    assert_eq!(recovered(&tpm).await.counts, before.counts);
     stop(thread);
 }
 

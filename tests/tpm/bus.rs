@@ -78,6 +78,21 @@ impl Bus {
         exchange(&mut self.inner.lock().unwrap().tpm, command).unwrap()
     }
 
+    /// TPM2_ContextSave: TPMS_CONTEXT.
+    pub fn save(&self, handle: u32) -> Vec<u8> {
+        let answer = self.send(&[&[0x80, 0x01, 0, 0, 0, 14, 0, 0, 0x01, 0x62][..], &handle.to_be_bytes()].concat());
+        assert_eq!(code(&answer), 0);
+        answer[10..].to_vec()
+    }
+
+    /// TPM2_ContextLoad: the handle.
+    pub fn load(&self, context: &[u8]) -> u32 {
+        let size = u32::try_from(10 + context.len()).unwrap().to_be_bytes();
+        let answer = self.send(&[&[0x80, 0x01][..], &size, &[0, 0, 0x01, 0x61], context].concat());
+        assert_eq!(code(&answer), 0);
+        u32::from_be_bytes(answer[10..14].try_into().unwrap())
+    }
+
     /// What went over the wires since the last call.
     pub fn take(&self) -> Vec<Exchange> {
         std::mem::take(&mut self.inner.lock().unwrap().record)
@@ -117,6 +132,9 @@ impl Bus {
 
 /// TPM2_Startup(TPM_SU_CLEAR).
 pub const STARTUP: [u8; 12] = [0x80, 0x01, 0, 0, 0, 12, 0, 0, 0x01, 0x44, 0, 0];
+
+/// TPM2_Shutdown(TPM_SU_STATE).
+pub const SHUTDOWN_STATE: [u8; 12] = [0x80, 0x01, 0, 0, 0, 12, 0, 0, 0x01, 0x45, 0, 1];
 
 /// TPM2_PCR_Extend of the SHA-256 bank with 32 equal bytes.
 pub fn extend(pcr: u8, byte: u8) -> Vec<u8> {

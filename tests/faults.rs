@@ -65,7 +65,10 @@ async fn tpm_away(how: Presence) {
         assert!(BootInstant::now().since(back) < HEALED_WITHIN, "not healed: {}", node.log());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    println!("{how:?}: {refused} requests refused, released again {:?} after the return", BootInstant::now().since(back));
+    println!(
+        "{how:?}: {refused} requests refused, released again {:?} after the return",
+        BootInstant::now().since(back)
+    );
     // The rotation that waited is pushed on the stream that stayed open.
     tokio::time::timeout(HEALED_WITHIN, stream.next()).await.unwrap().unwrap().unwrap();
     node.until(holds_svid).await;
@@ -95,11 +98,17 @@ async fn the_control_plane_is_away_for_30_seconds() {
     // A change made now arrives: the event stream is open again.
     let id = node.status().unwrap()["node"].as_str().unwrap().to_owned();
     node.register(&server, &id, "second");
-    while node.status().is_none_or(|status| status["workloads"].as_array().map_or(0, Vec::len) < 2 || !holds_svid(&status)) {
+    while node
+        .status()
+        .is_none_or(|status| status["workloads"].as_array().map_or(0, Vec::len) < 2 || !holds_svid(&status))
+    {
         assert!(BootInstant::now().since(back) < HEALED_WITHIN, "not healed: {}", node.log());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    println!("{released} releases meanwhile; a new registration arrived {:?} after the return", BootInstant::now().since(back));
+    println!(
+        "{released} releases meanwhile; a new registration arrived {:?} after the return",
+        BootInstant::now().since(back)
+    );
 }
 
 /// Without a control plane the lease ends when its term does: not earlier, and nothing later.
@@ -136,7 +145,10 @@ async fn the_term_ends_while_the_control_plane_is_away() {
     server.wait_ready();
     let back = BootInstant::now();
     node.until(holds_svid).await;
-    println!("released for {ended:?}; leased again {:?} after the control plane was ready", BootInstant::now().since(back));
+    println!(
+        "released for {ended:?}; leased again {:?} after the control plane was ready",
+        BootInstant::now().since(back)
+    );
     assert!(BootInstant::now().since(back) < HEALED_WITHIN);
 }
 

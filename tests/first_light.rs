@@ -19,7 +19,10 @@ async fn released_under_a_lease_and_refused_after_a_drift() {
     let extended = node.tpm.extend(7, [0xD1; 32]).await;
     let refused = node.fetch().await.unwrap_err();
     println!("refused {:?} after the extend: {refused}", BootInstant::now().since(extended));
-    assert!(refused.to_string().contains("no identity issued") || format!("{refused:?}").contains("NoIdentityIssued"), "{refused:?}");
+    assert!(
+        refused.to_string().contains("no identity issued") || format!("{refused:?}").contains("NoIdentityIssued"),
+        "{refused:?}"
+    );
 
     let (_, found) = node.tpm.read(7).await;
     let status = node.until(|status| status["standing"] == "contraindicated").await;
@@ -54,8 +57,18 @@ async fn a_caller_without_registration_is_denied() {
     let id = node.admit(&server).await;
     server.admin(&["reference", "learn", "--node", &id, "--yes"]);
     server.admin(&[
-        "workload", "add", "--id", "spiffe://example.org/other", "--owner", "team-a", "--purpose", "tests",
-        "--node", &id, "--selector", "unix:uid:4242",
+        "workload",
+        "add",
+        "--id",
+        "spiffe://example.org/other",
+        "--owner",
+        "team-a",
+        "--purpose",
+        "tests",
+        "--node",
+        &id,
+        "--selector",
+        "unix:uid:4242",
     ]);
     node.until(holds_svid).await;
     let refused = node.fetch().await.unwrap_err();

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::clock::{BootId, BootInstant};
 use crate::codes::{self, Refusal};
-use crate::evidence::{NodeClaims, UnverifiedEvidence, Unsigned, certification_binding, quote_binding};
+use crate::evidence::{NodeClaims, Unsigned, UnverifiedEvidence, certification_binding, quote_binding};
 use crate::identity::NodeId;
 use crate::protocol::{EnrolAnswer, EnrolChallenge, EnrolRequest, PresentedEk};
 use crate::tpm::structures::{Attest, AttestBody};
@@ -82,10 +82,8 @@ impl Attester {
 
     /// The public keys, for the first step of enrolment.
     pub fn presentation(&self) -> EnrolRequest {
-        let presented = |ek: &crate::tpm::EkPublic| PresentedEk {
-            public: ek.public.clone(),
-            certificate: ek.certificate.clone(),
-        };
+        let presented =
+            |ek: &crate::tpm::EkPublic| PresentedEk { public: ek.public.clone(), certificate: ek.certificate.clone() };
         EnrolRequest {
             ek: presented(&self.identity.ek),
             aliases: self.identity.aliases.iter().map(presented).collect(),
@@ -131,22 +129,25 @@ impl Attester {
         let node_key_name = self.node_key.name();
         let binding = quote_binding(&nonce, &node_key_name, &self.boot_id, &[]);
         let (reading, quote, counts) = self.snapshot(selection, binding).await?;
-        let unsigned = Unsigned::new(&NodeClaims {
-            nonce,
-            node,
-            boot_id: self.boot_id,
-            requested_at,
-            quote,
-            pcrs: reading.values.clone(),
-            node_key_certification: Signed {
-                attest: certification.attest.clone(),
-                signature: certification.signature.clone(),
+        let unsigned = Unsigned::new(
+            &NodeClaims {
+                nonce,
+                node,
+                boot_id: self.boot_id,
+                requested_at,
+                quote,
+                pcrs: reading.values.clone(),
+                node_key_certification: Signed {
+                    attest: certification.attest.clone(),
+                    signature: certification.signature.clone(),
+                },
+                certification_nonce: certification.nonce,
+                agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+                agent_digest: self.agent_digest,
+                log_digests: Vec::new(),
             },
-            certification_nonce: certification.nonce,
-            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            agent_digest: self.agent_digest,
-            log_digests: Vec::new(),
-        }, &node_key_name)?;
+            &node_key_name,
+        )?;
         let signature = self.tpm.sign(unsigned.digest()).await?;
         let evidence = unsigned.finish(signature);
         self.appraise(&evidence, node, &nonce, selection, certification)?;
@@ -191,7 +192,12 @@ impl Attester {
             node_key: self.node_key.clone(),
             certification_nonce: certification.nonce,
         };
-        authenticate(UnverifiedEvidence::decode(evidence)?, &keys, None)?.fresh(nonce, selection, Duration::ZERO, None)?;
+        authenticate(UnverifiedEvidence::decode(evidence)?, &keys, None)?.fresh(
+            nonce,
+            selection,
+            Duration::ZERO,
+            None,
+        )?;
         Ok(())
     }
 }
@@ -199,7 +205,8 @@ impl Attester {
 /// SHA-256 of the running executable; zeros if it can't be read, which policy may refuse.
 fn own_digest() -> [u8; 32] {
     let mut hash = Sha256::new();
-    match std::fs::File::open("/proc/self/exe").and_then(|mut exe| std::io::copy(&mut exe, &mut HashWriter(&mut hash))) {
+    match std::fs::File::open("/proc/self/exe").and_then(|mut exe| std::io::copy(&mut exe, &mut HashWriter(&mut hash)))
+    {
         Ok(_) => hash.finalize().into(),
         Err(error) => {
             tracing::warn!(%error, "the agent's own executable can't be read; its digest is reported as zeros");

@@ -162,7 +162,11 @@ async fn run(config: AgentConfig) -> anyhow::Result<u8> {
 
 async fn status(config: &AgentConfig, json: bool) -> anyhow::Result<u8> {
     let status = ask(&config.sockets.admin).await?;
-    if json { print_json(&status)? } else { print!("{status}") }
+    if json {
+        print_json(&status)?
+    } else {
+        print!("{status}")
+    }
     Ok(status.exit_code())
 }
 
@@ -220,7 +224,9 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 fn harden() {
     use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
     let none = Rlimit { current: Some(0), maximum: Some(0) };
-    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable).and_then(|()| setrlimit(Resource::Core, none)) {
+    if let Err(error) =
+        set_dumpable_behavior(DumpableBehavior::NotDumpable).and_then(|()| setrlimit(Resource::Core, none))
+    {
         tracing::warn!(%error, "core dumps can't be switched off");
     }
 }

@@ -321,15 +321,13 @@ impl Source for Keeper {
         }))
     }
 
-    async fn bundles(
-        &self,
-        peer: &Peer,
-        arrived: BootInstant,
-    ) -> Result<Released<Bundles>, Denied> {
+    async fn bundles(&self, peer: &Peer, arrived: BootInstant) -> Result<Released<Bundles>, Denied> {
         self.matching(peer).await?;
         let permit = self.permit(arrived).await?;
         let holdings = self.holdings();
-        let Some(lease) = holdings.gate.lease() else { return Err(holdings.gate.reason().map_or_else(starting, denied)) };
+        let Some(lease) = holdings.gate.lease() else {
+            return Err(holdings.gate.reason().map_or_else(starting, denied));
+        };
         let bundle = Held::new(holdings.store.bundle().to_vec(), arrived, lease.ends_at());
         let trust_domain = self.trust_domain.id_string();
         Ok(permit.release(&[&bundle]).map(|mut bundles| {

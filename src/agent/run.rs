@@ -166,7 +166,9 @@ pub(super) fn anchors(config: &ControlPlaneConfig) -> Result<TrustAnchors, Refus
             let digits = hash.strip_prefix("sha256:").unwrap_or(hash);
             let mut bytes = [0; 32];
             hex::decode_to_slice(digits, &mut bytes).map_err(|_| {
-                invalid(format!("`{hash}` is no CA hash")).at("control_plane.ca_hash").expected("sha256: and 64 hexadecimal digits")
+                invalid(format!("`{hash}` is no CA hash"))
+                    .at("control_plane.ca_hash")
+                    .expected("sha256: and 64 hexadecimal digits")
             })?;
             anchors.hash = Some(bytes);
         }

@@ -42,7 +42,15 @@ impl Remembered {
         certification: Certification,
     ) -> Self {
         let trust_domain = trust_domain.to_string();
-        Self { version: VERSION, trust_domain, node_key_name, membership, certification, epoch: [0; 16], last_sequence: 0 }
+        Self {
+            version: VERSION,
+            trust_domain,
+            node_key_name,
+            membership,
+            certification,
+            epoch: [0; 16],
+            last_sequence: 0,
+        }
     }
 }
 

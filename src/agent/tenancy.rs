@@ -157,7 +157,8 @@ impl Tenancy {
             Enrolment::Admitted(membership, nonce) => {
                 self.keeper.reachable(true);
                 tracing::info!(node = %NodeId::from_bytes(membership.node), "admitted");
-                let remembered = Remembered::new(&self.trust_domain, attester.node_key.name(), membership, certification);
+                let remembered =
+                    Remembered::new(&self.trust_domain, attester.node_key.name(), membership, certification);
                 self.remember(&remembered)?;
                 Ok((remembered, nonce, asked_at))
             }
@@ -242,18 +243,15 @@ impl Tenancy {
             let mut pending = Vec::new();
             let mut wanted = Vec::new();
             for id in batch {
-                let id = SpiffeId::new(id).map_err(|e| Refusal::new(codes::PROTOCOL_MALFORMED, e.to_string()).at(id))?;
+                let id =
+                    SpiffeId::new(id).map_err(|e| Refusal::new(codes::PROTOCOL_MALFORMED, e.to_string()).at(id))?;
                 let key = PendingSvid::new(id).map_err(|e| Refusal::new(codes::ISSUER_REQUEST, e.to_string()))?;
                 wanted.push(Wanted { id: key.id().to_string(), csr: key.request()? });
                 pending.push(key);
             }
             let asked_at = BootInstant::now();
-            let answer = tenant
-                .enrolled
-                .leased(sequence)
-                .credentials(fresh_id()?, wanted)
-                .await
-                .map_err(|f| self.failure(f))?;
+            let answer =
+                tenant.enrolled.leased(sequence).credentials(fresh_id()?, wanted).await.map_err(|f| self.failure(f))?;
             self.keeper.reachable(true);
             let mut issued = Vec::new();
             let mut refused = Vec::new();
@@ -309,15 +307,16 @@ impl Tenancy {
             .clone()
             .unwrap_or_else(|| Refusal::new(codes::GATE_CONTRAINDICATED, "no lease and no reason was given"));
         // A node that nobody has set up yet isn't one that something speaks against.
-        let standing = if refusal.code == codes::VERIFY_NO_REFERENCE { Standing::Stale } else { Standing::Contraindicated };
+        let standing =
+            if refusal.code == codes::VERIFY_NO_REFERENCE { Standing::Stale } else { Standing::Contraindicated };
         self.keeper.close(Reason { standing, refusal: refusal.clone(), differences: answer.differences.clone() });
         Setback::Wait(refusal, Duration::from_secs(4))
     }
 
     fn remember(&self, remembered: &Remembered) -> Result<(), Setback> {
-        self.memory
-            .keep(remembered)
-            .map_err(|e| Setback::Pause(Refusal::new(codes::STORE_FAILED, e.to_string()).at("the agent's state directory")))
+        self.memory.keep(remembered).map_err(|e| {
+            Setback::Pause(Refusal::new(codes::STORE_FAILED, e.to_string()).at("the agent's state directory"))
+        })
     }
 
     /// What a failed exchange means for the standing and for the next try.

@@ -108,9 +108,8 @@ impl Unenrolled {
                 Membership { node: result.node, certificate: admitted.certificate, bundle: admitted.bundle };
             return Ok(Enrolment::Admitted(membership, admitted.nonce));
         }
-        let refusal = result
-            .waiting
-            .unwrap_or_else(|| Refusal::new(codes::PROTOCOL_MALFORMED, "neither admitted nor waiting"));
+        let refusal =
+            result.waiting.unwrap_or_else(|| Refusal::new(codes::PROTOCOL_MALFORMED, "neither admitted nor waiting"));
         // At least a second, so that a wrong answer can't make the node hammer the server.
         let retry_after = Duration::from_secs(result.retry_after_seconds.clamp(1, 60));
         Ok(Enrolment::Waiting { node: NodeId::from_bytes(result.node), refusal, retry_after })
@@ -181,12 +180,8 @@ impl Enrolled {
     /// # Errors
     /// [`Failure`].
     pub async fn events(&self) -> Result<Events, Failure> {
-        let response = self
-            .client
-            .get(format!("{}/events", self.place.base))
-            .send()
-            .await
-            .map_err(|e| unreachable_because(&e))?;
+        let response =
+            self.client.get(format!("{}/events", self.place.base)).send().await.map_err(|e| unreachable_because(&e))?;
         if response.status() != StatusCode::OK {
             return Err(refused(response).await);
         }
@@ -232,7 +227,10 @@ impl Events {
             if let Some((length, rest)) = self.buffer.split_first_chunk::<4>() {
                 let length = u32::from_be_bytes(*length) as usize;
                 if length > Self::LIMIT {
-                    return Err(malformed(Refusal::new(codes::PROTOCOL_TOO_LARGE, format!("an event of {length} bytes"))));
+                    return Err(malformed(Refusal::new(
+                        codes::PROTOCOL_TOO_LARGE,
+                        format!("an event of {length} bytes"),
+                    )));
                 }
                 if let Some(body) = rest.get(..length) {
                     let event = decode(body).map_err(malformed)?;
@@ -252,8 +250,8 @@ impl Events {
 }
 
 fn connect(place: &Place, node: Option<(Vec<Vec<u8>>, Tpm)>) -> Result<Client, Failure> {
-    let tls = client_config(place.anchors.clone(), server_id(&place.trust_domain), node)
-        .map_err(Failure::Unreachable)?;
+    let tls =
+        client_config(place.anchors.clone(), server_id(&place.trust_domain), node).map_err(Failure::Unreachable)?;
     Client::builder()
         .tls_backend_preconfigured(tls)
         .https_only(true)
@@ -305,9 +303,10 @@ async fn refused(response: reqwest::Response) -> Failure {
     match limited(response).await.map(|body| decode::<Refused>(&body)) {
         Ok(Ok(refused)) if refused.refusal.code == codes::STORE_FAILED => Failure::Unreachable(refused.refusal),
         Ok(Ok(refused)) => Failure::Refused(refused),
-        Ok(Err(_)) => {
-            Failure::Unreachable(Refusal::new(codes::PROTOCOL_UNREACHABLE, format!("HTTP status {status} without a reason")))
-        }
+        Ok(Err(_)) => Failure::Unreachable(Refusal::new(
+            codes::PROTOCOL_UNREACHABLE,
+            format!("HTTP status {status} without a reason"),
+        )),
         Err(failure) => failure,
     }
 }
@@ -318,7 +317,9 @@ async fn limited(mut response: reqwest::Response) -> Result<Vec<u8>, Failure> {
     while let Some(chunk) = response.chunk().await.map_err(|e| unreachable_because(&e))? {
         body.extend_from_slice(&chunk);
         if body.len() > BODY_LIMIT {
-            return Err(malformed(Refusal::new(codes::PROTOCOL_TOO_LARGE, "the answer").expected(format!("at most {BODY_LIMIT} bytes"))));
+            return Err(malformed(
+                Refusal::new(codes::PROTOCOL_TOO_LARGE, "the answer").expected(format!("at most {BODY_LIMIT} bytes")),
+            ));
         }
     }
     Ok(body)

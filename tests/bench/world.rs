@@ -246,7 +246,18 @@ impl Node {
         let uid = format!("unix:uid:{}", rustix::process::geteuid().as_raw());
         let id = format!("spiffe://{TRUST_DOMAIN}/{name}");
         server.admin(&[
-            "workload", "add", "--id", &id, "--owner", "team-a", "--purpose", "tests", "--node", node, "--selector", &uid,
+            "workload",
+            "add",
+            "--id",
+            &id,
+            "--owner",
+            "team-a",
+            "--purpose",
+            "tests",
+            "--node",
+            node,
+            "--selector",
+            &uid,
         ]);
     }
 

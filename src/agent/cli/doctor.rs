@@ -66,7 +66,8 @@ async fn examine(config_file: &Path) -> (Vec<Link>, u8) {
     };
     link("agent", true, format!("version {}, answering at {}", status.version, config.sockets.admin.display()));
     let trouble = status.trouble.as_ref().or(status.reason.as_ref());
-    let tpm_trouble = [&status.reason, &status.trouble].into_iter().flatten().find(|r| r.code.as_str().starts_with("tpm."));
+    let tpm_trouble =
+        [&status.reason, &status.trouble].into_iter().flatten().find(|r| r.code.as_str().starts_with("tpm."));
     if let Some(refusal) = tpm_trouble {
         link("TPM", false, refusal.to_string());
         return (links, exit::UNAVAILABLE);
@@ -90,7 +91,11 @@ async fn examine(config_file: &Path) -> (Vec<Link>, u8) {
     let left = status.lease.as_ref().map_or(0, |lease| lease.seconds_left);
     link("lease", true, format!("another {left} s"));
     if status.workloads.is_empty() {
-        link("registrations", false, "no workload is registered for this node: `leasehold-server workload add`".to_owned());
+        link(
+            "registrations",
+            false,
+            "no workload is registered for this node: `leasehold-server workload add`".to_owned(),
+        );
         return (links, exit::FAILED);
     }
     link("registrations", true, format!("{} workloads", status.workloads.len()));

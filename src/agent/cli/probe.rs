@@ -74,7 +74,10 @@ fn describe(attester: &Attester) -> Result<Probe, Refusal> {
     }
     let mut notes = Vec::new();
     if identity.ek.certificate.is_none() {
-        notes.push("no EK certificate in the TPM: its grade is `unknown`, or `listed` where an operator imports the EK's name".to_owned());
+        notes.push(
+            "no EK certificate in the TPM: its grade is `unknown`, or `listed` where an operator imports the EK's name"
+                .to_owned(),
+        );
     }
     Ok(Probe {
         schema: 1,
@@ -98,9 +101,11 @@ struct Joined {
 
 /// `leasehold-agent join`.
 pub async fn join(config: AgentConfig, json: bool) -> anyhow::Result<u8> {
-    let unenrolled = Unenrolled::new(&config.control_plane.address, config.trust_domain.clone(), anchors(&config.control_plane)?);
+    let unenrolled =
+        Unenrolled::new(&config.control_plane.address, config.trust_domain.clone(), anchors(&config.control_plane)?);
     let memory = Memory::in_directory(&config.state_dir)?;
-    let (tpm, thread) = Tpm::spawn(TpmAddress::parse(&config.tpm.address)?, Duration::from_secs(120), &config.trust_domain)?;
+    let (tpm, thread) =
+        Tpm::spawn(TpmAddress::parse(&config.tpm.address)?, Duration::from_secs(120), &config.trust_domain)?;
     let outcome = enrol(&config.trust_domain, &unenrolled, &memory, tpm).await;
     thread.stop(Duration::from_secs(5))?;
     let joined = outcome?;
@@ -114,7 +119,12 @@ pub async fn join(config: AgentConfig, json: bool) -> anyhow::Result<u8> {
     Ok(if joined.admitted { exit::DONE } else { exit::UNAVAILABLE })
 }
 
-async fn enrol(trust_domain: &TrustDomain, unenrolled: &Unenrolled, memory: &Memory, tpm: Tpm) -> anyhow::Result<Joined> {
+async fn enrol(
+    trust_domain: &TrustDomain,
+    unenrolled: &Unenrolled,
+    memory: &Memory,
+    tpm: Tpm,
+) -> anyhow::Result<Joined> {
     let attester = Attester::new(tpm).await?;
     let refusal = |failure: crate::protocol::Failure| failure.refusal().clone();
     let challenge = unenrolled.begin(&attester.presentation()).await.map_err(refusal)?;

@@ -4,8 +4,11 @@
 //! [`Relay`] is where its users connect, and [`wire`] builds the few raw commands needed beside
 //! the agent's own. The TPM here is software: its keys are as safe as the directory they lie in.
 
+pub mod command;
+mod household;
 mod journal;
 mod manufacture;
+mod process;
 mod relay;
 mod swtpm;
 mod tap;

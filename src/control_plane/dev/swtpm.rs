@@ -3,13 +3,11 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
-use std::thread::JoinHandle;
+use std::process::Stdio;
 use std::time::Duration;
 
+use super::process::Process;
 use super::wire;
 use crate::clock::BootInstant;
 use crate::secret;
@@ -86,7 +84,7 @@ impl Swtpm {
 
     /// Its process id, while it runs.
     pub fn pid(&self) -> Option<u32> {
-        self.process.as_ref().map(|process| process.pid)
+        self.process.as_ref().map(Process::pid)
     }
 
     /// Cuts the power: SIGKILL, nothing is saved that wasn't.
@@ -120,14 +118,7 @@ impl Swtpm {
     /// # Errors
     /// When swtpm is gone, or busy with another connection for 20 s.
     pub fn exchange(&self, command: &[u8]) -> io::Result<Vec<u8>> {
-        let mut stream = connect(&self.sockets.data)?;
-        stream.write_all(command)?;
-        let mut header = [0; wire::HEADER];
-        stream.read_exact(&mut header)?;
-        let mut answer = header.to_vec();
-        answer.resize(wire::header_size(&header).map_err(io::Error::other)?, 0);
-        stream.read_exact(answer.get_mut(wire::HEADER..).unwrap_or_default())?;
-        Ok(answer)
+        exchange(&mut connect(&self.sockets.data)?, command)
     }
 
     fn launch(&mut self) -> io::Result<()> {
@@ -139,11 +130,10 @@ impl Swtpm {
         }
         let log = self.directory.join("swtpm.log");
         let output = File::create(&log)?;
-        // setpriv: a test runner that is killed outright takes its TPMs with it. Never `--daemon`:
-        // Debian 12's build goes into failure mode with it.
-        let mut command = Command::new("setpriv");
+        // Never `--daemon`: Debian 12's build goes into failure mode with it.
+        let mut command = Process::command("swtpm");
         command
-            .args(["--pdeathsig", "KILL", "--", "swtpm", "socket", "--tpm2", "--tpmstate"])
+            .args(["socket", "--tpm2", "--tpmstate"])
             .arg(format!("dir={}", self.directory.join("state").display()))
             .arg("--server")
             .arg(format!("type=unixio,path={}", self.sockets.data.display()))
@@ -153,9 +143,7 @@ impl Swtpm {
             .arg(if self.options.startup { "not-need-init,startup-clear" } else { "not-need-init" })
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
-            .stderr(output)
-            // Ctrl-C at a terminal is for the program that owns the TPM, which then ends it.
-            .process_group(0);
+            .stderr(output);
         if self.options.log_level > 0 {
             command.arg("--log").arg(format!("level={}", self.options.log_level));
         }
@@ -167,7 +155,7 @@ impl Swtpm {
                 Ok(_) => return Ok(()),
                 Err(error) => error,
             };
-            let ended = process.ended();
+            let ended = process.ended().is_some();
             if ended || BootInstant::now() > deadline {
                 self.process = None;
                 let said = std::fs::read_to_string(&log).unwrap_or_default();
@@ -180,6 +168,20 @@ impl Swtpm {
             std::thread::sleep(Duration::from_millis(2));
         }
     }
+}
+
+/// One command and its answer over a connection to a TPM.
+///
+/// # Errors
+/// Any error of the connection, and an answer whose header makes no sense.
+pub(super) fn exchange(tpm: &mut (impl Read + Write), command: &[u8]) -> io::Result<Vec<u8>> {
+    tpm.write_all(command)?;
+    let mut header = [0; wire::HEADER];
+    tpm.read_exact(&mut header)?;
+    let mut answer = header.to_vec();
+    answer.resize(wire::header_size(&header).map_err(io::Error::other)?, 0);
+    tpm.read_exact(answer.get_mut(wire::HEADER..).unwrap_or_default())?;
+    Ok(answer)
 }
 
 /// `_TPM_Init` through the control channel at `control`: power on again, volatile state lost.
@@ -210,56 +212,4 @@ fn connect(socket: &Path) -> io::Result<UnixStream> {
     stream.set_read_timeout(Some(START_DEADLINE))?;
     stream.set_write_timeout(Some(START_DEADLINE))?;
     Ok(stream)
-}
-
-/// A child that is killed by its id on drop.
-///
-/// It has a thread of its own because the parent-death signal of [`Swtpm::launch`] is sent when
-/// the *thread* that spawned the child ends, and callers' threads come and go.
-#[derive(Debug)]
-struct Process {
-    pid: u32,
-    child: std::sync::Arc<std::sync::Mutex<Child>>,
-    stop: Option<mpsc::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Process {
-    fn spawn(mut command: Command) -> io::Result<Self> {
-        let (stop, stopped) = mpsc::channel::<()>();
-        let (started, start) = mpsc::channel();
-        let thread = std::thread::Builder::new().name("swtpm".to_owned()).spawn(move || {
-            let spawned = command.spawn().map(|child| (child.id(), std::sync::Arc::new(std::sync::Mutex::new(child))));
-            let alive = spawned.is_ok();
-            // The receiver waits below; both ends are in this function.
-            let _ = started.send(spawned);
-            if alive {
-                // Returns when the sender is dropped.
-                let _ = stopped.recv();
-            }
-        })?;
-        let (pid, child) = start
-            .recv()
-            .map_err(|_| io::Error::other("the thread that starts swtpm ended"))?
-            .map_err(|e| io::Error::new(e.kind(), format!("setpriv swtpm: {e} (Debian package: util-linux)")))?;
-        Ok(Self { pid, child, stop: Some(stop), thread: Some(thread) })
-    }
-
-    fn ended(&self) -> bool {
-        self.child.lock().is_ok_and(|mut child| matches!(child.try_wait(), Ok(Some(_))))
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        if let Ok(mut child) = self.child.lock() {
-            // An error means that it ended by itself; wait() reaps it either way.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        self.stop = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
 }

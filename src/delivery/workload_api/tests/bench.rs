@@ -96,6 +96,10 @@ impl Bench {
     }
 
     pub(super) fn with(answer: Answer, limits: Limits) -> Self {
+        Self::serving(answer, limits, PeerMethod::Auto)
+    }
+
+    pub(super) fn serving(answer: Answer, limits: Limits, method: PeerMethod) -> Self {
         use std::os::unix::fs::PermissionsExt;
         let directory = tempfile::tempdir().unwrap();
         std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -105,7 +109,7 @@ impl Bench {
         let (changes, _) = watch::channel(0);
         let stub = Arc::new(Stub { answer: Mutex::new(answer), changes, asked: Mutex::default() });
         let shutdown = Shutdown::default();
-        let server = Server::new(Arc::clone(&stub), Peers::new(PeerMethod::Auto), limits);
+        let server = Server::new(Arc::clone(&stub), Peers::new(method), limits);
         let stop = shutdown.clone();
         let serving = tokio::spawn(async move { server.serve(listener, stop).await.unwrap() });
         Self { stub, path, shutdown, directory, _socket: socket, _serving: serving }

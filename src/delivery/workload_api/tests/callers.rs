@@ -53,13 +53,18 @@ async fn other_process() {
             let mut client = Client::connect(&path).await;
             println!("says {}", id(&next(&mut client.x509().await.unwrap()).await.unwrap()));
         }
-        "leave it behind" => {
-            // A connection that stays open in another process when this one ends.
+        "leave it behind" | "become another" => {
+            // A connection that stays open when this program ends, in a child or in what follows it.
             let stream = std::os::unix::net::UnixStream::connect(&path).unwrap();
-            let greeting = super::stock_clients::fetch_as_c_core();
-            std::io::Write::write_all(&mut &stream, &greeting).unwrap();
-            Command::new("cat").stdin(OwnedFd::from(stream)).spawn().unwrap();
+            std::io::Write::write_all(&mut &stream, &super::stock_clients::fetch_as_c_core()).unwrap();
             std::io::stdin().read_line(&mut String::new()).unwrap();
+            let mut cat = Command::new("cat");
+            cat.stdin(OwnedFd::from(stream));
+            if role == "become another" {
+                panic!("{}", cat.exec());
+            }
+            #[expect(clippy::zombie_processes, reason = "it outlives this process")]
+            cat.spawn().unwrap();
         }
         role => panic!("no role `{role}`"),
     }
@@ -78,12 +83,14 @@ async fn a_thousand_requests_of_another_user_get_nothing() {
     if !is_root("a_thousand_requests_of_another_user_get_nothing") {
         return;
     }
-    let ours = vec![Selector::Uid(0)];
-    let bench = Bench::new(Answer::GiveIf(ours, Ca::new().context("/app")));
-    let mut command = caller(&bench, "thousand");
-    command.uid(STRANGER).gid(STRANGER);
-    assert_eq!(says(command).await, "0 given, 1000 denied");
-    assert_eq!(says(caller(&bench, "one")).await, "spiffe://example.org/app");
+    for method in [PeerMethod::PeerPidfd, PeerMethod::Fallback] {
+        let answer = Answer::GiveIf(vec![Selector::Uid(0)], Ca::new().context("/app"));
+        let bench = Bench::serving(answer, Limits::default(), method);
+        let mut command = caller(&bench, "thousand");
+        command.uid(STRANGER).gid(STRANGER);
+        assert_eq!(says(command).await, "0 given, 1000 denied");
+        assert_eq!(says(caller(&bench, "one")).await, "spiffe://example.org/app");
+    }
 }
 
 #[tokio::test]
@@ -136,22 +143,24 @@ async fn one_user_with_all_its_connections_does_not_hinder_another() {
 }
 
 #[tokio::test]
-async fn the_callers_exit_ends_its_stream_though_another_process_holds_the_connection() {
-    let bench = Bench::new(Answer::Give(Ca::new().context("/app")));
-    let mut child = caller(&bench, "leave it behind").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-    while bench.stub.times_asked() == 0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
+async fn a_caller_that_ends_or_changes_loses_its_stream_though_the_connection_lives() {
+    for role in ["leave it behind", "become another"] {
+        let bench = Bench::new(Answer::Give(Ca::new().context("/app")));
+        let mut child = caller(&bench, role).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        while bench.stub.times_asked() == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        drop(child.stdin.take());
+        // The server hangs up; `cat` would read on for ever.
+        let deadline = Instant::now() + SOON;
+        bench.shutdown.tasks.close();
+        while !bench.shutdown.tasks.is_empty() {
+            assert!(Instant::now() < deadline, "{role}: the connection lives on");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        child.wait().unwrap();
+        bench.stub.touch();
+        tokio::time::sleep(WHILE).await;
+        assert_eq!(bench.stub.times_asked(), 1, "{role}");
     }
-    drop(child.stdin.take());
-    child.wait().unwrap();
-    // The connection is over, so nothing changes hands any more; `cat` ends with it.
-    let (asked, deadline) = (bench.stub.times_asked(), Instant::now() + SOON);
-    bench.shutdown.tasks.close();
-    while !bench.shutdown.tasks.is_empty() {
-        assert!(Instant::now() < deadline, "the connection lives on");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    bench.stub.touch();
-    tokio::time::sleep(WHILE).await;
-    assert_eq!(bench.stub.times_asked(), asked);
 }

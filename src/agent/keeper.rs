@@ -79,7 +79,12 @@ impl Keeper {
     /// # Errors
     /// The gate's.
     pub fn open(&self, lease: Lease, reading: &PcrReading) -> Result<(), Reason> {
-        let opened = self.holdings().gate.open(lease, reading, BootInstant::now());
+        let opened = {
+            let mut holdings = self.holdings();
+            // What the issuer refused under the old lease is asked for again under the new one.
+            holdings.refused.clear();
+            holdings.gate.open(lease, reading, BootInstant::now())
+        };
         self.changed();
         opened
     }
@@ -193,6 +198,9 @@ impl Keeper {
                     let _ = holdings.gate.judge(reading, reading.started_at, BootInstant::now());
                 }
                 Err(TpmError::Reset) => holdings.gate.close(tpm_reset()),
+                Err(error @ TpmError::Swapped { .. }) => {
+                    holdings.gate.close(Reason::new(Standing::Contraindicated, error.clone().into()));
+                }
                 // Unavailable is not untrusted: noted, and nothing concluded.
                 Err(error) => holdings.tpm_trouble = Some(error.clone()),
             }

@@ -92,9 +92,8 @@ async fn tpm_commands_are_counted() {
 fn requests(server: &Server) -> std::collections::BTreeMap<String, u64> {
     let mut counts = std::collections::BTreeMap::from([("/v1/attest".to_owned(), 0), ("/v1/nonce".to_owned(), 0)]);
     for line in server.metrics().lines() {
-        if let Some((route, count)) = line
-            .strip_prefix("leasehold_server_requests_total{route=\"")
-            .and_then(|rest| rest.split_once("\"} "))
+        if let Some((route, count)) =
+            line.strip_prefix("leasehold_server_requests_total{route=\"").and_then(|rest| rest.split_once("\"} "))
         {
             counts.insert(route.to_owned(), count.parse().unwrap());
         }

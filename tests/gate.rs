@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use leasehold::clock::{BootId, BootInstant, WallTime};
 use leasehold::codes;
+use leasehold::codes::Refusal;
 use leasehold::credentials::Held;
 use leasehold::gate::{Gate, Reason, Standing};
-use leasehold::codes::Refusal;
 use leasehold::identity::NodeId;
 use leasehold::tpm::{PcrReading, PcrSelection, PcrValues, ResetCounts};
 use leasehold::verify::{Lease, LeaseClaims, LeaseExpectation, TrustVector};
@@ -131,7 +131,11 @@ fn a_drift_closes_it_for_good_and_names_the_pcr_and_both_values() {
 
 #[test]
 fn a_reset_or_restart_closes_it_though_every_value_is_the_same() {
-    for counts in [ResetCounts { reset: 4, restart: 0 }, ResetCounts { reset: 3, restart: 2 }, ResetCounts { reset: 2, restart: 1 }] {
+    for counts in [
+        ResetCounts { reset: 4, restart: 0 },
+        ResetCounts { reset: 3, restart: 2 },
+        ResetCounts { reset: 2, restart: 1 },
+    ] {
         let mut gate = open();
         let reason = gate.judge(&reading(at(110), values(7, 7), counts), at(110), at(111)).unwrap_err();
         assert_eq!((reason.standing, reason.refusal.code), (Standing::Contraindicated, codes::GATE_TPM_RESET));
@@ -173,10 +177,14 @@ fn it_does_not_open_on_a_state_that_is_gone() {
     let mut gate = Gate::default();
     assert!(gate.open(issuer.lease(1, [0; 16], at(100), 60), &reading(at(99), values(7, 7), COUNTS), at(101)).is_err());
     let mut gate = Gate::default();
-    assert!(gate.open(issuer.lease(1, [0; 16], at(100), 60), &reading(at(101), values(7, 9), COUNTS), at(102)).is_err());
+    assert!(
+        gate.open(issuer.lease(1, [0; 16], at(100), 60), &reading(at(101), values(7, 9), COUNTS), at(102)).is_err()
+    );
     assert_eq!(gate.standing(), Standing::Contraindicated);
     let mut gate = Gate::default();
-    assert!(gate.open(issuer.lease(1, [0; 16], at(100), 60), &reading(at(101), values(7, 7), COUNTS), at(160)).is_err());
+    assert!(
+        gate.open(issuer.lease(1, [0; 16], at(100), 60), &reading(at(101), values(7, 7), COUNTS), at(160)).is_err()
+    );
 }
 
 #[test]

@@ -45,7 +45,8 @@ async fn the_agent_is_killed_100_times() {
             let at = node.tpm.relay.reset(boot_extends()).await.unwrap();
             oracle.record_at(at, What::Reset);
             let measured_at = BootInstant::now();
-            oracle.record(What::LeaseGranted { measured_at, expires_at: measured_at.after(Duration::from_secs(3_600)) });
+            oracle
+                .record(What::LeaseGranted { measured_at, expires_at: measured_at.after(Duration::from_secs(3_600)) });
         } else if kill % 3 == 0 {
             // Another kill comes before it has recovered.
             continue;
@@ -93,8 +94,20 @@ async fn the_control_plane_is_killed_100_times() {
         // Registrations go on while it is killed: what was acknowledged must be there afterwards.
         let path = format!("spiffe://example.org/kill/{kill}");
         let arguments = [
-            "workload", "add", "--id", &path, "--owner", "team-a", "--purpose", "tests", "--node", &id,
-            "--selector", "unix:uid:4242", "--selector", &format!("unix:gid:{kill}"),
+            "workload",
+            "add",
+            "--id",
+            &path,
+            "--owner",
+            "team-a",
+            "--purpose",
+            "tests",
+            "--node",
+            &id,
+            "--selector",
+            "unix:uid:4242",
+            "--selector",
+            &format!("unix:gid:{kill}"),
         ];
         let pause = random_up_to(Duration::from_millis(60));
         let registered = std::thread::scope(|scope| {

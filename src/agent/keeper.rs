@@ -15,6 +15,7 @@ use crate::identity::TrustDomain;
 use crate::measurements::{Observation, Watcher};
 use crate::protocol::{Bundle, Entry};
 use crate::shutdown::CancellationToken;
+use crate::telemetry::{AgentMetrics, ByCode};
 use crate::tpm::{PcrReading, TpmError};
 use crate::verify::Lease;
 use crate::workload::{Peer, Selector};
@@ -57,6 +58,7 @@ pub struct Keeper {
     changes: watch::Sender<u64>,
     /// Wakes the tenancy: the node drifted, or its TPM was reset.
     drifted: Notify,
+    metrics: AgentMetrics,
 }
 
 impl Keeper {
@@ -71,7 +73,14 @@ impl Keeper {
             control_plane_reachable: false,
         };
         let changes = watch::Sender::new(0);
-        Self { trust_domain, watcher, holdings: Mutex::new(holdings), changes, drifted: Notify::new() }
+        Self {
+            trust_domain,
+            watcher,
+            holdings: Mutex::new(holdings),
+            changes,
+            drifted: Notify::new(),
+            metrics: AgentMetrics::default(),
+        }
     }
 
     /// Opens the gate under a lease.
@@ -159,6 +168,13 @@ impl Keeper {
     /// Returns when the node drifted.
     pub async fn drifted(&self) {
         self.drifted.notified().await;
+    }
+
+    /// The metrics in the Prometheus text format.
+    pub fn metrics(&self) -> String {
+        let affirming = self.holdings().gate.standing() == Standing::Affirming;
+        self.metrics.affirming.set(u64::from(affirming));
+        self.metrics.render()
     }
 
     /// Runs `look` on the gate, for status.
@@ -279,6 +295,20 @@ impl Keeper {
 
 impl Source for Keeper {
     async fn x509(&self, peer: &Peer, arrived: BootInstant) -> Result<Released<X509Context>, Denied> {
+        self.counted(self.release_x509(peer, arrived).await)
+    }
+
+    async fn bundles(&self, peer: &Peer, arrived: BootInstant) -> Result<Released<Bundles>, Denied> {
+        self.counted(self.release_bundles(peer, arrived).await)
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+}
+
+impl Keeper {
+    async fn release_x509(&self, peer: &Peer, arrived: BootInstant) -> Result<Released<X509Context>, Denied> {
         // The gate first: while it is closed, that is the answer for everybody.
         if let Some(reason) = self.holdings().gate.reason() {
             return Err(denied(reason));
@@ -329,7 +359,7 @@ impl Source for Keeper {
         }))
     }
 
-    async fn bundles(&self, peer: &Peer, arrived: BootInstant) -> Result<Released<Bundles>, Denied> {
+    async fn release_bundles(&self, peer: &Peer, arrived: BootInstant) -> Result<Released<Bundles>, Denied> {
         self.matching(peer).await?;
         let permit = self.permit(arrived).await?;
         let holdings = self.holdings();
@@ -343,8 +373,14 @@ impl Source for Keeper {
         }))
     }
 
-    fn changes(&self) -> watch::Receiver<u64> {
-        self.changes.subscribe()
+    fn counted<T>(&self, answer: Result<T, Denied>) -> Result<T, Denied> {
+        match &answer {
+            Ok(_) => drop(self.metrics.releases.inc()),
+            Err(Denied::NoIdentity(refusal) | Denied::Unavailable(refusal) | Denied::Ended(refusal)) => {
+                self.metrics.refusals.get_or_create(&ByCode { code: refusal.code.as_str() }).inc();
+            }
+        }
+        answer
     }
 }
 

@@ -1,4 +1,5 @@
 //! The TPM room against a private software TPM for each test.
+#![cfg(feature = "agent")]
 
 mod tpm {
     pub mod bus;
@@ -330,6 +331,85 @@ async fn an_extension_shows_in_the_next_reading() {
     let expected = Sha256::digest([[0; 32], [1; 32]].concat());
     assert_eq!(tpm.read_pcrs(resettable).await.unwrap().values.get(23), Some(expected.as_slice()));
     stop(thread);
+}
+
+#[tokio::test]
+async fn a_reading_amid_extensions_is_of_one_moment() {
+    let swtpm = Swtpm::start();
+    let bus = Bus::to(&swtpm);
+    let (tpm, thread) = spawn_at(&bus.address(), Duration::from_secs(20));
+    read(&tpm).await;
+    // PCR 0 is read in the first command, PCR 15 in the second; PCR 0 is always extended first.
+    const EXTENSIONS: usize = 150;
+    let extender = std::thread::spawn({
+        let bus = bus.clone();
+        move || {
+            for _ in 0..EXTENSIONS {
+                bus.send(&bus::extend(0, 1));
+                bus.send(&bus::extend(15, 1));
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    });
+    let mut history = vec![vec![0; 32]];
+    for number in 0..EXTENSIONS {
+        history.push(Sha256::digest([&history[number][..], &[1; 32]].concat()).to_vec());
+    }
+    let times = |reading: &PcrReading, pcr| {
+        let value = reading.values.get(pcr).unwrap();
+        history.iter().position(|then| then == value).unwrap()
+    };
+    let mut readings = 0;
+    while !extender.is_finished() {
+        let Ok(reading) = tpm.read_pcrs(selection(PCRS)).await else { continue };
+        let (first, last) = (times(&reading, 0), times(&reading, 15));
+        assert!(first == last || first == last + 1, "{first} {last}");
+        readings += 1;
+    }
+    assert!(readings > 10, "{readings}");
+    assert_eq!(times(&read(&tpm).await, 15), EXTENSIONS);
+    stop(thread);
+}
+
+#[tokio::test]
+async fn lockout_by_others_stops_none_of_our_keys() {
+    let swtpm = Swtpm::start();
+    let (tpm, thread) = spawn(&swtpm);
+    let identity = tpm.identity().await.unwrap();
+    stop(thread);
+    // Anybody can guess at a protected NV index until the TPM locks.
+    raw(&swtpm, |context| {
+        let attributes = NvIndexAttributesBuilder::new()
+            .with_owner_write(true)
+            .with_owner_read(true)
+            .with_auth_read(true)
+            .build()
+            .unwrap();
+        let public = NvPublic::builder()
+            .with_nv_index(NvIndexTpmHandle::new(0x0180_0001).unwrap())
+            .with_index_name_algorithm(HashingAlgorithm::Sha256)
+            .with_index_attributes(attributes)
+            .with_data_area_size(1)
+            .build()
+            .unwrap();
+        let auth = tss_esapi::structures::Auth::try_from(b"secret".as_slice()).unwrap();
+        let index = context.nv_define_space(Provision::Owner, Some(auth), public).unwrap();
+        context.nv_write(NvAuth::Owner, index, MaxNvBuffer::try_from(vec![1]).unwrap(), 0).unwrap();
+        context.tr_set_auth(index.into(), tss_esapi::structures::Auth::default()).unwrap();
+        for _ in 0..100 {
+            if context.nv_read(NvAuth::NvIndex(index), index, 1, 0).unwrap_err().to_string().contains("lockout") {
+                return;
+            }
+        }
+        panic!("the TPM doesn't lock");
+    });
+    assert!(lockout_counter(&swtpm) > 0);
+    let (tpm, thread) = spawn(&swtpm);
+    read(&tpm).await;
+    tpm.quote(selection(PCRS), [1; 32]).await.unwrap();
+    tpm.sign([1; 32]).await.unwrap();
+    stop(thread);
+    activates(&swtpm, &identity).await;
 }
 
 #[tokio::test]

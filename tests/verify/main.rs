@@ -2,6 +2,7 @@
 
 mod cddl;
 mod endorsement;
+mod fresh;
 mod lease;
 mod node;
 mod property;

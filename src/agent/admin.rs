@@ -1,4 +1,4 @@
-//! The agent's admin socket: status, liveness and readiness, for its owner and root.
+//! The agent's admin socket: status, liveness, readiness and metrics, for its owner and root.
 
 use std::sync::Arc;
 
@@ -7,6 +7,7 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
 
+use super::keeper::Keeper;
 use super::status::Status;
 use crate::gate::Standing;
 
@@ -14,9 +15,10 @@ use crate::gate::Standing;
 pub type Look = Arc<dyn Fn() -> Status + Send + Sync>;
 
 /// The routes.
-pub fn routes(look: Look) -> Router {
+pub fn routes(look: Look, keeper: Arc<Keeper>) -> Router {
     Router::new()
         .route("/v1/status", get(|State(look): State<Look>| async move { Json(look()) }))
+        .route("/metrics", get(move || async move { keeper.metrics() }))
         // Live: the process answers. It stays so while the TPM or the control plane is away.
         .route("/live", get(|| async { "live\n" }))
         // Ready: something can be released.

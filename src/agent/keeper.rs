@@ -15,6 +15,7 @@ use crate::identity::TrustDomain;
 use crate::measurements::{Observation, Watcher};
 use crate::protocol::{Bundle, Entry};
 use crate::shutdown::CancellationToken;
+use crate::telemetry::{AgentMetrics, ByCode};
 use crate::tpm::{PcrReading, TpmError};
 use crate::verify::Lease;
 use crate::workload::{Peer, Selector};
@@ -57,6 +58,7 @@ pub struct Keeper {
     changes: watch::Sender<u64>,
     /// Wakes the tenancy: the node drifted, or its TPM was reset.
     drifted: Notify,
+    metrics: AgentMetrics,
 }
 
 impl Keeper {
@@ -71,7 +73,14 @@ impl Keeper {
             control_plane_reachable: false,
         };
         let changes = watch::Sender::new(0);
-        Self { trust_domain, watcher, holdings: Mutex::new(holdings), changes, drifted: Notify::new() }
+        Self {
+            trust_domain,
+            watcher,
+            holdings: Mutex::new(holdings),
+            changes,
+            drifted: Notify::new(),
+            metrics: AgentMetrics::default(),
+        }
     }
 
     /// Opens the gate under a lease.
@@ -79,7 +88,12 @@ impl Keeper {
     /// # Errors
     /// The gate's.
     pub fn open(&self, lease: Lease, reading: &PcrReading) -> Result<(), Reason> {
-        let opened = self.holdings().gate.open(lease, reading, BootInstant::now());
+        let opened = {
+            let mut holdings = self.holdings();
+            // What the issuer refused under the old lease is asked for again under the new one.
+            holdings.refused.clear();
+            holdings.gate.open(lease, reading, BootInstant::now())
+        };
         self.changed();
         opened
     }
@@ -156,6 +170,13 @@ impl Keeper {
         self.drifted.notified().await;
     }
 
+    /// The metrics in the Prometheus text format.
+    pub fn metrics(&self) -> String {
+        let affirming = self.holdings().gate.standing() == Standing::Affirming;
+        self.metrics.affirming.set(u64::from(affirming));
+        self.metrics.render()
+    }
+
     /// Runs `look` on the gate, for status.
     pub(super) fn with_gate<T>(&self, look: impl FnOnce(&Gate, Option<&TpmError>, &Store, bool) -> T) -> T {
         let holdings = self.holdings();
@@ -193,6 +214,9 @@ impl Keeper {
                     let _ = holdings.gate.judge(reading, reading.started_at, BootInstant::now());
                 }
                 Err(TpmError::Reset) => holdings.gate.close(tpm_reset()),
+                Err(error @ TpmError::Swapped { .. }) => {
+                    holdings.gate.close(Reason::new(Standing::Contraindicated, error.clone().into()));
+                }
                 // Unavailable is not untrusted: noted, and nothing concluded.
                 Err(error) => holdings.tpm_trouble = Some(error.clone()),
             }
@@ -271,6 +295,20 @@ impl Keeper {
 
 impl Source for Keeper {
     async fn x509(&self, peer: &Peer, arrived: BootInstant) -> Result<Released<X509Context>, Denied> {
+        self.counted(self.release_x509(peer, arrived).await)
+    }
+
+    async fn bundles(&self, peer: &Peer, arrived: BootInstant) -> Result<Released<Bundles>, Denied> {
+        self.counted(self.release_bundles(peer, arrived).await)
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+}
+
+impl Keeper {
+    async fn release_x509(&self, peer: &Peer, arrived: BootInstant) -> Result<Released<X509Context>, Denied> {
         // The gate first: while it is closed, that is the answer for everybody.
         if let Some(reason) = self.holdings().gate.reason() {
             return Err(denied(reason));
@@ -321,7 +359,7 @@ impl Source for Keeper {
         }))
     }
 
-    async fn bundles(&self, peer: &Peer, arrived: BootInstant) -> Result<Released<Bundles>, Denied> {
+    async fn release_bundles(&self, peer: &Peer, arrived: BootInstant) -> Result<Released<Bundles>, Denied> {
         self.matching(peer).await?;
         let permit = self.permit(arrived).await?;
         let holdings = self.holdings();
@@ -335,8 +373,14 @@ impl Source for Keeper {
         }))
     }
 
-    fn changes(&self) -> watch::Receiver<u64> {
-        self.changes.subscribe()
+    fn counted<T>(&self, answer: Result<T, Denied>) -> Result<T, Denied> {
+        match &answer {
+            Ok(_) => drop(self.metrics.releases.inc()),
+            Err(Denied::NoIdentity(refusal) | Denied::Unavailable(refusal) | Denied::Ended(refusal)) => {
+                self.metrics.refusals.get_or_create(&ByCode { code: refusal.code.as_str() }).inc();
+            }
+        }
+        answer
     }
 }
 

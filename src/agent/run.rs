@@ -140,7 +140,7 @@ impl Agent {
 
     fn serve_admin(&self, socket: tokio::net::UnixListener) {
         let token = self.shutdown.token.clone();
-        let routes = admin::routes(self.look());
+        let routes = admin::routes(self.look(), self.keeper.clone());
         self.shutdown.tasks.spawn(async move {
             let served = axum::serve(socket, routes).with_graceful_shutdown(token.cancelled_owned());
             if let Err(error) = served.await {

@@ -213,7 +213,7 @@ mod tests {
             assert!(refused(&open.join("s.sock")).contains("mode"), "{mode:o}");
         }
         assert!(refused(Path::new("relative/s.sock")).contains("absolute"));
-        assert!(refused(&dir.path().join("a/../s.sock")).contains("plain"));
+        assert!(refused(&dir.path().join("../s.sock")).contains("plain"));
         assert!(refused(&dir.path().join("none/none/s.sock")).contains("No such file"));
         assert!(refused(&dir.path().join("x".repeat(120))).contains("bytes"));
     }

@@ -1,27 +1,23 @@
 //! The TPM as this agent uses it: a trait in our words, and its implementation over ESAPI.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use p256::ecdsa::{Signature as EcdsaSignature, VerifyingKey};
+use p256::ecdsa::Signature as EcdsaSignature;
 use tss_esapi::constants::tss::{TPM2_RH_NULL, TPM2_ST_HASHCHECK};
 use tss_esapi::handles::KeyHandle;
 use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::resource_handles::Hierarchy;
-use tss_esapi::interface_types::session_handles::AuthSession;
 use tss_esapi::structures::{Digest, HashcheckTicket, Public};
 use tss_esapi::traits::Marshall;
 use tss_esapi::tss2_esys::TPMT_TK_HASHCHECK;
 
-use super::connection::{Connection, PASSWORD, PASSWORDS, Pulse, Sessions, TpmAddress, jittered};
+use super::connection::{Connection, PASSWORD, PASSWORDS, Pulse, TpmAddress, jittered};
 use super::endorsement::{self, Endorsement};
+use super::reading::Reader;
 use super::session::{self, Purpose, SCHEME};
 use super::words::Fault;
-use super::{
-    Bank, EkPublic, PcrReading, PcrSelection, PcrValues, ResetCounts, Signed, TpmError, TpmIdentity, templates,
-};
-use crate::clock::BootInstant;
+use super::{EkPublic, PcrReading, PcrSelection, Signed, TpmError, TpmIdentity, templates};
 use crate::secret::Zeroizing;
 
 /// What the agent asks of a TPM. Every method may block for as long as the TPM takes.
@@ -51,19 +47,12 @@ pub(super) struct Pinned {
     ek: Endorsement,
     ak_name: Vec<u8>,
     ak_public: Vec<u8>,
-    ak_key: VerifyingKey,
     node_key_name: Vec<u8>,
     node_key_public: Vec<u8>,
 }
 
 /// Shared by a thread and the one that takes over when it is stuck.
 pub(super) type Pin = Arc<Mutex<Option<Pinned>>>;
-
-/// How often PCRs are read again because one was extended in between.
-const ROUNDS: usize = 16;
-
-/// PCR_Read returns at most this many values (Part 2, 10.9.6: TPML_DIGEST).
-const PART: usize = 8;
 
 /// Pauses between tries to open the TPM: back within a second of its return, one command a second
 /// while it is away.
@@ -98,26 +87,7 @@ struct Open {
     pinned: Pinned,
     ak: KeyHandle,
     node_key: KeyHandle,
-    session: AuthSession,
-    anchor: Anchor,
-    known: Option<Known>,
-}
-
-/// What the attestation key last vouched for within the standing session.
-struct Anchor {
-    counts: ResetCounts,
-    /// The update counter then. Behind a resource manager, which saves sessions, the session also
-    /// survives a TPM Restart or Resume. Restart clears PCRs: to restore them takes extensions,
-    /// which move the counter, and so a moved counter calls for another anchor.
-    update_counter: u32,
-    /// How long this machine had been suspended in all by then: Resume leaves the counter alone.
-    suspended: Duration,
-}
-
-/// Values read in the standing session at one update counter.
-struct Known {
-    update_counter: u32,
-    values: BTreeMap<(Bank, u8), Vec<u8>>,
+    reader: Reader,
 }
 
 impl EsysDevice {
@@ -149,7 +119,7 @@ impl EsysDevice {
         match self.open() {
             Ok(open) => {
                 if tries > 0 {
-                    tracing::info!(address = %self.address, counts = ?open.anchor.counts, "the TPM is back");
+                    tracing::info!(address = %self.address, counts = ?open.reader.counts(), "the TPM is back");
                 }
                 self.state = State::Open(Box::new(open));
                 Ok(())
@@ -187,9 +157,9 @@ impl EsysDevice {
         let mut connection = Connection::open(&self.address, Arc::clone(&self.pulse))?;
         match self.load(&mut connection) {
             Ok(keys) => {
-                let Loaded { pinned, ak, node_key, session, anchor } = keys;
+                let Loaded { pinned, ak, node_key, reader } = keys;
                 *self.pin.lock().unwrap_or_else(PoisonError::into_inner) = Some(pinned.clone());
-                Ok(Open { connection, pinned, ak, node_key, session, anchor, known: None })
+                Ok(Open { connection, pinned, ak, node_key, reader })
             }
             Err(fault) => {
                 connection.close();
@@ -225,12 +195,11 @@ impl EsysDevice {
             ek,
             ak_name,
             ak_public: encode(&ak_public)?,
-            ak_key,
             node_key_name,
             node_key_public: encode(&node_key_public)?,
         };
-        let anchor = Anchor::take(connection, session, ak, &pinned.ak_key)?;
-        Ok(Loaded { pinned, ak, node_key, session, anchor })
+        let reader = Reader::new(connection, session, ak, ak_key)?;
+        Ok(Loaded { pinned, ak, node_key, reader })
     }
 }
 
@@ -238,8 +207,7 @@ struct Loaded {
     pinned: Pinned,
     ak: KeyHandle,
     node_key: KeyHandle,
-    session: AuthSession,
-    anchor: Anchor,
+    reader: Reader,
 }
 
 impl Device for EsysDevice {
@@ -253,7 +221,7 @@ impl Device for EsysDevice {
     }
 
     fn read_pcrs(&mut self, selection: PcrSelection) -> Result<PcrReading, TpmError> {
-        self.with_open(|open| open.read_pcrs(selection))
+        self.with_open(|open| open.reader.read(&mut open.connection, selection))
     }
 
     fn quote(&mut self, selection: PcrSelection, qualifying_data: [u8; 32]) -> Result<Signed, TpmError> {
@@ -314,86 +282,6 @@ impl Open {
         })
     }
 
-    /// Reads in the standing session. When nothing was extended since the last reading, the first
-    /// part is all that is read: an equal counter proves that the rest is as it was.
-    fn read_pcrs(&mut self, selection: PcrSelection) -> Result<PcrReading, Fault> {
-        let started_at = BootInstant::now();
-        let numbers: Vec<u8> = selection.pcrs().collect();
-        let parts: Vec<&[u8]> = numbers.chunks(PART).collect();
-        for _ in 0..ROUNDS {
-            let Some((update_counter, values)) = self.read_parts(selection, &parts)? else { continue };
-            self.anchor_again(update_counter)?;
-            let values = values.into_iter().map(|((_, pcr), value)| (pcr, value)).collect();
-            let values = PcrValues::new(selection, values).map_err(Fault::lost)?;
-            let finished_at = BootInstant::now();
-            return Ok(PcrReading { started_at, finished_at, values, update_counter, counts: self.anchor.counts });
-        }
-        Err(TpmError::Unavailable("PCRs are extended faster than they can be read".to_owned()).into())
-    }
-
-    /// One value for each PCR, all read at one update counter; none if the counter moved between.
-    fn read_parts(&mut self, selection: PcrSelection, parts: &[&[u8]]) -> Result<Option<(u32, Values)>, Fault> {
-        let mut at = None;
-        let mut values = Values::new();
-        let mut known = None;
-        for (number, part) in parts.iter().enumerate() {
-            let key = |pcr: &u8| (selection.bank(), *pcr);
-            if number > 0
-                && let Some(known) = &known
-            {
-                // Only complete parts: a part is one command in any case.
-                let of_part: Option<Values> = part
-                    .iter()
-                    .map(|pcr| Values::get(known, &key(pcr)).map(|value| (key(pcr), value.clone())))
-                    .collect();
-                if let Some(of_part) = of_part {
-                    values.extend(of_part);
-                    continue;
-                }
-            }
-            let (update_counter, read) = read_part(&mut self.connection, self.session, selection.bank(), part)?;
-            match at {
-                None => {
-                    at = Some(update_counter);
-                    known = self.still_known(selection, update_counter, &read);
-                }
-                Some(first) if first != update_counter => return Ok(None),
-                Some(_) => {}
-            }
-            values.extend(read);
-        }
-        let Some(update_counter) = at else { return Err(Fault::lost("nothing was selected")) };
-        if selection.counted() {
-            let mut all = known.unwrap_or_default();
-            all.extend(values.iter().map(|(key, value)| (*key, value.clone())));
-            self.known = Some(Known { update_counter, values: all });
-        }
-        Ok(Some((update_counter, values)))
-    }
-
-    /// What was read at this counter before, unless the part just read contradicts it.
-    fn still_known(&self, selection: PcrSelection, update_counter: u32, read: &Values) -> Option<Values> {
-        let known =
-            self.known.as_ref().filter(|known| selection.counted() && known.update_counter == update_counter)?;
-        read.iter()
-            .all(|(key, value)| known.values.get(key).is_none_or(|old| old == value))
-            .then(|| known.values.clone())
-    }
-
-    /// Asks for the reset counts again if the session alone doesn't prove that they still hold.
-    fn anchor_again(&mut self, update_counter: u32) -> Result<(), Fault> {
-        if update_counter == self.anchor.update_counter && !self.anchor.suspended_since() {
-            return Ok(());
-        }
-        let suspended = suspended();
-        let counts = session::anchor(&mut self.connection, self.ak, &self.pinned.ak_key)?;
-        if counts != self.anchor.counts {
-            return Err(Fault { lost: true, ..TpmError::Reset.into() });
-        }
-        self.anchor = Anchor { counts, update_counter, suspended };
-        Ok(())
-    }
-
     fn certify_node_key(&mut self, qualifying_data: [u8; 32]) -> Result<Signed, Fault> {
         const COMMAND: &str = "TPM2_Certify";
         let data = tss_esapi::structures::Data::try_from(qualifying_data.as_slice())
@@ -434,63 +322,6 @@ impl Open {
     }
 }
 
-impl Anchor {
-    fn take(
-        connection: &mut Connection,
-        session: AuthSession,
-        ak: KeyHandle,
-        ak_key: &VerifyingKey,
-    ) -> Result<Self, Fault> {
-        let suspended = suspended();
-        // An empty selection: only the counter is wanted.
-        let (update_counter, _) = read_part(connection, session, Bank::Sha256, &[])?;
-        Ok(Self { counts: session::anchor(connection, ak, ak_key)?, update_counter, suspended })
-    }
-
-    fn suspended_since(&self) -> bool {
-        // The two clocks are read one after the other: below this it may be scheduling.
-        suspended().saturating_sub(self.suspended) > Duration::from_millis(50)
-    }
-}
-
-type Values = BTreeMap<(Bank, u8), Vec<u8>>;
-
-/// One PCR_Read in the standing session.
-fn read_part(
-    connection: &mut Connection,
-    session: AuthSession,
-    bank: Bank,
-    pcrs: &[u8],
-) -> Result<(u32, Values), Fault> {
-    const COMMAND: &str = "TPM2_PCR_Read";
-    let asked = session::selection_list(bank, pcrs.iter().copied())?;
-    let sessions: Sessions = (Some(session), None, None);
-    let (update_counter, answered, digests) =
-        connection.call(COMMAND, sessions, |context| context.pcr_read(asked.clone())).map_err(|mut fault| {
-            // The session is out of step: a new one is the only cure, and nobody's fault is proven.
-            if fault.blames_session() && !fault.lost {
-                fault.lost = true;
-                fault.error = TpmError::Unavailable(format!("the standing session is out of step: {}", fault.error));
-            }
-            fault
-        })?;
-    let slots = |list: &tss_esapi::structures::PcrSelectionList| {
-        list.get_selections().first().map(|of| (of.hashing_algorithm(), of.selected())).unzip()
-    };
-    if pcrs.is_empty() {
-        return Ok((update_counter, Values::new()));
-    }
-    if slots(&answered) != slots(&asked) || digests.len() != pcrs.len() {
-        return Err(Fault::refused(
-            COMMAND,
-            format!("not all of PCR {pcrs:?} have a value in the {bank} bank: is it active?"),
-        ));
-    }
-    let values =
-        pcrs.iter().zip(digests.value()).map(|(pcr, digest)| ((bank, *pcr), digest.value().to_vec())).collect();
-    Ok((update_counter, values))
-}
-
 /// Creates a primary key of the endorsement hierarchy.
 pub(super) fn primary(
     connection: &mut Connection,
@@ -502,18 +333,6 @@ pub(super) fn primary(
         context.create_primary(Hierarchy::Endorsement, template.clone(), None, None, None, None)
     })?;
     Ok((created.key_handle, created.out_public))
-}
-
-/// How long this machine has been suspended since it booted.
-fn suspended() -> Duration {
-    let monotonic = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    let nanos = |seconds: i64, nanos: i64| {
-        u64::try_from(seconds)
-            .unwrap_or(0)
-            .saturating_mul(1_000_000_000)
-            .saturating_add(u64::try_from(nanos).unwrap_or(0))
-    };
-    BootInstant::now().since(BootInstant::from_nanos(nanos(monotonic.tv_sec, monotonic.tv_nsec)))
 }
 
 /// A property that is four characters of text.

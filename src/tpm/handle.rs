@@ -359,3 +359,6 @@ fn serve(device: &mut dyn Device, mut queue: mpsc::Receiver<Job>, end: &AtomicBo
     }
     device.close();
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,6 +18,8 @@ mod handle;
 #[cfg(feature = "agent")]
 mod nv;
 #[cfg(feature = "agent")]
+mod reading;
+#[cfg(feature = "agent")]
 mod session;
 #[cfg(feature = "agent")]
 mod templates;

@@ -117,3 +117,6 @@ pub enum Denied {
     /// What was held has run out: `Unavailable`, and an open stream ends too.
     Ended(Refusal),
 }
+
+#[cfg(test)]
+mod tests;

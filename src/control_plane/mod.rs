@@ -1,1 +1,4 @@
 //! (room)
+pub mod issuer;
+pub mod keys;
+pub mod store;

@@ -173,7 +173,8 @@ pub fn spki_of(certificate: &[u8]) -> Result<Vec<u8>, Refusal> {
 /// # Errors
 /// Never for a valid key; the encoder's signature has one.
 pub fn spki_of_key(key: &SigningKey) -> Result<Vec<u8>, Refusal> {
-    let document = key.verifying_key().to_public_key_der().map_err(|e| Refusal::new(codes::STORE_FAILED, e.to_string()))?;
+    let document =
+        key.verifying_key().to_public_key_der().map_err(|e| Refusal::new(codes::STORE_FAILED, e.to_string()))?;
     Ok(document.as_bytes().to_vec())
 }
 

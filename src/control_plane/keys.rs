@@ -75,11 +75,7 @@ impl WrappingKey {
         let mut plain = Zeroizing::new(sealed.to_vec());
         let length = self
             .0
-            .open_in_place(
-                Nonce::assume_unique_for_key(*nonce),
-                Aad::from(purpose.as_bytes()),
-                plain.as_mut_slice(),
-            )
+            .open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(purpose.as_bytes()), plain.as_mut_slice())
             .map_err(|_| refused())?
             .len();
         plain.truncate(length);

@@ -11,7 +11,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Transaction, fixed, signed, unsigned};
+use super::{Transaction, fixed, meta};
 use crate::codes::{self, Refusal};
 use crate::secret;
 
@@ -43,17 +43,17 @@ impl Generation {
         if restored {
             tx.execute_batch("DELETE FROM nonces; DELETE FROM enrolments; DELETE FROM requests;")?;
             tx.execute("UPDATE leases SET ends_at = 0, ended_code = ?1", [codes::PROTOCOL_EPOCH.as_str()])?;
-            set(tx, "epoch", &random_epoch()?)?;
+            meta::set(tx, "epoch", &random_epoch()?)?;
         }
-        let epoch = match get(tx, "epoch")? {
+        let epoch = match meta::get(tx, "epoch")? {
             Some(epoch) => fixed(&epoch, "the epoch")?,
             None => {
                 let epoch = random_epoch()?;
-                set(tx, "epoch", &epoch)?;
+                meta::set(tx, "epoch", &epoch)?;
                 epoch
             }
         };
-        set(tx, "generation", &(stored.max(witnessed) + 1).to_be_bytes())?;
+        meta::set_number(tx, "generation", stored.max(witnessed) + 1)?;
         Ok((epoch, restored))
     }
 
@@ -63,7 +63,7 @@ impl Generation {
     /// # Errors
     /// [`codes::STORE_FAILED`].
     pub fn advance(&self, tx: &Transaction<'_>) -> Result<(), Refusal> {
-        set(tx, "generation", &(counter(tx)? + 1).to_be_bytes())
+        meta::set_number(tx, "generation", counter(tx)? + 1)
     }
 
     /// Writes the witness, after the commit: a crash between the two leaves the store ahead, which
@@ -92,31 +92,17 @@ impl Generation {
 }
 
 fn counter(tx: &Transaction<'_>) -> Result<u64, Refusal> {
-    match get(tx, "generation")? {
-        Some(bytes) => Ok(u64::from_be_bytes(fixed(&bytes, "the generation")?)),
-        None => Ok(0),
-    }
+    meta::number(tx, "generation")
 }
 
 fn random_epoch() -> Result<Epoch, Refusal> {
     secret::random().map_err(|e| Refusal::new(codes::STORE_FAILED, e.to_string()))
 }
 
-/// A value of the `meta` table.
-fn get(tx: &Transaction<'_>, name: &str) -> Result<Option<Vec<u8>>, Refusal> {
-    use super::OptionalExtension;
-    Ok(tx.query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| row.get(0)).optional()?)
-}
-
-fn set(tx: &Transaction<'_>, name: &str, value: &[u8]) -> Result<(), Refusal> {
-    tx.execute("INSERT INTO meta(name, value) VALUES (?1, ?2) ON CONFLICT(name) DO UPDATE SET value = ?2", (name, value))?;
-    Ok(())
-}
-
 /// The next number of a sequence that never goes back, not even after a restore: one more than the
 /// last, but at least the present time in seconds. (It is used less than once a second on average.)
-pub fn next_sequence(last: i64, now: crate::clock::WallTime) -> u64 {
-    unsigned(last.saturating_add(1)).max(unsigned(signed(now.0)))
+pub fn next_sequence(last: u64, now: crate::clock::WallTime) -> u64 {
+    last.saturating_add(1).max(now.0)
 }
 
 #[cfg(test)]

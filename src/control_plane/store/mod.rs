@@ -4,6 +4,7 @@
 //! transaction: a nonce is spent in the transaction that stores what it authorised.
 
 mod generation;
+pub mod meta;
 mod migrations;
 
 use std::fs::OpenOptions;

@@ -1,5 +1,7 @@
 //! Nonces: 32 random bytes, each for one node and one purpose, each good for one use.
 
+use std::time::Duration;
+
 use super::store::{OptionalExtension, Transaction, params, signed, unsigned};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
@@ -51,7 +53,8 @@ pub fn issue(
     Ok(FreshNonce { nonce, term_seconds: term })
 }
 
-/// Spends a nonce. The transaction it is spent in is the one that does what it authorises.
+/// Spends a nonce and returns its age. The transaction it is spent in is the one that does what it
+/// authorises.
 ///
 /// # Errors
 /// [`codes::VERIFY_NONCE`] for one that was never given out (or too long ago) or for another
@@ -63,20 +66,21 @@ pub fn spend(
     node: NodeId,
     purpose: Purpose,
     now: WallTime,
-) -> Result<(), Refusal> {
+) -> Result<Duration, Refusal> {
     let found = tx
-        .prepare_cached("SELECT node, purpose, expires_at, used_at FROM nonces WHERE nonce = ?1")?
+        .prepare_cached("SELECT node, purpose, expires_at, used_at, issued_at FROM nonces WHERE nonce = ?1")?
         .query_row([nonce], |row| {
             Ok((
                 row.get::<_, Vec<u8>>(0)?,
                 row.get::<_, String>(1)?,
                 unsigned(row.get(2)?),
                 row.get::<_, Option<i64>>(3)?,
+                unsigned(row.get(4)?),
             ))
         })
         .optional()?;
     let shown = hex::encode(nonce.get(..8).unwrap_or_default());
-    let Some((owner, given_for, expires_at, used_at)) = found else {
+    let Some((owner, given_for, expires_at, used_at, issued_at)) = found else {
         return Err(Refusal::new(codes::VERIFY_NONCE, format!("{shown}… was not given out")));
     };
     // Another node's nonce is left as it is: else a node could spend its neighbours'.
@@ -95,7 +99,7 @@ pub fn spend(
         return Err(Refusal::new(codes::VERIFY_NONCE_EXPIRED, format!("{shown}… could be used until {expired}")));
     }
     tx.prepare_cached("UPDATE nonces SET used_at = ?1 WHERE nonce = ?2")?.execute(params![signed(now.0), nonce])?;
-    Ok(())
+    Ok(Duration::from_secs(now.0.saturating_sub(issued_at)))
 }
 
 /// Forgets nonces that are long spent or expired.

@@ -8,7 +8,7 @@ use super::nodes::Node;
 use super::owners;
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
-use crate::control_plane::store::{OptionalExtension, Transaction, damaged, fixed, params, signed, unsigned};
+use crate::control_plane::store::{Transaction, damaged, fixed, params, signed, unsigned};
 use crate::identity::{NodeId, RESERVED_PATH, SpiffeId, TrustDomain};
 use crate::protocol::Entry;
 

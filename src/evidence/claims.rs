@@ -110,7 +110,7 @@ impl Unsigned {
 
     /// The evidence.
     pub fn finish(self, signature: Signature) -> Vec<u8> {
-        self.0.finish(&signature)
+        self.0.finish(signature)
     }
 }
 

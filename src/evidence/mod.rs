@@ -5,7 +5,7 @@
 
 mod binding;
 pub mod cbor;
-mod claims;
+pub mod claims;
 mod decode;
 pub mod sign1;
 

@@ -34,7 +34,7 @@ impl Unsigned {
     }
 
     /// The tagged COSE_Sign1.
-    pub fn finish(self, signature: &Signature) -> Vec<u8> {
+    pub fn finish(self, signature: Signature) -> Vec<u8> {
         let sign1 = CoseSign1 {
             protected: self.protected,
             unprotected: coset::Header::default(),

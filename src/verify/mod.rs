@@ -3,15 +3,29 @@
 //! The order of the checks is in the types; none of them can be made but by the step before it:
 //!
 //! ```text
-//! UnverifiedEvidence ─authenticate─▶ Authentic ─fresh─▶ Fresh ─replay─▶ Replayed ─appraise─▶ Appraised
-//!                     who made it?              for us,         by these         as it
-//!                                               now?            logs?            should be?
+//! UnverifiedEvidence ─authenticate─▶ Authentic ─fresh─▶ Fresh ─replay─▶ Replayed ─appraise─▶ Appraised ─lease─▶ LeaseClaims
+//!                     who made it?              for us,         by these         as it                  for how
+//!                                               now?            logs?            should be?             long?
 //! ```
+//!
+//! Beside that line stand [`endorsement`] (whose TPM is it?), [`credential`] (are the keys in it?)
+//! and [`Lease::verify`], the agent's check of what comes back.
 
+mod appraised;
 mod authentic;
+pub mod credential;
+pub mod endorsement;
 mod fresh;
 mod keys;
+mod lease;
+mod references;
+mod trust;
 
+pub use appraised::{Appraised, LeaseTerms, Replayed, Verdict};
 pub use authentic::{Authentic, authenticate};
+pub use endorsement::{EkRoots, Grade};
 pub use fresh::{Fresh, Note, PriorQuote};
 pub use keys::{AkPublic, EnrolledKeys, NodeKey};
+pub use lease::{LEASE_CDDL, LEASE_PROFILE, Lease, LeaseClaims, LeaseExpectation};
+pub use references::ReferenceSet;
+pub use trust::TrustVector;

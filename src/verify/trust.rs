@@ -1,0 +1,132 @@
+//! The AR4SI trustworthiness vector (draft-ietf-rats-ar4si) of an attestation result.
+
+use crate::tpm::PcrDifference;
+
+/// PCRs that hold what was executed rather than how it was set up (PC Client Platform Firmware
+/// Profile, 3.3.4; the boot stub measures the kernel image into 11, extensions into 13).
+const CODE: [u8; 7] = [0, 2, 4, 8, 9, 11, 13];
+
+/// AR4SI claims: 0 says nothing, 2 to 31 affirms, 32 to 95 warns, 96 to 127 contraindicates.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TrustVector {
+    /// Claim 0.
+    pub instance_identity: i8,
+    /// Claim 1.
+    pub configuration: i8,
+    /// Claim 2.
+    pub executables: i8,
+    /// Claim 3.
+    pub file_system: i8,
+    /// Claim 4.
+    pub hardware: i8,
+    /// Claim 5.
+    pub runtime_opaque: i8,
+    /// Claim 6.
+    pub storage_opaque: i8,
+    /// Claim 7.
+    pub sourced_data: i8,
+}
+
+impl TrustVector {
+    /// Known and not known to be compromised; configuration approved; hardware genuine.
+    const GOOD: i8 = 2;
+    /// Executables recognized as approved during boot; nothing is said of what came after.
+    const BOOT: i8 = 3;
+    /// Not acceptable.
+    const BAD: i8 = 96;
+
+    /// The keys are the enrolled ones; nothing is said of what was measured.
+    pub(super) const fn known() -> Self {
+        Self {
+            instance_identity: Self::GOOD,
+            configuration: 0,
+            executables: 0,
+            file_system: 0,
+            hardware: 0,
+            runtime_opaque: 0,
+            storage_opaque: 0,
+            sourced_data: 0,
+        }
+    }
+
+    /// The same after the PCRs were held against reference values.
+    pub(super) fn measured(self, differences: &[PcrDifference]) -> Self {
+        let (code, setup): (Vec<_>, Vec<_>) = differences.iter().partition(|it| CODE.contains(&it.pcr));
+        Self {
+            configuration: if setup.is_empty() { Self::GOOD } else { Self::BAD },
+            executables: if code.is_empty() { Self::BOOT } else { Self::BAD },
+            ..self
+        }
+    }
+
+    /// The same where the manufacturer vouches for the TPM.
+    pub(super) const fn genuine(self) -> Self {
+        Self { hardware: Self::GOOD, ..self }
+    }
+
+    /// The overall status: the tier of the worst claim made; 0 when none is.
+    pub fn status(self) -> i8 {
+        match self.claims().into_iter().max().unwrap_or(0) {
+            i8::MIN..2 => 0,
+            2..32 => 2,
+            32..96 => 32,
+            96..=i8::MAX => 96,
+        }
+    }
+
+    /// The claims in the order of their numbers.
+    pub const fn claims(self) -> [i8; 8] {
+        [
+            self.instance_identity,
+            self.configuration,
+            self.executables,
+            self.file_system,
+            self.hardware,
+            self.runtime_opaque,
+            self.storage_opaque,
+            self.sourced_data,
+        ]
+    }
+
+    /// The vector of claims in the order of their numbers.
+    pub const fn from_claims(claims: [i8; 8]) -> Self {
+        let [
+            instance_identity,
+            configuration,
+            executables,
+            file_system,
+            hardware,
+            runtime_opaque,
+            storage_opaque,
+            sourced_data,
+        ] = claims;
+        Self {
+            instance_identity,
+            configuration,
+            executables,
+            file_system,
+            hardware,
+            runtime_opaque,
+            storage_opaque,
+            sourced_data,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_claim_decides() {
+        let difference =
+            |pcr| PcrDifference { bank: String::new(), pcr, found: String::new(), expected: String::new() };
+        assert_eq!(TrustVector::default().status(), 0);
+        assert_eq!(TrustVector::known().measured(&[]).status(), 2);
+        assert_eq!(TrustVector::known().measured(&[difference(7)]).configuration, 96);
+        assert_eq!(TrustVector::known().measured(&[difference(4)]).executables, 96);
+        assert_eq!(TrustVector::known().measured(&[difference(4)]).status(), 96);
+        let vector = TrustVector::known().measured(&[]).genuine();
+        assert_eq!(TrustVector::from_claims(vector.claims()), vector);
+    }
+}

@@ -20,9 +20,7 @@ use crate::codes::{self, Refusal};
 use crate::evidence::UnverifiedEvidence;
 use crate::identity::NodeId;
 use crate::protocol::{AttestAnswer, AttestRequest};
-use crate::verify::{
-    AkPublic, Appraised, EnrolledKeys, LeaseTerms, NodeKey, ReferenceSet, Verdict, authenticate,
-};
+use crate::verify::{AkPublic, Appraised, EnrolledKeys, LeaseTerms, NodeKey, ReferenceSet, Verdict, authenticate};
 
 /// The name of reference values that were learnt from the node itself, in its leases.
 const LEARNT: &str = "learnt";
@@ -161,8 +159,7 @@ fn grant(
 ) -> Result<Vec<u8>, Refusal> {
     let sequence = leases::grant(tx, node.id, now, shared.settings.lease)?;
     let grade = node.grade.parse().map_err(|_| super::store::damaged("a node's grade"))?;
-    let terms =
-        LeaseTerms { sequence, term: shared.settings.lease, issued_at: now, epoch: shared.epoch, grade };
+    let terms = LeaseTerms { sequence, term: shared.settings.lease, issued_at: now, epoch: shared.epoch, grade };
     let claims = appraised.lease(&terms)?;
     let issuing = shared.authority.current();
     let unsigned = claims.unsigned(&issuer::spki_of_key(issuing.ca.signing_key())?);
@@ -176,7 +173,7 @@ fn grant(
         "reset_count": claims.counts.reset, "restart_count": claims.counts.restart,
     });
     audit::done(tx, now, "lease.granted", Some(node.id), detail)?;
-    Ok(unsigned.finish(&signature))
+    Ok(unsigned.finish(signature))
 }
 
 /// A new node certificate, once the present one is past half its life.

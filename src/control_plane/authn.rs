@@ -56,12 +56,7 @@ impl Peer {
 ///
 /// # Errors
 /// [`codes::PROTOCOL_CLIENT_CERTIFICATE`] or [`codes::ENROL_REVOKED`].
-pub fn admitted(
-    tx: &Transaction<'_>,
-    peer: &Peer,
-    trust_domain: &TrustDomain,
-    now: WallTime,
-) -> Result<Node, Refusal> {
+pub fn admitted(tx: &Transaction<'_>, peer: &Peer, trust_domain: &TrustDomain, now: WallTime) -> Result<Node, Refusal> {
     let refuse = |what: &str| {
         Refusal::new(codes::PROTOCOL_CLIENT_CERTIFICATE, what)
             .at(peer.uri.clone())

@@ -39,9 +39,8 @@ pub fn issue(
     let left = leases::live(tx, node.id, request.lease_sequence, now)?;
     let mut answers = Vec::with_capacity(request.wanted.len());
     for wanted in &request.wanted {
-        let decision = hex::encode(
-            secret::random::<16>().map_err(|e| Refusal::new(codes::STORE_FAILED, e.to_string()))?,
-        );
+        let decision =
+            hex::encode(secret::random::<16>().map_err(|e| Refusal::new(codes::STORE_FAILED, e.to_string()))?);
         let issued = match decide(tx, shared, node, request.lease_sequence, wanted, &decision, left, now) {
             Ok(issued) => issued,
             Err(refusal) if refusal.code == codes::STORE_FAILED => return Err(refusal),

@@ -22,9 +22,7 @@ use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::evidence::UnverifiedEvidence;
 use crate::identity::NodeId;
-use crate::protocol::{
-    Admitted, EnrolAnswer, EnrolChallenge, EnrolRequest, EnrolResult, PresentedEk,
-};
+use crate::protocol::{Admitted, EnrolAnswer, EnrolChallenge, EnrolRequest, EnrolResult, PresentedEk};
 use crate::secret;
 use crate::tpm::structures::Public;
 use crate::verify::{AkPublic, EnrolledKeys, Grade, NodeKey, authenticate, credential, endorsement};

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::store::{OptionalExtension, Transaction, next_sequence, params, signed, unsigned};
 use super::replay;
+use super::store::{OptionalExtension, Transaction, next_sequence, params, signed, unsigned};
 use crate::clock::WallTime;
 use crate::codes::{self, Code, Refusal};
 use crate::identity::NodeId;

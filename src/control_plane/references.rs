@@ -178,12 +178,7 @@ pub fn fingerprint(pcrs: &PcrValues) -> String {
 /// # Errors
 /// [`codes::ADMIN_UNKNOWN`] when no quote of it was verified yet, [`codes::ADMIN_CONFLICT`] when
 /// the latest quote is not the one with `fingerprint`.
-pub fn learn(
-    tx: &Transaction<'_>,
-    node: NodeId,
-    expected: &str,
-    now: WallTime,
-) -> Result<(Reference, bool), Refusal> {
+pub fn learn(tx: &Transaction<'_>, node: NodeId, expected: &str, now: WallTime) -> Result<(Reference, bool), Refusal> {
     let quote = latest_quote(tx, node)?.ok_or_else(|| no_quote(node))?;
     let found = fingerprint(&quote.pcrs);
     if found != expected {
@@ -205,13 +200,7 @@ pub fn learn(
     )?;
     tx.execute(
         "INSERT INTO reference_sets(node, version, selection, pcrs, created_at) VALUES (?1, ?2, ?3, ?4, ?5)",
-        params![
-            node.as_bytes(),
-            last + 1,
-            quote.pcrs.selection().to_string(),
-            to_text(&quote.pcrs)?,
-            signed(now.0)
-        ],
+        params![node.as_bytes(), last + 1, quote.pcrs.selection().to_string(), to_text(&quote.pcrs)?, signed(now.0)],
     )?;
     Ok((Reference { version: unsigned(last + 1), pcrs: quote.pcrs }, true))
 }
@@ -237,16 +226,12 @@ pub fn retire(tx: &Transaction<'_>, node: NodeId, now: WallTime) -> Result<(), R
 /// [`codes::STORE_FAILED`].
 pub fn active(tx: &Transaction<'_>, node: NodeId) -> Result<Option<Reference>, Refusal> {
     let found = tx
-        .prepare_cached(
-            "SELECT version, selection, pcrs FROM reference_sets WHERE node = ?1 AND retired_at IS NULL",
-        )?
+        .prepare_cached("SELECT version, selection, pcrs FROM reference_sets WHERE node = ?1 AND retired_at IS NULL")?
         .query_row([node.as_bytes()], |row| {
             Ok((unsigned(row.get(0)?), row.get::<_, String>(1)?, row.get::<_, String>(2)?))
         })
         .optional()?;
-    found
-        .map(|(version, selection, pcrs)| Ok(Reference { version, pcrs: from_text(&selection, &pcrs)? }))
-        .transpose()
+    found.map(|(version, selection, pcrs)| Ok(Reference { version, pcrs: from_text(&selection, &pcrs)? })).transpose()
 }
 
 /// All reference sets, by node and version.

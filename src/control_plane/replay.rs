@@ -66,8 +66,11 @@ impl Request {
             .query_row(params![node, self.kind], |row| row.get(0))?;
         tx.prepare_cached("UPDATE requests SET answer = NULL WHERE node = ?1 AND kind = ?2 AND answer IS NOT NULL")?
             .execute(params![node, self.kind])?;
-        tx.prepare_cached("DELETE FROM requests WHERE node = ?1 AND kind = ?2 AND number <= ?3")?
-            .execute(params![node, self.kind, number - REMEMBERED])?;
+        tx.prepare_cached("DELETE FROM requests WHERE node = ?1 AND kind = ?2 AND number <= ?3")?.execute(params![
+            node,
+            self.kind,
+            number - REMEMBERED
+        ])?;
         tx.prepare_cached(
             "INSERT INTO requests(node, kind, request_id, number, digest, answered_at, answer)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",

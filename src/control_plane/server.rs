@@ -127,8 +127,10 @@ impl Shared {
         let shared = self.clone();
         self.store.transaction(move |tx| shared.authority.reload(tx)).await?;
         let shared = self.clone();
-        let configuration =
-            self.store.transaction(move |tx| certify(tx, &shared.settings, &shared.authority, &shared.server_key, shared.now())).await?;
+        let configuration = self
+            .store
+            .transaction(move |tx| certify(tx, &shared.settings, &shared.authority, &shared.server_key, shared.now()))
+            .await?;
         self.tls.replace(configuration);
         self.hub.push(Audience::All, Event::Attest);
         Ok(())
@@ -157,10 +159,15 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
     let (authority, epoch, configuration) = store.transaction_blocking(|tx| {
         let (epoch, restored) = generation.enter(tx)?;
         if restored {
-            audit::done(tx, time, codes::PROTOCOL_EPOCH.as_str(), None, serde_json::json!({"epoch": hex::encode(epoch)}))?;
+            audit::done(
+                tx,
+                time,
+                codes::PROTOCOL_EPOCH.as_str(),
+                None,
+                serde_json::json!({"epoch": hex::encode(epoch)}),
+            )?;
         }
-        let authority =
-            Authority::open(tx, wrapping.clone(), settings.trust_domain.clone(), settings.ca, time)?;
+        let authority = Authority::open(tx, wrapping.clone(), settings.trust_domain.clone(), settings.ca, time)?;
         let configuration = certify(tx, &settings, &authority, &server_key, time)?;
         Ok((authority, epoch, configuration))
     })?;

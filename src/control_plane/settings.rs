@@ -59,8 +59,11 @@ impl Settings {
     pub fn check(config: &ServerConfig) -> Result<Self, Refusal> {
         if let Some(address) = &config.keys.tpm {
             // Refused rather than ignored: else a key thought sealed would lie in a file.
-            return Err(invalid("keys.tpm", format!("`{address}`: sealing the wrapping key to a TPM is not built yet"))
-                .expected("no `keys.tpm`; the wrapping key then is a file of mode 0600, see `keys.wrapping_key`"));
+            return Err(invalid(
+                "keys.tpm",
+                format!("`{address}`: sealing the wrapping key to a TPM is not built yet"),
+            )
+            .expected("no `keys.tpm`; the wrapping key then is a file of mode 0600, see `keys.wrapping_key`"));
         }
         let selection = config.pcrs.parse().map_err(|what: String| invalid("pcrs", what))?;
         let TermsConfig { lease_seconds, svid_seconds, nonce_seconds, ca_days } = config.terms;

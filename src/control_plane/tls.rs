@@ -113,8 +113,8 @@ pub async fn serve(listener: TcpListener, tls: Arc<Tls>, router: Router, shutdow
                 (permit, listener.accept().await)
             } => accepted,
         };
-        let (Ok(permit), connection) = accepted else { return };
-        let (stream, address) = match connection {
+        let (Ok(permit), accepted) = accepted else { return };
+        let (stream, address) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors, mostly: it helps to wait.

@@ -197,10 +197,17 @@ table! {
     GATE_REVOKED = "gate.revoked", "The node or the workload was revoked.";
     GATE_LEASE_ORDER = "gate.lease_order", "An older lease than the present one was offered.";
 
+    WORKLOAD_SELECTOR = "workload.selector", "The text is no selector.";
+    WORKLOAD_PEER_UNKNOWN = "workload.peer_unknown", "The kernel doesn't say who is calling.";
+    WORKLOAD_PEER_CHANGED = "workload.peer_changed", "The calling process is no longer what it was when it connected.";
     WORKLOAD_PEER_GONE = "workload.peer_gone", "The calling process ended before it could be identified.";
     WORKLOAD_NO_MATCH = "workload.no_match", "No registered workload matches the calling process.";
 
     DELIVERY_HEADER = "delivery.header", "The Workload API's security header is missing.";
+    DELIVERY_SOCKET = "delivery.socket", "A socket can't be made at the configured place.";
+    DELIVERY_BUSY = "delivery.busy", "The caller has as many connections or streams as one user may have.";
+    DELIVERY_INCOMPLETE = "delivery.incomplete", "What was released lacks a part that a workload must get.";
+    DELIVERY_STOPPING = "delivery.stopping", "The agent is stopping.";
 
     ADMIN_PEER = "admin.peer", "The admin socket serves its owner and root only.";
     ADMIN_INVALID = "admin.invalid", "The command can't be carried out as given.";

@@ -259,9 +259,9 @@ mod tests {
 
     #[test]
     fn an_unknown_key_is_named_with_its_line_and_the_nearest_known_one() {
-        let text = "trust_domain = \"example.org\"\nlease = 1\n[control_plane]\nadress = \"localhost:1\"\n";
+        let text = "trust_domain = \"example.org\"\nstate_dirs = \"/x\"\n";
         let error = parse::<AgentConfig>(text, "agent.toml").unwrap_err();
-        assert_eq!(error.at, "agent.toml:2");
+        assert_eq!((error.at.as_str(), error.expected.as_str()), ("agent.toml:2", "perhaps `state_dir`"));
         let text = "trust_domain = \"example.org\"\n[control_plane]\nadress = \"localhost:1\"\n";
         let error = parse::<AgentConfig>(text, "agent.toml").unwrap_err();
         assert_eq!(error.at, "agent.toml:3");

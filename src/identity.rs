@@ -5,6 +5,11 @@ use std::str::FromStr;
 
 use sha2::{Digest, Sha256};
 pub use spiffe::{SpiffeId, TrustDomain};
+use x509_cert::Certificate;
+use x509_cert::ext::pkix::SubjectAltName;
+use x509_cert::ext::pkix::name::GeneralName;
+
+use crate::codes::{self, Refusal};
 
 /// Paths under this prefix name Leasehold's own parts; no workload may be registered there.
 pub const RESERVED_PATH: &str = "/leasehold/";
@@ -69,6 +74,29 @@ impl FromStr for NodeId {
 /// `spiffe://TRUST-DOMAIN/leasehold/server`: the name in the control plane's certificate.
 pub fn server_id(trust_domain: &TrustDomain) -> SpiffeId {
     own_part(trust_domain, &["leasehold", "server"])
+}
+
+/// The one SPIFFE ID in a certificate (X509-SVID section 2: exactly one URI SAN).
+///
+/// # Errors
+/// [`codes::PROTOCOL_UNTRUSTED`] when there is no URI SAN, more than one, or one that is no SPIFFE ID.
+pub fn certified_id(certificate: &Certificate) -> Result<SpiffeId, Refusal> {
+    let refuse = |found: String| Refusal::new(codes::PROTOCOL_UNTRUSTED, found).at("subjectAltName");
+    let san = certificate
+        .tbs_certificate()
+        .get_extension::<SubjectAltName>()
+        .map_err(|e| refuse(format!("it can't be read: {e}")))?
+        .map(|(_, san)| san.0)
+        .unwrap_or_default();
+    let mut uris = san.iter().filter_map(|name| match name {
+        GeneralName::UniformResourceIdentifier(uri) => Some(uri.as_str()),
+        _ => None,
+    });
+    let uri = uris.next().ok_or_else(|| refuse("no URI".to_owned()))?;
+    if uris.next().is_some() {
+        return Err(refuse("more than one URI".to_owned()));
+    }
+    SpiffeId::new(uri).map_err(|e| refuse(format!("`{uri}` is no SPIFFE ID: {e}")))
 }
 
 fn own_part(trust_domain: &TrustDomain, segments: &[&str]) -> SpiffeId {

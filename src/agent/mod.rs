@@ -1,1 +1,23 @@
-//! (room)
+//! The agent: the wiring of the rooms, and its command line.
+//!
+//! ```text
+//!  tenancy ── enrols, attests, renews ──▶ keeper ◀── judges each reading ── watcher
+//!     ▲  │ events                          │  ▲
+//!     └──┘                                 │  └── Workload API: peer, arrival
+//!                                          ▼
+//!                                       gate + store
+//! ```
+
+mod admin;
+mod attester;
+pub mod cli;
+mod events;
+mod keeper;
+mod run;
+mod state;
+mod status;
+mod tenancy;
+
+pub use keeper::Keeper;
+pub use run::{Agent, start};
+pub use status::Status;

@@ -1,1 +1,6 @@
-fn main() {}
+//! The node agent's binary; see [`leasehold::agent::cli`].
+#![forbid(unsafe_code)]
+
+fn main() -> std::process::ExitCode {
+    leasehold::agent::cli::main()
+}

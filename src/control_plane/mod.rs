@@ -17,6 +17,7 @@ mod authn;
 mod ca;
 pub mod cli;
 mod credentials;
+pub mod dev;
 mod enrolment;
 mod events;
 mod issuer;

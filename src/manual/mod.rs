@@ -1,1 +1,11 @@
-//! (room)
+//! Prose about Leasehold, kept beside the code it explains.
+//!
+//! - [`threat_model`]: who is kept out, who isn't, and where the edge runs.
+//! - [`protocol`]: what the two binaries say, in order, and why.
+//! - [`operations`]: setting up, what states mean, what to do when something is refused.
+//! - [`decisions`]: dated choices: context, choice, what would change our mind.
+
+pub mod decisions;
+pub mod operations;
+pub mod protocol;
+pub mod threat_model;

@@ -1,5 +1,15 @@
-//! What the two binaries say to each other.
+//! What the two binaries say to each other: messages, and the agent's side as a client whose
+//! types follow the order of the protocol.
 
 pub mod messages;
 
+#[cfg(feature = "agent")]
+mod client;
+#[cfg(feature = "agent")]
+mod tls;
+
+#[cfg(feature = "agent")]
+pub use client::{Answer, Enrolled, Enrolment, Events, Failure, Leased, Membership, Unenrolled};
 pub use messages::*;
+#[cfg(feature = "agent")]
+pub use tls::TrustAnchors;

@@ -7,11 +7,27 @@ pub mod pcr;
 
 pub mod structures;
 
-// mod device;
+#[cfg(feature = "agent")]
+mod connection;
+#[cfg(feature = "agent")]
+mod device;
+#[cfg(feature = "agent")]
+mod endorsement;
+#[cfg(feature = "agent")]
+mod handle;
+#[cfg(feature = "agent")]
+mod nv;
+#[cfg(feature = "agent")]
+mod reading;
+#[cfg(feature = "agent")]
+mod session;
+#[cfg(feature = "agent")]
+mod templates;
+#[cfg(feature = "agent")]
+mod words;
 
-// mod handle;
-
-// pub use handle::{Tpm, TpmAddress, TpmThread};
+#[cfg(feature = "agent")]
+pub use handle::{Tpm, TpmAddress, TpmThread};
 pub use pcr::{Bank, PcrDifference, PcrReading, PcrSelection, PcrValues, ResetCounts};
 
 use crate::codes::{self, Refusal};

@@ -127,6 +127,11 @@ impl PcrSelection {
         pcr < PCR_COUNT && self.mask & (1 << pcr) != 0
     }
 
+    /// Whether every PCR of `other` is in this selection, of the same bank.
+    pub fn covers(self, other: Self) -> bool {
+        self.bank == other.bank && self.mask & other.mask == other.mask
+    }
+
     /// How many PCRs are selected.
     pub const fn len(self) -> usize {
         self.mask.count_ones() as usize
@@ -356,7 +361,7 @@ mod tests {
     fn selections_read_and_print_the_same() {
         for text in ["sha256:0-7,9,11-15", "sha384:23", "sha512:0,2,4-5"] {
             let selection: PcrSelection = text.parse().unwrap();
-            assert_eq!(selection.to_string().replace("4-5", "4-5"), text);
+            assert_eq!(selection.to_string(), text);
         }
         for text in ["", "sha1:0", "sha256:", "sha256:24", "sha256:0-24", "sha256:3-2", "sha256:x", "sha256:0-255"] {
             assert!(text.parse::<PcrSelection>().is_err(), "{text}");

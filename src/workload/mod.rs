@@ -1,1 +1,26 @@
-//! (room)
+//! Who is calling: a process held by pidfd from the moment its connection is accepted, and what
+//! the kernel says of it.
+//!
+//! ```text
+//! accept ─▶ Peers::catch ─▶ Caught::identify ─▶ Peer ─▶ observe(entries) ─▶ Observed ─▶ matches(selectors)
+//!           pidfd           /proc/PID                 alive, same user, same program: before and after
+//! ```
+//!
+//! Nothing a caller says about itself is used. A [`Peer`] is one user running one program: if the
+//! process ends, changes its user or executes another program, it has to connect again. That
+//! closes the way in which somebody connects, keeps the socket in a child and then turns into a
+//! program with more rights.
+//!
+//! What this can't tell apart: processes of one user can trace, preload and so become each other,
+//! so `unix:path` and `unix:sha256` narrow what a user gets but don't divide that user.
+
+mod digest;
+
+mod peer;
+
+mod process;
+
+mod selector;
+
+pub use peer::{Caught, Observed, Peer, PeerMethod, Peers};
+pub use selector::Selector;

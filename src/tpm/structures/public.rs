@@ -140,6 +140,16 @@ pub enum Kind {
     },
 }
 
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Rsa { bits, .. } => write!(f, "RSA-{bits}"),
+            Self::P256 { .. } => f.write_str("P-256"),
+            Self::P384 { .. } => f.write_str("P-384"),
+        }
+    }
+}
+
 impl Public {
     /// Parses a TPMT_PUBLIC of an RSA, P-256 or P-384 key.
     ///

@@ -1,0 +1,72 @@
+//! Listens to the control plane's pushes, and notices its silence.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+
+use super::keeper::Keeper;
+use crate::codes::{self, Refusal};
+use crate::gate::{Reason, Standing};
+use crate::protocol::{Enrolled, Event, Failure};
+use crate::shutdown::CancellationToken;
+
+/// The server says `Alive` every 5 s; three of them missing is silence.
+const SILENCE: Duration = Duration::from_secs(15);
+
+/// Between two tries to open the stream.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Follows the event stream of whichever client the tenancy has, until `token` is cancelled.
+pub async fn follow(
+    keeper: Arc<Keeper>,
+    attest_now: Arc<Notify>,
+    mut client: watch::Receiver<Option<Enrolled>>,
+    token: CancellationToken,
+) {
+    loop {
+        let present = client.borrow_and_update().clone();
+        tokio::select! {
+            () = token.cancelled() => return,
+            // Another client (a new certificate, a new bundle): start over with it.
+            changed = client.changed() => if changed.is_err() { return },
+            () = listen(&keeper, &attest_now, present) => tokio::time::sleep(PAUSE).await,
+        }
+    }
+}
+
+async fn listen(keeper: &Keeper, attest_now: &Notify, client: Option<Enrolled>) {
+    let Some(client) = client else { return std::future::pending().await };
+    let mut events = match client.events().await {
+        Ok(events) => events,
+        Err(failure) => {
+            tracing::debug!("no event stream: {failure}");
+            return;
+        }
+    };
+    // Whatever was pushed while nobody listened is made up for by one attestation.
+    let mut missed = true;
+    loop {
+        let event = match tokio::time::timeout(SILENCE, events.next()).await {
+            Ok(Ok(event)) => event,
+            Ok(Err(Failure::Refused(_) | Failure::Unreachable(_))) | Err(_) => {
+                // The tenancy finds out whether the control plane is really away.
+                attest_now.notify_one();
+                return;
+            }
+        };
+        match event {
+            Event::Alive => {
+                if std::mem::take(&mut missed) && keeper.sequence().is_none() {
+                    attest_now.notify_one();
+                }
+            }
+            Event::Attest => attest_now.notify_one(),
+            Event::Revoked(refusal) => {
+                let refusal = Refusal { code: codes::GATE_REVOKED, ..refusal };
+                keeper.close(Reason::new(Standing::Contraindicated, refusal));
+                attest_now.notify_one();
+            }
+        }
+    }
+}

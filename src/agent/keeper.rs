@@ -1,0 +1,422 @@
+//! The keeper: holds the gate and the credentials, and answers the Workload API from both.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, broadcast, watch};
+
+use crate::clock::BootInstant;
+use crate::codes::{self, Refusal};
+use crate::credentials::{Held, Store, X509Svid};
+use crate::delivery::workload_api::{Bundles, Denied, Source, X509Context, X509Item};
+use crate::gate::{Gate, Permit, Reason, Released, Standing};
+use crate::identity::TrustDomain;
+use crate::measurements::{Observation, Watcher};
+use crate::protocol::{Bundle, Entry};
+use crate::shutdown::CancellationToken;
+use crate::telemetry::{AgentMetrics, ByCode};
+use crate::tpm::{PcrReading, TpmError};
+use crate::verify::Lease;
+use crate::workload::{Peer, Selector};
+
+/// Everything that is decided or held on this node, behind one lock that is never kept across
+/// an await: each answer sees one consistent state.
+#[derive(Debug)]
+struct Holdings {
+    gate: Gate,
+    store: Store,
+    /// The registered workloads with their selectors, parsed.
+    registered: Vec<Registered>,
+    /// Workloads the issuer refused, and why.
+    refused: BTreeMap<String, Refusal>,
+    /// What the watcher last failed with; `None` after a reading.
+    tpm_trouble: Option<TpmError>,
+    control_plane_reachable: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Registered {
+    id: String,
+    hint: String,
+    selectors: Vec<Selector>,
+}
+
+impl AsRef<[Selector]> for Registered {
+    fn as_ref(&self) -> &[Selector] {
+        &self.selectors
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Keeper {
+    trust_domain: TrustDomain,
+    watcher: Watcher,
+    holdings: Mutex<Holdings>,
+    /// Grows when anything changed that an open stream must look at again.
+    changes: watch::Sender<u64>,
+    /// Wakes the tenancy: the node drifted, or its TPM was reset.
+    drifted: Notify,
+    metrics: AgentMetrics,
+}
+
+impl Keeper {
+    /// A keeper whose gate is closed.
+    pub fn new(trust_domain: TrustDomain, watcher: Watcher) -> Self {
+        let holdings = Holdings {
+            gate: Gate::default(),
+            store: Store::default(),
+            registered: Vec::new(),
+            refused: BTreeMap::new(),
+            tpm_trouble: None,
+            control_plane_reachable: false,
+        };
+        let changes = watch::Sender::new(0);
+        Self {
+            trust_domain,
+            watcher,
+            holdings: Mutex::new(holdings),
+            changes,
+            drifted: Notify::new(),
+            metrics: AgentMetrics::default(),
+        }
+    }
+
+    /// Opens the gate under a lease.
+    ///
+    /// # Errors
+    /// The gate's.
+    pub fn open(&self, lease: Lease, reading: &PcrReading) -> Result<(), Reason> {
+        let opened = {
+            let mut holdings = self.holdings();
+            // What the issuer refused under the old lease is asked for again under the new one.
+            holdings.refused.clear();
+            holdings.gate.open(lease, reading, BootInstant::now())
+        };
+        self.changed();
+        opened
+    }
+
+    /// Closes the gate. What speaks against the node also drops (and wipes) what is held.
+    pub fn close(&self, reason: Reason) {
+        {
+            let mut holdings = self.holdings();
+            if reason.standing == Standing::Contraindicated {
+                holdings.store.clear();
+            }
+            holdings.gate.close(reason);
+        }
+        self.changed();
+    }
+
+    /// Notes whether the control plane answered.
+    pub fn reachable(&self, reachable: bool) {
+        self.holdings().control_plane_reachable = reachable;
+    }
+
+    /// Takes over the registrations and the bundle of an answer.
+    pub fn provision(&self, entries: Vec<Entry>, bundle: &Bundle) {
+        let changed = {
+            let mut holdings = self.holdings();
+            let trusted = holdings.store.trust(bundle.certificates.iter().map(|der| der.to_vec()).collect());
+            let registered = holdings.store.register(entries);
+            if registered {
+                holdings.registered = holdings.store.entries().iter().filter_map(parsed).collect();
+                holdings.refused.clear();
+            }
+            trusted || registered
+        };
+        if changed {
+            self.changed();
+        }
+    }
+
+    /// Holds what was issued and drops what was refused.
+    pub fn hold(&self, issued: Vec<Held<X509Svid>>, refused: Vec<(String, Refusal)>) {
+        {
+            let mut holdings = self.holdings();
+            for svid in issued {
+                holdings.refused.remove(&svid.value().id.to_string());
+                holdings.store.hold(svid);
+            }
+            for (id, refusal) in refused {
+                holdings.store.drop_svid(&id);
+                holdings.refused.insert(id, refusal);
+            }
+        }
+        self.changed();
+    }
+
+    /// The workloads whose SVIDs are due, unless the issuer refused them before.
+    pub fn due(&self) -> Vec<String> {
+        let holdings = self.holdings();
+        let due = holdings.store.due(BootInstant::now());
+        due.into_iter().filter(|id| !holdings.refused.contains_key(id)).collect()
+    }
+
+    /// When the next SVID is due.
+    pub fn next_due(&self) -> Option<BootInstant> {
+        self.holdings().store.next_due()
+    }
+
+    /// The sequence number and the end of the lease the gate is open under.
+    pub fn sequence(&self) -> Option<(u64, BootInstant)> {
+        self.holdings().gate.lease().map(|lease| (lease.claims().sequence, lease.ends_at()))
+    }
+
+    /// Returns when the node drifted.
+    pub async fn drifted(&self) {
+        self.drifted.notified().await;
+    }
+
+    /// The metrics in the Prometheus text format.
+    pub fn metrics(&self) -> String {
+        let affirming = self.holdings().gate.standing() == Standing::Affirming;
+        self.metrics.affirming.set(u64::from(affirming));
+        self.metrics.render()
+    }
+
+    /// Runs `look` on the gate, for status.
+    pub(super) fn with_gate<T>(&self, look: impl FnOnce(&Gate, Option<&TpmError>, &Store, bool) -> T) -> T {
+        let holdings = self.holdings();
+        look(&holdings.gate, holdings.tpm_trouble.as_ref(), &holdings.store, holdings.control_plane_reachable)
+    }
+
+    /// Judges every observation of the watcher and ends the lease when its term is over.
+    pub async fn judge_observations(&self, token: CancellationToken) {
+        // The watcher publishes at least every interval while the TPM answers; the tick is for the
+        // lease's end while it doesn't.
+        let mut observations = self.watcher.observations();
+        let mut tick = tokio::time::interval(Duration::from_millis(100));
+        loop {
+            tokio::select! {
+                () = token.cancelled() => return,
+                _ = tick.tick() => self.expire(),
+                observed = observations.recv() => match observed {
+                    Ok(observation) => self.judge(&observation),
+                    // Missed ones are older than the next, which shows whatever they showed.
+                    Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(broadcast::error::RecvError::Closed) => return,
+                },
+            }
+        }
+    }
+
+    fn judge(&self, observation: &Observation) {
+        let closed = {
+            let mut holdings = self.holdings();
+            let was_open = holdings.gate.lease().is_some();
+            match observation {
+                Ok(reading) => {
+                    holdings.tpm_trouble = None;
+                    // Its own start as the request's arrival: the reading itself is what is judged.
+                    let _ = holdings.gate.judge(reading, reading.started_at, BootInstant::now());
+                }
+                Err(TpmError::Reset) => holdings.gate.close(tpm_reset()),
+                Err(error @ TpmError::Swapped { .. }) => {
+                    holdings.gate.close(Reason::new(Standing::Contraindicated, error.clone().into()));
+                }
+                // Unavailable is not untrusted: noted, and nothing concluded.
+                Err(error) => holdings.tpm_trouble = Some(error.clone()),
+            }
+            let closed = was_open && holdings.gate.lease().is_none();
+            if closed && holdings.gate.standing() == Standing::Contraindicated {
+                holdings.store.clear();
+            }
+            closed.then(|| holdings.gate.reason().cloned()).flatten()
+        };
+        if let Some(reason) = closed {
+            tracing::warn!(code = %reason.refusal.code, standing = %reason.standing, "the lease ended: {}", reason.refusal);
+            self.changed();
+            self.drifted.notify_one();
+        }
+    }
+
+    fn expire(&self) {
+        let ended = {
+            let mut holdings = self.holdings();
+            let reachable = holdings.control_plane_reachable;
+            holdings.gate.expire(BootInstant::now(), reachable)
+        };
+        if ended {
+            tracing::warn!(code = %codes::GATE_STALE, "the lease's term is over");
+            self.changed();
+        }
+    }
+
+    /// A permit for a request of `arrived`, from a reading that starts now.
+    async fn permit(&self, arrived: BootInstant) -> Result<Permit, Denied> {
+        if let Some(reason) = self.holdings().gate.reason() {
+            return Err(denied(reason));
+        }
+        let reading = match self.watcher.fresh().await {
+            Ok(reading) => reading,
+            Err(TpmError::Reset) => {
+                let reason = tpm_reset();
+                self.close(reason.clone());
+                self.drifted.notify_one();
+                return Err(denied(&reason));
+            }
+            Err(error) if error.is_unavailable() => return Err(Denied::Unavailable(error.into())),
+            // The TPM refused to be read, or is another one: nothing can be vouched for.
+            Err(error) => return Err(Denied::Ended(error.into())),
+        };
+        let judged = self.holdings().gate.judge(&reading, arrived, BootInstant::now());
+        judged.map_err(|reason| {
+            // Whoever closed the gate, the streams must hear of it.
+            self.changed();
+            denied(&reason)
+        })
+    }
+
+    /// The ids of the workloads whose selectors all match the peer.
+    async fn matching(&self, peer: &Peer) -> Result<Vec<Registered>, Denied> {
+        let registered = self.holdings().registered.clone();
+        let observed = peer.observe(&registered).await.map_err(Denied::NoIdentity)?;
+        let matching: Vec<_> = registered.into_iter().filter(|entry| observed.matches(&entry.selectors)).collect();
+        if matching.is_empty() {
+            let refusal = Refusal::new(codes::WORKLOAD_NO_MATCH, observed.to_string())
+                .expected("a registration for this node whose selectors all match (`leasehold-server workload list`)");
+            return Err(Denied::NoIdentity(refusal));
+        }
+        Ok(matching)
+    }
+
+    fn holdings(&self) -> MutexGuard<'_, Holdings> {
+        // Nothing panics while holding it; were it so, the state is still the gate's own and whole.
+        self.holdings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|generation| *generation = generation.wrapping_add(1));
+    }
+}
+
+impl Source for Keeper {
+    async fn x509(&self, peer: &Peer, arrived: BootInstant) -> Result<Released<X509Context>, Denied> {
+        self.counted(self.release_x509(peer, arrived).await)
+    }
+
+    async fn bundles(&self, peer: &Peer, arrived: BootInstant) -> Result<Released<Bundles>, Denied> {
+        self.counted(self.release_bundles(peer, arrived).await)
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+}
+
+impl Keeper {
+    async fn release_x509(&self, peer: &Peer, arrived: BootInstant) -> Result<Released<X509Context>, Denied> {
+        // The gate first: while it is closed, that is the answer for everybody.
+        if let Some(reason) = self.holdings().gate.reason() {
+            return Err(denied(reason));
+        }
+        // Who is asking, before the TPM is troubled; and again after it answered, since the caller
+        // may have become another program meanwhile.
+        self.matching(peer).await?;
+        let permit = self.permit(arrived).await?;
+        let matching = self.matching(peer).await?;
+        let holdings = self.holdings();
+        if holdings.gate.lease().map(|lease| lease.claims().sequence) < Some(permit.lease_sequence()) {
+            // Closed between the judgement and here.
+            return Err(holdings.gate.reason().map_or_else(starting, denied));
+        }
+        let mut held = Vec::new();
+        for entry in &matching {
+            match (holdings.store.svid(&entry.id), holdings.refused.get(&entry.id)) {
+                (Some(svid), _) => held.push(svid),
+                // Never a partial answer for one that is merely on its way: an omission is a revocation.
+                (None, None) => return Err(starting()),
+                (None, Some(_)) => {}
+            }
+        }
+        if held.is_empty() {
+            let refusal = matching.first().and_then(|entry| holdings.refused.get(&entry.id)).cloned();
+            return Err(refusal.map_or_else(starting, Denied::NoIdentity));
+        }
+        let bundle = holdings.store.bundle().to_vec();
+        let hints: BTreeMap<&str, &str> =
+            matching.iter().map(|entry| (entry.id.as_str(), entry.hint.as_str())).collect();
+        let wanted = held.len();
+        let released = permit.release(&held);
+        if released.get().len() < wanted {
+            // An SVID ran out while its renewal is on the way.
+            return Err(starting());
+        }
+        Ok(released.map(|svids| X509Context {
+            svids: svids
+                .into_iter()
+                .map(|svid| X509Item {
+                    hint: hints.get(svid.id.to_string().as_str()).copied().unwrap_or_default().to_owned(),
+                    spiffe_id: svid.id.to_string(),
+                    chain: svid.chain,
+                    key_pkcs8: svid.key,
+                    bundle: bundle.clone(),
+                })
+                .collect(),
+        }))
+    }
+
+    async fn release_bundles(&self, peer: &Peer, arrived: BootInstant) -> Result<Released<Bundles>, Denied> {
+        self.matching(peer).await?;
+        let permit = self.permit(arrived).await?;
+        let holdings = self.holdings();
+        let Some(lease) = holdings.gate.lease() else {
+            return Err(holdings.gate.reason().map_or_else(starting, denied));
+        };
+        let bundle = Held::new(holdings.store.bundle().to_vec(), arrived, lease.ends_at());
+        let trust_domain = self.trust_domain.id_string();
+        Ok(permit.release(&[&bundle]).map(|mut bundles| {
+            Bundles(bundles.pop().map(|bundle| BTreeMap::from([(trust_domain, bundle)])).unwrap_or_default())
+        }))
+    }
+
+    fn counted<T>(&self, answer: Result<T, Denied>) -> Result<T, Denied> {
+        match &answer {
+            Ok(_) => drop(self.metrics.releases.inc()),
+            Err(Denied::NoIdentity(refusal) | Denied::Unavailable(refusal) | Denied::Ended(refusal)) => {
+                self.metrics.refusals.get_or_create(&ByCode { code: refusal.code.as_str() }).inc();
+            }
+        }
+        answer
+    }
+}
+
+/// What a closed gate means for a caller: trust withdrawn is a denial, everything else a wait.
+fn denied(reason: &Reason) -> Denied {
+    match reason.standing {
+        Standing::Contraindicated => Denied::NoIdentity(reason.refusal.clone()),
+        _ if reason.refusal.code == codes::GATE_READING_OLD => Denied::Unavailable(reason.refusal.clone()),
+        _ => Denied::Ended(reason.refusal.clone()),
+    }
+}
+
+fn starting() -> Denied {
+    Denied::Unavailable(Refusal::new(codes::GATE_STARTING, "the credential is on its way"))
+}
+
+fn tpm_reset() -> Reason {
+    let refusal = Refusal::new(codes::TPM_RESET, "the session that vouched for its readings is gone")
+        .expected("the TPM of the lease, not reset since");
+    Reason::new(Standing::Contraindicated, refusal)
+}
+
+fn parsed(entry: &Entry) -> Option<Registered> {
+    let selectors: Result<Vec<_>, _> = entry.selectors.iter().map(|text| Selector::parse(text)).collect();
+    match selectors {
+        // No selector would match everybody.
+        Ok(selectors) if !selectors.is_empty() => {
+            Some(Registered { id: entry.id.clone(), hint: entry.hint.clone(), selectors })
+        }
+        Ok(_) => {
+            tracing::warn!(id = entry.id, "a registration without selectors is ignored");
+            None
+        }
+        Err(refusal) => {
+            tracing::warn!(id = entry.id, %refusal, "a registration with a selector this version doesn't know is ignored");
+            None
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! What the agent keeps between starts: its membership, and the floor under lease sequences.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::attester::Certification;
+use crate::identity::TrustDomain;
+use crate::protocol::Membership;
+use crate::secret::{private_directory, sweep_leftovers, write_atomically};
+
+/// The file's version; another one is put aside and the node enrols again.
+const VERSION: u32 = 1;
+
+/// The contents of `enrolment.cbor` in the state directory. Nothing in it is secret: the node
+/// key is in the TPM, and without that TPM the file is worth nothing.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Remembered {
+    version: u32,
+    trust_domain: String,
+    /// The TPM name of the node key the membership is for.
+    #[serde(with = "serde_bytes")]
+    pub node_key_name: Vec<u8>,
+    /// The membership.
+    pub membership: Membership,
+    /// The AK's certification of the node key, from the enrolment.
+    pub certification: Certification,
+    /// The control plane's epoch of the last lease.
+    #[serde(with = "serde_bytes")]
+    pub epoch: [u8; 16],
+    /// The highest lease sequence seen in it: an older lease is never accepted.
+    pub last_sequence: u64,
+}
+
+impl Remembered {
+    /// A fresh membership.
+    pub fn new(
+        trust_domain: &TrustDomain,
+        node_key_name: Vec<u8>,
+        membership: Membership,
+        certification: Certification,
+    ) -> Self {
+        let trust_domain = trust_domain.to_string();
+        Self {
+            version: VERSION,
+            trust_domain,
+            node_key_name,
+            membership,
+            certification,
+            epoch: [0; 16],
+            last_sequence: 0,
+        }
+    }
+}
+
+/// The file the memory is kept in.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    path: PathBuf,
+}
+
+impl Memory {
+    /// The memory in `state_dir`, which is created (0700) if missing.
+    ///
+    /// # Errors
+    /// When the directory can't be made.
+    pub fn in_directory(state_dir: &Path) -> std::io::Result<Self> {
+        let path = private_directory(state_dir)?.join("enrolment.cbor");
+        sweep_leftovers(&path);
+        Ok(Self { path })
+    }
+
+    /// What is remembered for this trust domain and node key. A file that can't be used is put
+    /// aside as `enrolment.cbor.unusable`: enrolling again needs no operator, so nothing is lost.
+    pub fn recall(&self, trust_domain: &TrustDomain, node_key_name: &[u8]) -> Option<Remembered> {
+        let bytes = match std::fs::read(&self.path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+            Err(error) => {
+                tracing::warn!(path = %self.path.display(), %error, "the enrolment can't be read; enrolling again");
+                return None;
+            }
+        };
+        let why = match serde_cbor::from_slice::<Remembered>(&bytes) {
+            Err(error) => format!("it can't be read: {error}"),
+            Ok(remembered) if remembered.version != VERSION => format!("it is of version {}", remembered.version),
+            Ok(remembered) if remembered.trust_domain != trust_domain.as_str() => {
+                format!("it is for the trust domain {}", remembered.trust_domain)
+            }
+            Ok(remembered) if remembered.node_key_name != node_key_name => "it is for another TPM".to_owned(),
+            Ok(remembered) => return Some(remembered),
+        };
+        tracing::warn!(path = %self.path.display(), why, "the enrolment is put aside; enrolling again");
+        let _ = std::fs::rename(&self.path, self.path.with_extension("cbor.unusable"));
+        None
+    }
+
+    /// Forgets the membership: the control plane doesn't accept it any longer.
+    pub fn forget(&self) {
+        let _ = std::fs::rename(&self.path, self.path.with_extension("cbor.unusable"));
+    }
+
+    /// Keeps `remembered`, whole or not at all.
+    ///
+    /// # Errors
+    /// When the file can't be written; the old one then stands.
+    pub fn keep(&self, remembered: &Remembered) -> std::io::Result<()> {
+        let bytes = serde_cbor::to_vec(remembered).map_err(std::io::Error::other)?;
+        write_atomically(&self.path, &bytes)
+    }
+}

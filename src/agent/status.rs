@@ -1,0 +1,155 @@
+//! What `status` says, as a value with a versioned JSON form.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::keeper::Keeper;
+use crate::clock::BootInstant;
+use crate::codes::Refusal;
+use crate::gate::Standing;
+use crate::tpm::PcrDifference;
+
+/// The node as its agent sees it. Schema version 1; names stay.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// 1.
+    pub schema: u32,
+    /// The agent's version.
+    pub version: String,
+    /// The trust domain.
+    pub trust_domain: String,
+    /// The node id, once the control plane has told it.
+    pub node: Option<String>,
+    /// affirming, stale, unreachable or contraindicated.
+    pub standing: Standing,
+    /// Why it isn't affirming.
+    pub reason: Option<Refusal>,
+    /// Every PCR that differs from the lease or from its reference value.
+    pub differences: Vec<PcrDifference>,
+    /// The lease, if there is one.
+    pub lease: Option<LeaseStatus>,
+    /// The workloads registered for this node.
+    pub workloads: Vec<WorkloadStatus>,
+    /// What the agent is waiting for or failing at, if anything.
+    pub trouble: Option<Refusal>,
+}
+
+/// The lease in force.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LeaseStatus {
+    /// Its sequence number.
+    pub sequence: u64,
+    /// Whole seconds until its term ends.
+    pub seconds_left: u64,
+    /// The PCRs it stands on.
+    pub selection: String,
+    /// The version of the reference values it was granted on.
+    pub reference_version: u64,
+    /// TPM resets and restarts it is bound to.
+    pub reset_count: u32,
+    /// See `reset_count`.
+    pub restart_count: u32,
+}
+
+/// A registered workload.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct WorkloadStatus {
+    /// Its SPIFFE ID.
+    pub id: String,
+    /// Who answers for it.
+    pub owner: String,
+    /// What it is for.
+    pub purpose: String,
+    /// What a caller must match.
+    pub selectors: Vec<String>,
+    /// Whole seconds until the held SVID ends; `None` if none is held.
+    pub svid_seconds_left: Option<u64>,
+}
+
+impl Status {
+    /// The present status.
+    pub(super) fn of(keeper: &Keeper, trust_domain: String, node: Option<String>, trouble: Option<Refusal>) -> Self {
+        let now = BootInstant::now();
+        keeper.with_gate(|gate, tpm_trouble, store, _| {
+            // An open gate that can't be judged releases nothing: stale, and the TPM is why.
+            let (standing, reason) = match (gate.reason(), tpm_trouble) {
+                (Some(reason), _) => (reason.standing, Some(reason.refusal.clone())),
+                (None, Some(error)) => (Standing::Stale, Some(error.clone().into())),
+                (None, None) => (Standing::Affirming, None),
+            };
+            Self {
+                schema: 1,
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                trust_domain,
+                node,
+                standing,
+                reason,
+                differences: gate.reason().map(|reason| reason.differences.clone()).unwrap_or_default(),
+                lease: gate.lease().map(|lease| {
+                    let claims = lease.claims();
+                    LeaseStatus {
+                        sequence: claims.sequence,
+                        seconds_left: lease.ends_at().since(now).as_secs(),
+                        selection: claims.pcrs.selection().to_string(),
+                        reference_version: claims.reference_version,
+                        reset_count: claims.counts.reset,
+                        restart_count: claims.counts.restart,
+                    }
+                }),
+                workloads: store
+                    .entries()
+                    .iter()
+                    .map(|entry| WorkloadStatus {
+                        id: entry.id.clone(),
+                        owner: entry.owner.clone(),
+                        purpose: entry.purpose.clone(),
+                        selectors: entry.selectors.clone(),
+                        svid_seconds_left: store.svid(&entry.id).map(|held| held.until().since(now).as_secs()),
+                    })
+                    .collect(),
+                trouble,
+            }
+        })
+    }
+
+    /// The exit code that tells a script: 0, 4 contraindicated, 5 unavailable.
+    pub const fn exit_code(&self) -> u8 {
+        match self.standing {
+            Standing::Affirming => 0,
+            Standing::Contraindicated => 4,
+            Standing::Stale | Standing::Unreachable => 5,
+        }
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "standing      {}", self.standing)?;
+        writeln!(f, "trust domain  {}", self.trust_domain)?;
+        writeln!(f, "node          {}", self.node.as_deref().unwrap_or("not known yet"))?;
+        if let Some(lease) = &self.lease {
+            writeln!(
+                f,
+                "lease         {}, {} s left, on {}, references version {}",
+                lease.sequence, lease.seconds_left, lease.selection, lease.reference_version
+            )?;
+        }
+        if let Some(reason) = &self.reason {
+            writeln!(f, "reason        {reason}")?;
+        }
+        for difference in &self.differences {
+            writeln!(f, "difference    {difference}")?;
+        }
+        if let Some(trouble) = self.trouble.as_ref().filter(|trouble| Some(*trouble) != self.reason.as_ref()) {
+            writeln!(f, "trouble       {trouble}")?;
+        }
+        for workload in &self.workloads {
+            let held = workload
+                .svid_seconds_left
+                .map_or_else(|| "no SVID held".to_owned(), |seconds| format!("SVID for another {seconds} s"));
+            writeln!(f, "workload      {} ({}; {held})", workload.id, workload.selectors.join(" "))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,385 @@
+//! The tenancy: one task that enrols, attests, renews and fetches, for as long as the agent runs.
+//!
+//! It never gives up and needs no command: whatever fails is tried again after a pause that
+//! grows, with jitter, to a few seconds, so that all is well soon after a cause has ended.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+
+use super::attester::Attester;
+use super::keeper::Keeper;
+use super::state::{Memory, Remembered};
+use crate::clock::BootInstant;
+use crate::codes::{self, Refusal};
+use crate::credentials::{Held, PendingSvid};
+use crate::gate::{Reason, Standing};
+use crate::identity::{NodeId, SpiffeId, TrustDomain};
+use crate::measurements::Watcher;
+use crate::protocol::{
+    AttestAnswer, AttestRequest, Enrolled, Enrolment, Failure, FreshNonce, Membership, Unenrolled, Wanted,
+};
+use crate::secret::random;
+use crate::shutdown::CancellationToken;
+use crate::tpm::{PcrSelection, Tpm};
+use crate::verify::{Lease, LeaseExpectation};
+
+/// The pauses between tries: the last one plus a request stays well within 10 s (promise 8).
+const PAUSES_MS: [u64; 6] = [100, 250, 500, 1_000, 2_000, 4_000];
+
+/// SVIDs asked for in one request.
+const BATCH: usize = 256;
+
+/// What the tenancy is made of.
+#[derive(Debug)]
+pub struct Tenancy {
+    /// The TPM.
+    pub tpm: Tpm,
+    /// Reads the PCRs.
+    pub watcher: Watcher,
+    /// Holds the gate.
+    pub keeper: Arc<Keeper>,
+    /// The control plane, before admission.
+    pub unenrolled: Unenrolled,
+    /// What is kept between starts.
+    pub memory: Memory,
+    /// The trust domain.
+    pub trust_domain: TrustDomain,
+    /// Rung when the control plane says "attest now".
+    pub attest_now: Arc<Notify>,
+    /// The present client, for the event stream.
+    pub client: watch::Sender<Option<Enrolled>>,
+    /// The last failure or wait, for status; `None` while all is well.
+    pub trouble: watch::Sender<Option<Refusal>>,
+    /// The node's id once known, for status.
+    pub node: watch::Sender<Option<NodeId>>,
+}
+
+/// An admitted node's working state.
+struct Tenant {
+    attester: Attester,
+    remembered: Remembered,
+    enrolled: Enrolled,
+    next: Option<(FreshNonce, BootInstant)>,
+    selection: PcrSelection,
+    /// When the present lease should be renewed.
+    renew_at: BootInstant,
+}
+
+/// Why a round failed and what follows.
+enum Setback {
+    /// Try again after a pause.
+    Pause(Refusal),
+    /// Try again after this pause at least.
+    Wait(Refusal, Duration),
+    /// The membership is no longer good: enrol again.
+    Reenrol(Refusal),
+}
+
+impl From<Refusal> for Setback {
+    fn from(refusal: Refusal) -> Self {
+        Self::Pause(refusal)
+    }
+}
+
+impl Tenancy {
+    /// Runs until `token` is cancelled.
+    pub async fn run(self, token: CancellationToken) {
+        tokio::select! {
+            () = token.cancelled() => {}
+            () = self.hold() => {}
+        }
+    }
+
+    async fn hold(&self) {
+        let mut tenant: Option<Tenant> = None;
+        let mut failures = 0_usize;
+        loop {
+            let round = match &mut tenant {
+                None => self.admitted().await.map(|admitted| tenant = Some(admitted)),
+                Some(tenant) => self.round(tenant).await,
+            };
+            match round {
+                Ok(()) => {
+                    failures = 0;
+                    self.note(None);
+                    if let Some(tenant) = &mut tenant {
+                        self.rest(tenant).await;
+                    }
+                }
+                Err(setback) => {
+                    let (refusal, at_least) = match setback {
+                        Setback::Pause(refusal) => (refusal, Duration::ZERO),
+                        Setback::Wait(refusal, pause) => (refusal, pause),
+                        Setback::Reenrol(refusal) => {
+                            tenant = None;
+                            self.client.send_replace(None);
+                            (refusal, Duration::ZERO)
+                        }
+                    };
+                    let pause = PAUSES_MS.get(failures).or(PAUSES_MS.last()).copied().unwrap_or(1_000);
+                    failures = failures.saturating_add(1);
+                    self.note(Some(refusal));
+                    tokio::select! {
+                        () = tokio::time::sleep(jittered(Duration::from_millis(pause).max(at_least))) => {}
+                        () = self.attest_now.notified() => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// A membership: the remembered one, or a new one by enrolment.
+    async fn admitted(&self) -> Result<Tenant, Setback> {
+        let attester = Attester::new(self.tpm.clone()).await?;
+        let name = attester.node_key.name();
+        let (remembered, next) = match self.memory.recall(&self.trust_domain, &name) {
+            Some(remembered) => (remembered, None),
+            None => {
+                let (remembered, nonce, asked_at) = self.enrol(&attester).await?;
+                (remembered, Some((nonce, asked_at)))
+            }
+        };
+        let enrolled = self.unenrolled.enrolled(&remembered.membership, &self.tpm).map_err(failed)?;
+        self.node.send_replace(Some(NodeId::from_bytes(remembered.membership.node)));
+        self.client.send_replace(Some(enrolled.clone()));
+        let selection = self.watcher.selection();
+        Ok(Tenant { attester, remembered, enrolled, next, selection, renew_at: BootInstant::now() })
+    }
+
+    async fn enrol(&self, attester: &Attester) -> Result<(Remembered, FreshNonce, BootInstant), Setback> {
+        let challenge = self.unenrolled.begin(&attester.presentation()).await.map_err(|f| self.failure(f))?;
+        self.watcher.select(challenge.selection);
+        let asked_at = BootInstant::now();
+        let (answer, certification) = attester.answer(&challenge).await?;
+        match self.unenrolled.answer(&answer).await.map_err(|f| self.failure(f))? {
+            Enrolment::Admitted(membership, nonce) => {
+                self.keeper.reachable(true);
+                tracing::info!(node = %NodeId::from_bytes(membership.node), "admitted");
+                let remembered =
+                    Remembered::new(&self.trust_domain, attester.node_key.name(), membership, certification);
+                self.remember(&remembered)?;
+                Ok((remembered, nonce, asked_at))
+            }
+            Enrolment::Waiting { node, refusal, retry_after } => {
+                self.keeper.reachable(true);
+                self.node.send_replace(Some(node));
+                tracing::info!(%node, "waiting: {refusal}");
+                Err(Setback::Wait(refusal, retry_after))
+            }
+        }
+    }
+
+    /// One round: a lease if it is time for one, then what is due under it.
+    async fn round(&self, tenant: &mut Tenant) -> Result<(), Setback> {
+        if tenant.renew_at <= BootInstant::now() || self.keeper.sequence().is_none() {
+            self.attest(tenant).await?;
+        }
+        self.fetch(tenant).await
+    }
+
+    async fn attest(&self, tenant: &mut Tenant) -> Result<(), Setback> {
+        let node = NodeId::from_bytes(tenant.remembered.membership.node);
+        let now = BootInstant::now();
+        let nonce = match tenant.next.take() {
+            // A nonce at the end of its time would be refused: ask for another.
+            Some((fresh, since)) if now < since.after(Duration::from_secs(fresh.term_seconds) * 9 / 10) => fresh,
+            _ => tenant.enrolled.nonce().await.map_err(|f| self.failure(f))?,
+        };
+        let gathered =
+            tenant.attester.gather(nonce.nonce, Some(node), tenant.selection, &tenant.remembered.certification).await?;
+        let request = AttestRequest { request_id: fresh_id()?, evidence: gathered.evidence.clone() };
+        let asked_at = BootInstant::now();
+        let answer = match tenant.enrolled.attest(&request).await {
+            Ok(answer) => answer,
+            Err(failure) => {
+                if let Failure::Refused(refused) = &failure {
+                    tenant.next = refused.next.clone().map(|next| (next, asked_at));
+                }
+                return Err(self.failure(failure));
+            }
+        };
+        self.keeper.reachable(true);
+        tenant.next = Some((answer.next.clone(), asked_at));
+        tenant.selection = answer.selection;
+        self.watcher.select(answer.selection);
+        self.keeper.provision(answer.entries.clone(), &answer.bundle);
+        self.renew_membership(tenant, &answer)?;
+        let Some(lease) = &answer.lease else {
+            return Err(self.contraindicated(&answer));
+        };
+        let issuers: Vec<Vec<u8>> = answer.bundle.certificates.iter().map(|der| der.to_vec()).collect();
+        let expected = LeaseExpectation {
+            node,
+            ak_name: tenant.attester.ak.name(),
+            node_key_name: tenant.attester.node_key.name(),
+            boot_id: tenant.attester.boot_id,
+            counts: gathered.counts,
+            requested_at: gathered.requested_at,
+            after_sequence: 0,
+        };
+        let lease = Lease::verify(lease, &issuers, &expected)?;
+        let (sequence, term, epoch) = (lease.claims().sequence, lease.claims().term, lease.claims().epoch);
+        // Sequences count within an epoch: a control plane whose store was restored begins anew.
+        if epoch == tenant.remembered.epoch && sequence <= tenant.remembered.last_sequence {
+            let refusal = Refusal::new(codes::GATE_LEASE_ORDER, format!("sequence {sequence}"));
+            return Err(refusal.expected(format!("above {}", tenant.remembered.last_sequence)).into());
+        }
+        (tenant.remembered.epoch, tenant.remembered.last_sequence) = (epoch, sequence);
+        self.remember(&tenant.remembered)?;
+        // Before half of the lease, spread so that a fleet started together doesn't stay together.
+        tenant.renew_at = gathered.requested_at.after(jittered(term * 2 / 5));
+        self.keeper.open(lease, &gathered.reading).map_err(|reason| Setback::Pause(reason.refusal))?;
+        tracing::info!(sequence, term_seconds = term.as_secs(), "leased");
+        Ok(())
+    }
+
+    /// Asks for the SVIDs that are missing or past half their life.
+    async fn fetch(&self, tenant: &Tenant) -> Result<(), Setback> {
+        let Some((sequence, lease_end)) = self.keeper.sequence() else { return Ok(()) };
+        let due = self.keeper.due();
+        for batch in due.chunks(BATCH) {
+            let mut pending = Vec::new();
+            let mut wanted = Vec::new();
+            for id in batch {
+                let id =
+                    SpiffeId::new(id).map_err(|e| Refusal::new(codes::PROTOCOL_MALFORMED, e.to_string()).at(id))?;
+                let key = PendingSvid::new(id).map_err(|e| Refusal::new(codes::ISSUER_REQUEST, e.to_string()))?;
+                wanted.push(Wanted { id: key.id().to_string(), csr: key.request()? });
+                pending.push(key);
+            }
+            let asked_at = BootInstant::now();
+            let answer =
+                tenant.enrolled.leased(sequence).credentials(fresh_id()?, wanted).await.map_err(|f| self.failure(f))?;
+            self.keeper.reachable(true);
+            let mut issued = Vec::new();
+            let mut refused = Vec::new();
+            for (key, answer) in pending.into_iter().zip(answer.answers) {
+                let id = key.id().to_string();
+                match answer.refusal {
+                    Some(refusal) => refused.push((id, refusal)),
+                    None => {
+                        let svid = key.complete(answer.chain.into_iter().map(|der| der.into_vec()).collect())?;
+                        let until = asked_at.after(Duration::from_secs(answer.term_seconds)).min(lease_end);
+                        issued.push(Held::new(svid, asked_at, until));
+                    }
+                }
+            }
+            for (id, refusal) in &refused {
+                tracing::warn!(id, "not issued: {refusal}");
+            }
+            self.keeper.hold(issued, refused);
+        }
+        Ok(())
+    }
+
+    /// Waits until something is to be done.
+    async fn rest(&self, tenant: &mut Tenant) {
+        let until = self.keeper.next_due().map_or(tenant.renew_at, |due| due.min(tenant.renew_at));
+        tokio::select! {
+            () = sleep_until(until) => {}
+            () = self.attest_now.notified() => tenant.renew_at = BootInstant::now(),
+            () = self.keeper.drifted() => {}
+        }
+    }
+
+    /// Keeps a renewed certificate and a changed bundle.
+    fn renew_membership(&self, tenant: &mut Tenant, answer: &AttestAnswer) -> Result<(), Setback> {
+        let mut membership = Membership { bundle: answer.bundle.clone(), ..tenant.remembered.membership.clone() };
+        if let Some(certificate) = &answer.certificate {
+            membership.certificate.clone_from(certificate);
+        }
+        if membership == tenant.remembered.membership {
+            return Ok(());
+        }
+        // The client first: a membership that can't be used isn't kept.
+        tenant.enrolled = self.unenrolled.enrolled(&membership, &self.tpm).map_err(failed)?;
+        tenant.remembered.membership = membership;
+        self.remember(&tenant.remembered)?;
+        self.client.send_replace(Some(tenant.enrolled.clone()));
+        Ok(())
+    }
+
+    fn contraindicated(&self, answer: &AttestAnswer) -> Setback {
+        let refusal = answer
+            .refusal
+            .clone()
+            .unwrap_or_else(|| Refusal::new(codes::GATE_CONTRAINDICATED, "no lease and no reason was given"));
+        // A node that nobody has set up yet isn't one that something speaks against.
+        let standing =
+            if refusal.code == codes::VERIFY_NO_REFERENCE { Standing::Stale } else { Standing::Contraindicated };
+        self.keeper.close(Reason { standing, refusal: refusal.clone(), differences: answer.differences.clone() });
+        Setback::Wait(refusal, Duration::from_secs(4))
+    }
+
+    fn remember(&self, remembered: &Remembered) -> Result<(), Setback> {
+        self.memory.keep(remembered).map_err(|e| {
+            Setback::Pause(Refusal::new(codes::STORE_FAILED, e.to_string()).at("the agent's state directory"))
+        })
+    }
+
+    /// What a failed exchange means for the standing and for the next try.
+    fn failure(&self, failure: Failure) -> Setback {
+        match failure {
+            Failure::Unreachable(refusal) => {
+                self.keeper.reachable(false);
+                Setback::Pause(refusal)
+            }
+            Failure::Refused(refused) => {
+                self.keeper.reachable(true);
+                let refusal = refused.refusal;
+                match refusal.code {
+                    codes::ENROL_REVOKED | codes::GATE_REVOKED => {
+                        self.keeper.close(Reason::new(Standing::Contraindicated, refusal.clone()));
+                        Setback::Wait(refusal, Duration::from_secs(4))
+                    }
+                    codes::PROTOCOL_CLIENT_CERTIFICATE => {
+                        self.memory.forget();
+                        Setback::Reenrol(refusal)
+                    }
+                    _ => Setback::Pause(refusal),
+                }
+            }
+        }
+    }
+
+    fn note(&self, refusal: Option<Refusal>) {
+        self.trouble.send_if_modified(|present| {
+            let changed = *present != refusal;
+            if changed {
+                if let Some(refusal) = &refusal {
+                    tracing::warn!(code = %refusal.code, "{refusal}");
+                }
+                *present = refusal;
+            }
+            changed
+        });
+    }
+}
+
+fn failed(failure: Failure) -> Setback {
+    Setback::Pause(failure.refusal().clone())
+}
+
+fn fresh_id() -> Result<[u8; 16], Refusal> {
+    random().map_err(|e| Refusal::new(codes::PROTOCOL_MALFORMED, e.to_string()))
+}
+
+/// `pause` or up to a quarter more.
+fn jittered(pause: Duration) -> Duration {
+    let [byte] = random::<1>().unwrap_or([128]);
+    pause + pause * u32::from(byte) / 1024
+}
+
+/// Sleeps until a moment on CLOCK_BOOTTIME. Timers run on CLOCK_MONOTONIC, which stops in
+/// suspend, so the moment is looked at again every second.
+async fn sleep_until(until: BootInstant) {
+    loop {
+        let left = until.since(BootInstant::now());
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left.min(Duration::from_secs(1))).await;
+    }
+}

@@ -1,0 +1,82 @@
+//! What the agent holds, by SPIFFE ID. In memory only.
+
+use std::collections::BTreeMap;
+
+use super::{Held, X509Svid};
+use crate::clock::BootInstant;
+use crate::protocol::Entry;
+
+/// The workloads registered for this node and the SVIDs held for them.
+#[derive(Debug, Default)]
+pub struct Store {
+    entries: Vec<Entry>,
+    svids: BTreeMap<String, Held<X509Svid>>,
+    bundle: Vec<Vec<u8>>,
+}
+
+impl Store {
+    /// Replaces the registrations. What is no longer registered is dropped (and so wiped) at
+    /// once. Returns whether anything changed.
+    pub fn register(&mut self, entries: Vec<Entry>) -> bool {
+        if self.entries == entries {
+            return false;
+        }
+        self.svids.retain(|id, _| entries.iter().any(|entry| entry.id == *id));
+        self.entries = entries;
+        true
+    }
+
+    /// Replaces the trust domain's CA certificates (DER). Returns whether they changed.
+    pub fn trust(&mut self, bundle: Vec<Vec<u8>>) -> bool {
+        let changed = self.bundle != bundle;
+        self.bundle = bundle;
+        changed
+    }
+
+    /// Holds `svid`, if its workload is still registered.
+    pub fn hold(&mut self, svid: Held<X509Svid>) {
+        let id = svid.value().id.to_string();
+        if self.entries.iter().any(|entry| entry.id == id) {
+            self.svids.insert(id, svid);
+        }
+    }
+
+    /// Drops one SVID: the issuer refused to renew it.
+    pub fn drop_svid(&mut self, id: &str) -> bool {
+        self.svids.remove(id).is_some()
+    }
+
+    /// Drops every SVID.
+    pub fn clear(&mut self) {
+        self.svids.clear();
+    }
+
+    /// The registered workloads.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// The CA certificates, DER.
+    pub fn bundle(&self) -> &[Vec<u8>] {
+        &self.bundle
+    }
+
+    /// The SVID held for `id`.
+    pub fn svid(&self, id: &str) -> Option<&Held<X509Svid>> {
+        self.svids.get(id)
+    }
+
+    /// The workloads without an SVID, or with one past half its life at `now`.
+    pub fn due(&self, now: BootInstant) -> Vec<String> {
+        self.entries
+            .iter()
+            .filter(|entry| self.svids.get(&entry.id).is_none_or(|held| held.half_life() <= now))
+            .map(|entry| entry.id.clone())
+            .collect()
+    }
+
+    /// When the next SVID is due.
+    pub fn next_due(&self) -> Option<BootInstant> {
+        self.svids.values().map(Held::half_life).min()
+    }
+}

@@ -1,0 +1,123 @@
+//! X.509-SVIDs: a fresh P-256 key for each, made in the agent's memory.
+
+use std::fmt;
+
+use der::Encode;
+use der::asn1::BitString;
+use p256::ecdsa::signature::Signer;
+use p256::ecdsa::{DerSignature, SigningKey};
+use p256::pkcs8::{EncodePrivateKey, EncodePublicKey};
+use x509_cert::attr::Attributes;
+use x509_cert::request::{CertReq, CertReqInfo, Version};
+use x509_cert::spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
+
+use crate::codes::{self, Refusal};
+use crate::identity::{SpiffeId, certified_id};
+use crate::secret::{Zeroizing, random};
+
+/// ecdsa-with-SHA256 (RFC 5758, 3.2).
+const ECDSA_WITH_SHA256: der::oid::ObjectIdentifier = der::oid::ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.2");
+
+/// A key that waits for its certificate.
+pub struct PendingSvid {
+    id: SpiffeId,
+    key: SigningKey,
+}
+
+impl PendingSvid {
+    /// Makes a fresh key for `id`.
+    ///
+    /// # Errors
+    /// When the kernel gives no randomness.
+    pub fn new(id: SpiffeId) -> std::io::Result<Self> {
+        loop {
+            let bytes = Zeroizing::new(random::<32>()?);
+            // All but one in 2^32 strings are a scalar below the group's order; then try again.
+            if let Ok(key) = SigningKey::from_slice(bytes.as_slice()) {
+                return Ok(Self { id, key });
+            }
+        }
+    }
+
+    /// The identity asked for.
+    pub const fn id(&self) -> &SpiffeId {
+        &self.id
+    }
+
+    /// A PKCS#10 request (RFC 2986), DER, with an empty subject: it carries the public key and
+    /// proves the possession of the private one; the issuer decides everything else.
+    ///
+    /// # Errors
+    /// Never on valid keys; encoders have an error type.
+    pub fn request(&self) -> Result<Vec<u8>, Refusal> {
+        let malformed = |e: der::Error| Refusal::new(codes::ISSUER_REQUEST, e.to_string());
+        let spki = self
+            .key
+            .verifying_key()
+            .to_public_key_der()
+            .map_err(|e| Refusal::new(codes::ISSUER_REQUEST, e.to_string()))?;
+        let info = CertReqInfo {
+            version: Version::V1,
+            subject: x509_cert::name::Name::default(),
+            public_key: der::Decode::from_der(spki.as_bytes()).map_err(malformed)?,
+            attributes: Attributes::new(),
+        };
+        let signature: DerSignature = self.key.sign(&info.to_der().map_err(malformed)?);
+        CertReq {
+            info,
+            algorithm: AlgorithmIdentifierOwned { oid: ECDSA_WITH_SHA256, parameters: None },
+            signature: BitString::from_bytes(signature.as_bytes()).map_err(malformed)?,
+        }
+        .to_der()
+        .map_err(malformed)
+    }
+
+    /// The SVID, once its chain has come; refuses a leaf for another key or name.
+    ///
+    /// # Errors
+    /// [`codes::ISSUER_REQUEST`] when the leaf isn't the one asked for.
+    pub fn complete(self, chain: Vec<Vec<u8>>) -> Result<X509Svid, Refusal> {
+        let refuse = |found: String| Refusal::new(codes::ISSUER_REQUEST, found).at(self.id.to_string());
+        let leaf = chain.first().ok_or_else(|| refuse("the issuer's answer has no certificate".to_owned()))?;
+        let leaf: x509_cert::Certificate =
+            der::Decode::from_der(leaf).map_err(|e| refuse(format!("the issued certificate can't be read: {e}")))?;
+        let ours: SubjectPublicKeyInfoOwned = self
+            .key
+            .verifying_key()
+            .to_public_key_der()
+            .ok()
+            .and_then(|der| der::Decode::from_der(der.as_bytes()).ok())
+            .ok_or_else(|| refuse("our own key can't be encoded".to_owned()))?;
+        if *leaf.tbs_certificate().subject_public_key_info() != ours {
+            return Err(refuse("the issued certificate is for another key".to_owned()));
+        }
+        if certified_id(&leaf)? != self.id {
+            return Err(refuse("the issued certificate is for another name".to_owned()));
+        }
+        let key = self.key.to_pkcs8_der().map_err(|e| refuse(format!("the key can't be encoded: {e}")))?;
+        Ok(X509Svid { id: self.id, chain, key: key.to_bytes() })
+    }
+}
+
+/// An X.509-SVID with its private key. `Debug` shows the name only.
+#[derive(Clone)]
+pub struct X509Svid {
+    /// Whose it is.
+    pub id: SpiffeId,
+    /// DER, leaf first.
+    pub chain: Vec<Vec<u8>>,
+    /// PKCS#8, DER, unencrypted as the Workload API asks; wiped on drop.
+    pub key: Zeroizing<Vec<u8>>,
+}
+
+impl fmt::Debug for X509Svid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("X509Svid").field("id", &self.id.to_string()).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for PendingSvid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PendingSvid").field("id", &self.id.to_string()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,263 @@
+//! The calls: a first answer, then a new one whenever the content changes.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::Stream;
+use futures_util::stream::unfold;
+use prost::Message;
+use tokio::sync::watch;
+use tonic::{Request, Response, Status};
+
+use super::generated::spiffe_workload_api_server::SpiffeWorkloadApi;
+use super::generated::{
+    JwtBundlesRequest, JwtBundlesResponse, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest,
+    ValidateJwtsvidResponse, X509BundlesRequest, X509BundlesResponse, X509svidRequest, X509svidResponse,
+};
+use super::limits::Slot;
+use super::{CODE_METADATA, Denied, NO_IDENTITY, Source, messages};
+use crate::clock::BootInstant;
+use crate::codes::{self, Refusal};
+use crate::shutdown::CancellationToken;
+use crate::workload::Peer;
+
+/// Who makes a call, attached to each request by the connection it came over.
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    pub(super) peer: Peer,
+    pub(super) arrived: BootInstant,
+    /// Set once the peer has ended or is no longer what it was.
+    pub(super) lost: watch::Receiver<Option<Refusal>>,
+    pub(super) stopping: CancellationToken,
+    /// Given back when the call ends.
+    pub(super) _slot: Arc<Slot>,
+}
+
+impl Caller {
+    /// Waits for what ends every call of this caller.
+    async fn over(&mut self) -> Status {
+        tokio::select! {
+            biased;
+            () = self.stopping.cancelled() => {
+                unavailable(&Refusal::new(codes::DELIVERY_STOPPING, "the agent is stopping"))
+            }
+            lost = self.lost.wait_for(Option::is_some) => {
+                let refusal = lost.ok().and_then(|refusal| refusal.clone());
+                no_identity(&refusal.unwrap_or_else(|| Refusal::new(codes::WORKLOAD_PEER_GONE, "not connected")))
+            }
+        }
+    }
+}
+
+/// The Workload API over `source`.
+#[derive(Debug)]
+pub(super) struct Service<S> {
+    pub(super) source: Arc<S>,
+    pub(super) retry: Duration,
+}
+
+type Answers<M> = Pin<Box<dyn Stream<Item = Result<M, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl<S: Source> SpiffeWorkloadApi for Service<S> {
+    type FetchX509SVIDStream = Answers<X509svidResponse>;
+    type FetchX509BundlesStream = Answers<X509BundlesResponse>;
+    type FetchJWTBundlesStream = Answers<JwtBundlesResponse>;
+
+    async fn fetch_x509svid(
+        &self,
+        request: Request<X509svidRequest>,
+    ) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
+        self.open::<X509, _>(&request).await
+    }
+
+    async fn fetch_x509_bundles(
+        &self,
+        request: Request<X509BundlesRequest>,
+    ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
+        self.open::<X509Bundles, _>(&request).await
+    }
+
+    async fn fetch_jwtsvid(&self, _: Request<JwtsvidRequest>) -> Result<Response<JwtsvidResponse>, Status> {
+        Err(not_served())
+    }
+
+    async fn fetch_jwt_bundles(
+        &self,
+        _: Request<JwtBundlesRequest>,
+    ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
+        Err(not_served())
+    }
+
+    async fn validate_jwtsvid(
+        &self,
+        _: Request<ValidateJwtsvidRequest>,
+    ) -> Result<Response<ValidateJwtsvidResponse>, Status> {
+        Err(not_served())
+    }
+}
+
+impl<S: Source> Service<S> {
+    async fn open<F: Feed, R>(&self, request: &Request<R>) -> Result<Response<Answers<F::Message>>, Status> {
+        let caller = request.extensions().get::<Caller>().cloned();
+        let caller = caller.ok_or_else(|| Status::internal("BUG: a request without its connection's caller"))?;
+        let arrived = caller.arrived;
+        let mut open = Open {
+            changes: self.source.changes(),
+            source: Arc::clone(&self.source),
+            caller,
+            retry: self.retry,
+            waiting: false,
+            sent: [0; 32],
+        };
+        // Before the first question: a change while it is answered must be seen afterwards.
+        open.changes.mark_unchanged();
+        let first = match open.ask::<F>(arrived).await? {
+            Ok(message) => message,
+            Err(Denied::NoIdentity(refusal)) => return Err(open.refuse(&refusal, no_identity)),
+            Err(Denied::Unavailable(refusal) | Denied::Ended(refusal)) => {
+                return Err(open.refuse(&refusal, unavailable));
+            }
+        };
+        open.sent = messages::fingerprint(&first);
+        let state = Some((open, Some(first)));
+        Ok(Response::new(Box::pin(unfold(state, async |state| {
+            let (mut open, first) = state?;
+            let answer = match first {
+                Some(first) => Ok(first),
+                None => open.next::<F>().await,
+            };
+            // A status is the last thing on a stream.
+            let state = answer.is_ok().then_some((open, None));
+            Some((answer, state))
+        }))))
+    }
+}
+
+/// What a stream is of.
+trait Feed: Send + Sync + 'static {
+    type Message: Message + Send + 'static;
+
+    fn ask<S: Source>(
+        source: &S,
+        peer: &Peer,
+        arrived: BootInstant,
+    ) -> impl Future<Output = Result<Self::Message, Denied>> + Send;
+}
+
+struct X509;
+
+impl Feed for X509 {
+    type Message = X509svidResponse;
+
+    async fn ask<S: Source>(source: &S, peer: &Peer, arrived: BootInstant) -> Result<Self::Message, Denied> {
+        messages::x509(source.x509(peer, arrived).await?)
+    }
+}
+
+struct X509Bundles;
+
+impl Feed for X509Bundles {
+    type Message = X509BundlesResponse;
+
+    async fn ask<S: Source>(source: &S, peer: &Peer, arrived: BootInstant) -> Result<Self::Message, Denied> {
+        messages::bundles(source.bundles(peer, arrived).await?)
+    }
+}
+
+/// An open stream.
+///
+/// It is polled only while its client takes data, so an answer is asked for when it can be sent,
+/// never kept in store.
+struct Open<S> {
+    source: Arc<S>,
+    caller: Caller,
+    changes: watch::Receiver<u64>,
+    retry: Duration,
+    /// The last question had no answer: ask again without a change, too.
+    waiting: bool,
+    /// The fingerprint of the last message.
+    sent: [u8; 32],
+}
+
+impl<S: Source> Open<S> {
+    /// The next message that differs from the last one, or how the stream ends.
+    async fn next<F: Feed>(&mut self) -> Result<F::Message, Status> {
+        loop {
+            let retry = self.retry_after();
+            tokio::select! {
+                biased;
+                status = self.caller.over() => return Err(status),
+                changed = self.changes.changed() => if changed.is_err() {
+                    return Err(unavailable(&Refusal::new(codes::DELIVERY_STOPPING, "the agent is stopping")));
+                },
+                () = tokio::time::sleep(retry), if self.waiting => {}
+            }
+            let asked = self.ask::<F>(BootInstant::now()).await?;
+            self.waiting = matches!(asked, Err(Denied::Unavailable(_)));
+            match asked {
+                Ok(message) => {
+                    let content = messages::fingerprint(&message);
+                    if content != self.sent {
+                        self.sent = content;
+                        return Ok(message);
+                    }
+                }
+                Err(Denied::Unavailable(refusal)) => {
+                    tracing::debug!(peer = %self.caller.peer, code = %refusal.code, "an open stream waits");
+                }
+                Err(Denied::NoIdentity(refusal)) => return Err(self.refuse(&refusal, no_identity)),
+                Err(Denied::Ended(refusal)) => return Err(self.refuse(&refusal, unavailable)),
+            }
+        }
+    }
+
+    async fn ask<F: Feed>(&mut self, arrived: BootInstant) -> Result<Result<F::Message, Denied>, Status> {
+        let peer = self.caller.peer.clone();
+        tokio::select! {
+            biased;
+            status = self.caller.over() => Err(status),
+            answer = F::ask(&*self.source, &peer, arrived) => Ok(answer),
+        }
+    }
+
+    fn refuse(&self, refusal: &Refusal, status: fn(&Refusal) -> Status) -> Status {
+        tracing::info!(peer = %self.caller.peer, code = %refusal.code, %refusal, "nothing released");
+        status(refusal)
+    }
+
+    /// Between half and the whole of the retry time, so that waiting streams don't ask as one.
+    fn retry_after(&self) -> Duration {
+        let random = crate::secret::random::<1>().map_or(255, |[byte]| byte);
+        self.retry.mul_f64(0.5 + f64::from(random) / 512.0)
+    }
+}
+
+/// `PermissionDenied`, with the words that clients compare (Workload API, 5.2.1). The reason is in
+/// the log; the caller, who may be anybody, gets its code.
+pub(super) fn no_identity(refusal: &Refusal) -> Status {
+    with_code(Status::permission_denied(NO_IDENTITY), refusal)
+}
+
+/// `Unavailable`, with the reason (Workload Endpoint, 6).
+pub(super) fn unavailable(refusal: &Refusal) -> Status {
+    with_code(Status::unavailable(refusal.to_string()), refusal)
+}
+
+/// `InvalidArgument` (Workload Endpoint, 6).
+pub(super) fn header_missing() -> Status {
+    let refusal = Refusal::new(codes::DELIVERY_HEADER, "workload.spiffe.io");
+    with_code(Status::invalid_argument("security header missing from request"), &refusal)
+}
+
+fn not_served() -> Status {
+    Status::unimplemented("JWT-SVIDs are not served by this version")
+}
+
+fn with_code(mut status: Status, refusal: &Refusal) -> Status {
+    if let Ok(code) = refusal.code.as_str().parse() {
+        status.metadata_mut().insert(CODE_METADATA, code);
+    }
+    status
+}

@@ -1,0 +1,207 @@
+//! A server with a source whose answers the test sets, on a real socket.
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use hyper_util::rt::TokioIo;
+use tokio::task::JoinHandle;
+use tonic::client::Grpc;
+use tonic::codec::Streaming;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+
+use super::super::generated::{X509BundlesRequest, X509BundlesResponse, X509svidRequest, X509svidResponse};
+use super::*;
+use crate::delivery::socket::BoundSocket;
+
+/// What the source says.
+#[derive(Clone)]
+pub(super) enum Answer {
+    Give(X509Context),
+    Deny(Denied),
+    /// As `Give`, to whom these selectors match.
+    GiveIf(Vec<Selector>, X509Context),
+    /// Doesn't come.
+    Silence,
+}
+
+pub(super) struct Stub {
+    answer: Mutex<Answer>,
+    changes: watch::Sender<u64>,
+    pub(super) asked: Mutex<Vec<BootInstant>>,
+}
+
+impl Stub {
+    /// Says something else from now on, and that it does.
+    pub(super) fn set(&self, answer: Answer) {
+        self.set_silently(answer);
+        self.touch();
+    }
+
+    pub(super) fn set_silently(&self, answer: Answer) {
+        *self.answer.lock().unwrap() = answer;
+    }
+
+    pub(super) fn touch(&self) {
+        self.changes.send_modify(|generation| *generation += 1);
+    }
+
+    pub(super) fn times_asked(&self) -> usize {
+        self.asked.lock().unwrap().len()
+    }
+}
+
+impl Source for Stub {
+    async fn x509(&self, peer: &Peer, arrived: BootInstant) -> Result<Released<X509Context>, Denied> {
+        self.asked.lock().unwrap().push(arrived);
+        let answer = self.answer.lock().unwrap().clone();
+        match answer {
+            Answer::Give(context) => Ok(Released::for_test(context)),
+            Answer::Deny(denied) => Err(denied),
+            Answer::Silence => std::future::pending().await,
+            Answer::GiveIf(selectors, context) => {
+                let observed = peer.observe(&[&selectors]).await.map_err(Denied::NoIdentity)?;
+                if observed.matches(&selectors) {
+                    Ok(Released::for_test(context))
+                } else {
+                    Err(Denied::NoIdentity(Refusal::new(codes::WORKLOAD_NO_MATCH, "no entry matches")))
+                }
+            }
+        }
+    }
+
+    async fn bundles(&self, peer: &Peer, arrived: BootInstant) -> Result<Released<Bundles>, Denied> {
+        let context = self.x509(peer, arrived).await?.into_inner();
+        let of = context.svids.into_iter().next().map(|svid| svid.bundle).unwrap_or_default();
+        Ok(Released::for_test(Bundles([("spiffe://example.org".to_owned(), of)].into())))
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+}
+
+pub(super) struct Bench {
+    pub(super) stub: Arc<Stub>,
+    pub(super) path: PathBuf,
+    pub(super) shutdown: Shutdown,
+    pub(super) directory: tempfile::TempDir,
+    _socket: BoundSocket,
+    _serving: JoinHandle<()>,
+}
+
+impl Bench {
+    pub(super) fn new(answer: Answer) -> Self {
+        Self::with(answer, Limits::default())
+    }
+
+    pub(super) fn with(answer: Answer, limits: Limits) -> Self {
+        Self::serving(answer, limits, PeerMethod::Auto)
+    }
+
+    pub(super) fn serving(answer: Answer, limits: Limits, method: PeerMethod) -> Self {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let path = directory.path().join("workload.sock");
+        let mut socket = BoundSocket::bind(&path, 0o666).unwrap();
+        let listener = UnixListener::from_std(socket.take().unwrap()).unwrap();
+        let (changes, _) = watch::channel(0);
+        let stub = Arc::new(Stub { answer: Mutex::new(answer), changes, asked: Mutex::default() });
+        let shutdown = Shutdown::default();
+        let server = Server::new(Arc::clone(&stub), Peers::new(method), limits);
+        let stop = shutdown.clone();
+        let serving = tokio::spawn(async move { server.serve(listener, stop).await.unwrap() });
+        Self { stub, path, shutdown, directory, _socket: socket, _serving: serving }
+    }
+
+    /// `unix:…` for `SPIFFE_ENDPOINT_SOCKET`.
+    pub(super) fn address(&self) -> String {
+        format!("unix:{}", self.path.display())
+    }
+
+    pub(super) async fn client(&self) -> Client {
+        Client::connect(&self.path).await
+    }
+}
+
+/// A plain gRPC client, to say what no SPIFFE library would.
+pub(super) struct Client(Grpc<Channel>);
+
+impl Client {
+    pub(super) async fn connect(path: &std::path::Path) -> Self {
+        Self(Grpc::new(channel(path).await.unwrap()))
+    }
+
+    pub(super) async fn x509(&mut self) -> Result<Streaming<X509svidResponse>, Status> {
+        let request = with_header(X509svidRequest {});
+        self.call("/SpiffeWorkloadAPI/FetchX509SVID", request).await
+    }
+
+    pub(super) async fn bundles(&mut self) -> Result<Streaming<X509BundlesResponse>, Status> {
+        let request = with_header(X509BundlesRequest {});
+        self.call("/SpiffeWorkloadAPI/FetchX509Bundles", request).await
+    }
+
+    pub(super) async fn call<Q, A>(&mut self, path: &'static str, request: Request<Q>) -> Result<Streaming<A>, Status>
+    where
+        Q: prost::Message + Send + Sync + 'static,
+        A: prost::Message + Default + Send + Sync + 'static,
+    {
+        self.0.ready().await.map_err(|e| Status::unknown(e.to_string()))?;
+        let path = tonic::codegen::http::uri::PathAndQuery::from_static(path);
+        let codec = tonic_prost::ProstCodec::<Q, A>::default();
+        self.0.server_streaming(request, path, codec).await.map(tonic::Response::into_inner)
+    }
+}
+
+pub(super) async fn channel(path: &std::path::Path) -> Result<Channel, tonic::transport::Error> {
+    let path = path.to_owned();
+    let connect = move |_| {
+        let path = path.clone();
+        async move { tokio::net::UnixStream::connect(path).await.map(TokioIo::new) }
+    };
+    Endpoint::from_static("http://localhost").connect_with_connector(tower::service_fn(connect)).await
+}
+
+pub(super) fn with_header<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("workload.spiffe.io", "true".parse().unwrap());
+    request
+}
+
+/// A CA, and what it issues.
+pub(super) struct Ca {
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+    certificate: Vec<u8>,
+}
+
+impl Ca {
+    pub(super) fn new() -> Self {
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "test CA");
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+        params.subject_alt_names.push(rcgen::SanType::URI("spiffe://example.org".try_into().unwrap()));
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap().der().to_vec();
+        Self { issuer: rcgen::Issuer::new(params, key), certificate }
+    }
+
+    /// One X.509-SVID for this path, with a new key each time.
+    pub(super) fn context(&self, path: &str) -> X509Context {
+        let id = format!("spiffe://example.org{path}");
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "workload");
+        params.is_ca = rcgen::IsCa::ExplicitNoCa;
+        params.key_usages = vec![rcgen::KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth, rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        params.subject_alt_names.push(rcgen::SanType::URI(id.as_str().try_into().unwrap()));
+        let key = rcgen::KeyPair::generate().unwrap();
+        let chain = vec![params.signed_by(&key, &self.issuer).unwrap().der().to_vec()];
+        let key_pkcs8 = Zeroizing::new(key.serialize_der());
+        let bundle = vec![self.certificate.clone()];
+        X509Context { svids: vec![X509Item { spiffe_id: id, chain, key_pkcs8, bundle, hint: String::new() }] }
+    }
+}

@@ -1,0 +1,56 @@
+//! Decisions, dated: context, choice, and what would change our mind.
+//!
+//! # 2026-11-22 The reset counts of a reading come from a quote at the start of its session
+//! *Context.* A PCR read says nothing about resets. The standing HMAC session dies with a TPM reset,
+//! so it proves "no reset since it began", but a session that had to be opened anew (the device was
+//! away, libtss2 lost its context) proves nothing about the time between the two sessions.
+//! *Choice.* After opening a session the device thread has the AK quote over a random nonce and takes
+//! `resetCount` and `restartCount` from it; every reading of the session carries them, and the gate
+//! compares them with the lease's. A reset before the quote shows in the counts, one after it kills the
+//! session. So a device that comes back after 30 s without a reset goes on under its lease.
+//! *Would change our mind.* A TPM whose AK quote costs so much that reopening takes over a few seconds.
+//!
+//! # 2026-11-22 The node key is a primary of the endorsement hierarchy, like the AK
+//! *Context.* The key table asks for a TPM-resident P-256 key that survives restarts. A child key needs a
+//! blob on disk, which can be lost, swapped or rolled back.
+//! *Choice.* A primary from a fixed template whose `unique` is a hash of the trust domain: nothing on disk,
+//! the same key after every reset, another key in another trust domain. TPM2_Clear keeps it.
+//! *Would change our mind.* The need to rotate the node key without a new EK: then a generation goes into
+//! `unique` and the enrolment records it.
+//!
+//! # 2026-11-22 A lease carries the PCR values it stands on
+//! *Context.* The gate judges without the control plane. It could compare with the reading of its own last
+//! evidence, or with what the control plane says it accepted.
+//! *Choice.* The values are in the signed lease. The gate has one input it can trust and no state to confuse.
+//! *Would change our mind.* Nothing; rules for log entries will join them.
+//!
+//! # 2026-11-22 A lease that ran out is `Unavailable`, a drift is `PermissionDenied`
+//! *Context.* SPIFFE clients drop what they cache on `PermissionDenied` and keep it on `Unavailable`.
+//! *Choice.* Only what speaks against the node (drift, TPM reset, a refused appraisal, a revocation) withdraws
+//! with `PermissionDenied` "no identity issued". When the term is over because nobody answers, streams end
+//! with `Unavailable`: unavailable is not untrusted, and the SVID that the client still has ends with the
+//! lease anyway, since no SVID is issued past the end of its lease.
+//! *Would change our mind.* A client that goes on using an SVID past its `notAfter`.
+//!
+//! # 2026-11-22 The next nonce lives as long as the lease; the TPM's clock bounds its misuse
+//! *Context.* One round trip in steady state means that the nonce for the next attestation is handed out with
+//! the present answer. Whoever controls the node could quote at once, keep the quote, change the node, and
+//! submit minutes later.
+//! *Choice.* The quote's TPM clock is signed: the control plane compares how far it moved since the node's last
+//! quote with how much time passed on its own clock, and refuses a quote that was made much earlier than it
+//! was submitted (`verify.quote_stale`), with a fresh nonce in the refusal, so that an honest node whose TPM
+//! clock runs slow loses one round trip and nothing else.
+//! *Would change our mind.* TPM clocks in the field that stray by more than a quarter.
+//!
+//! # 2026-11-22 SPIFFE IDs are the `spiffe` crate's types
+//! *Context.* Strict parsing of SPIFFE IDs is easy to get slightly wrong.
+//! *Choice.* The agent and the control plane use `SpiffeId` and `TrustDomain` of the crate that clients use,
+//! without its features; it brings one small dependency.
+//! *Would change our mind.* A rule of the SPIFFE ID specification that the crate doesn't hold.
+//!
+//! # 2026-11-22 libtss2 is silenced by starting the agent's own executable again
+//! *Context.* libtss2 prints every TPM refusal on standard error unless `TSS2_LOG` was set before it started.
+//! Setting a variable of one's own environment is `unsafe` in Rust, for good reasons.
+//! *Choice.* When `TSS2_LOG` is unset the agent replaces itself once, before any thread exists, with the
+//! variable set. It keeps its process id. Operators who set the variable are left alone.
+//! *Would change our mind.* A libtss2 with an API for it.

@@ -1,0 +1,33 @@
+//! Who is kept out, who isn't, and where the edge runs.
+//!
+//! # What is defended
+//! Workload credentials on a node: they leave the agent only for a process that the kernel says matches a
+//! registration, while the node's measurements are the ones its lease was granted on.
+//!
+//! | adversary | what stops it |
+//! |---|---|
+//! | an unprivileged local process | callers are held by pidfd from the moment they connect; selectors come from the kernel; no match, no credential |
+//! | a process that becomes another one (exec) | selectors are read again at each release and push |
+//! | root who copies the state directory to another machine | nothing in it is secret; the node key and the AK are in the TPM |
+//! | a node that asks for another node's workload | the issuer itself checks (node, workload) |
+//! | a software "TPM" beside a real EK | credential activation binds the AK's recomputed name to the EK; attributes and template are checked |
+//! | a genuine TPM that nobody admitted | grade and admission are two things; it waits |
+//! | a TPM reset under a running system, all extends replayed | the standing session dies, the reset count differs: the lease ends |
+//! | somebody on the network | TLS 1.3; the control plane is pinned; the node proves a TPM key; evidence over another connection is refused |
+//! | a replayed submission | nonces are single-use and consumed in the transaction that they authorise, across restarts |
+//! | a passive tap of the TPM bus | sessions that carry secrets are salted to the pinned EK and encrypt their parameters |
+//!
+//! # What is not
+//! - **What a process already holds.** A credential that was released can't be recalled from its memory. Short
+//!   lifetimes cover that: no SVID outlives its lease.
+//! - **Root inside an approved boot** can read what that boot may read, the agent's memory included.
+//! - **Relay.** A good machine whose root cooperates can answer for a bad one: a TPM proves no proximity.
+//! - **An active interposer on a discrete TPM's bus** can drop extends before they reach the chip; what can be
+//!   detected (changed answers) is.
+//! - **What PCRs don't measure.** References are PCR values for now: they say *that* something changed, not yet
+//!   what; the event logs come next.
+//! - **The moment before a drift is read.** An open stream learns of a drift with the watcher's next reading
+//!   (250 ms by default); a new request always waits for a reading that began after it arrived.
+//! - **The fallback for callers on kernels before 6.5.** Without `SO_PEERPIDFD` the peer's process is found by
+//!   its number and its start time; a process that hands its connected socket to a child, dies, and has its
+//!   number reused before the agent accepts is told apart only if the new process started after the accept.

@@ -1,0 +1,348 @@
+//! The agent's side of the protocol. The types follow its order: an [`Unenrolled`] node can only
+//! enrol, an [`Enrolled`] one can attest, and credentials are asked for through a [`Leased`].
+
+use std::time::Duration;
+
+use reqwest::{Client, Method, StatusCode};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::messages::*;
+use super::tls::{TrustAnchors, client_config};
+use crate::codes::{self, Refusal};
+use crate::identity::{NodeId, TrustDomain, server_id};
+use crate::tpm::Tpm;
+
+/// How long one request may take, connection and TPM signature included.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long a connection may take to come about.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Why a request has no answer.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Failure {
+    /// The control plane can't be reached, or is shedding load. Nothing is concluded from that.
+    #[error("{0}")]
+    Unreachable(Refusal),
+    /// It answered and refused.
+    #[error("{}", .0.refusal)]
+    Refused(Refused),
+}
+
+impl Failure {
+    /// The refusal, whichever it is.
+    pub const fn refusal(&self) -> &Refusal {
+        match self {
+            Self::Unreachable(refusal) => refusal,
+            Self::Refused(refused) => &refused.refusal,
+        }
+    }
+}
+
+/// What an admitted node keeps between starts. No secret is in it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Membership {
+    /// The node id.
+    #[serde(with = "serde_bytes")]
+    pub node: [u8; 32],
+    /// The node certificate's chain, DER, leaf first.
+    pub certificate: Vec<serde_bytes::ByteBuf>,
+    /// The trust domain's CA certificates.
+    pub bundle: Bundle,
+}
+
+/// Whether an enrolment admitted the node.
+#[derive(Debug)]
+pub enum Enrolment {
+    /// Admitted.
+    Admitted(Membership, FreshNonce),
+    /// Known, and waiting for an operator.
+    Waiting {
+        /// The id the control plane computed.
+        node: NodeId,
+        /// Why, and who can change that.
+        refusal: Refusal,
+        /// When it is worth asking again.
+        retry_after: Duration,
+    },
+}
+
+/// Where the control plane is.
+#[derive(Clone, Debug)]
+struct Place {
+    base: String,
+    trust_domain: TrustDomain,
+    anchors: TrustAnchors,
+}
+
+/// A node without a certificate: it can enrol, and nothing else.
+#[derive(Clone, Debug)]
+pub struct Unenrolled {
+    place: Place,
+}
+
+impl Unenrolled {
+    /// A client of the control plane at `address` (`host:port`), known by `anchors`.
+    pub fn new(address: &str, trust_domain: TrustDomain, anchors: TrustAnchors) -> Self {
+        Self { place: Place { base: format!("https://{address}/v{VERSION}"), trust_domain, anchors } }
+    }
+
+    /// First step: presents the public keys.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn begin(&self, request: &EnrolRequest) -> Result<EnrolChallenge, Failure> {
+        post(&self.connect()?, &self.place, "enrol", request).await
+    }
+
+    /// Second step: proves the activation.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn answer(&self, answer: &EnrolAnswer) -> Result<Enrolment, Failure> {
+        let result: EnrolResult = post(&self.connect()?, &self.place, "enrol/answer", answer).await?;
+        if let Some(admitted) = result.admitted {
+            let membership =
+                Membership { node: result.node, certificate: admitted.certificate, bundle: admitted.bundle };
+            return Ok(Enrolment::Admitted(membership, admitted.nonce));
+        }
+        let refusal =
+            result.waiting.unwrap_or_else(|| Refusal::new(codes::PROTOCOL_MALFORMED, "neither admitted nor waiting"));
+        // At least a second, so that a wrong answer can't make the node hammer the server.
+        let retry_after = Duration::from_secs(result.retry_after_seconds.clamp(1, 60));
+        Ok(Enrolment::Waiting { node: NodeId::from_bytes(result.node), refusal, retry_after })
+    }
+
+    /// The client of an admitted node, whose TLS key is in `tpm`.
+    ///
+    /// # Errors
+    /// When the certificates can't be used.
+    pub fn enrolled(&self, membership: &Membership, tpm: &Tpm) -> Result<Enrolled, Failure> {
+        let mut place = self.place.clone();
+        // The configured anchors stay: an operator who pins a new CA must be heard.
+        for certificate in &membership.bundle.certificates {
+            if !place.anchors.certificates.iter().any(|known| *known == **certificate) {
+                place.anchors.certificates.push(certificate.to_vec());
+            }
+        }
+        let chain = membership.certificate.iter().map(|der| der.to_vec()).collect();
+        let client = connect(&place, Some((chain, tpm.clone())))?;
+        Ok(Enrolled { place, client })
+    }
+
+    fn connect(&self) -> Result<Client, Failure> {
+        connect(&self.place, None)
+    }
+}
+
+/// A node with a certificate.
+#[derive(Clone, Debug)]
+pub struct Enrolled {
+    place: Place,
+    client: Client,
+}
+
+/// An attestation's answer.
+#[derive(Clone, Debug)]
+pub struct Answer(pub AttestAnswer);
+
+impl Enrolled {
+    /// A nonce, when none is left from the last answer.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn nonce(&self) -> Result<FreshNonce, Failure> {
+        exchange(&self.client, &self.place, Method::GET, "nonce", Vec::new()).await
+    }
+
+    /// Attests: one round trip. A lost answer is asked for again with the same request.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn attest(&self, request: &AttestRequest) -> Result<AttestAnswer, Failure> {
+        match post(&self.client, &self.place, "attest", request).await {
+            // Whether the request arrived is unknown, and the nonce is single-use: the same
+            // request gets the stored answer if it did.
+            Err(Failure::Unreachable(_)) => post(&self.client, &self.place, "attest", request).await,
+            other => other,
+        }
+    }
+
+    /// The right to ask for credentials under the lease of this sequence number.
+    pub const fn leased(&self, lease_sequence: u64) -> Leased<'_> {
+        Leased { enrolled: self, lease_sequence }
+    }
+
+    /// Opens the event stream.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn events(&self) -> Result<Events, Failure> {
+        let response =
+            self.client.get(format!("{}/events", self.place.base)).send().await.map_err(|e| unreachable_because(&e))?;
+        if response.status() != StatusCode::OK {
+            return Err(refused(response).await);
+        }
+        Ok(Events { response, buffer: Vec::new() })
+    }
+}
+
+/// An enrolled node with a live lease.
+#[derive(Clone, Copy, Debug)]
+pub struct Leased<'a> {
+    enrolled: &'a Enrolled,
+    lease_sequence: u64,
+}
+
+impl Leased<'_> {
+    /// Asks for X.509-SVIDs.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn credentials(self, request_id: [u8; 16], wanted: Vec<Wanted>) -> Result<CredentialAnswer, Failure> {
+        let request = CredentialRequest { request_id, lease_sequence: self.lease_sequence, wanted };
+        post(&self.enrolled.client, &self.enrolled.place, "credentials", &request).await
+    }
+}
+
+/// The control plane's pushes.
+#[derive(Debug)]
+pub struct Events {
+    response: reqwest::Response,
+    buffer: Vec<u8>,
+}
+
+impl Events {
+    /// The largest event in bytes.
+    const LIMIT: usize = 64 << 10;
+
+    /// The next event.
+    ///
+    /// # Errors
+    /// [`Failure`], also when the server ends the stream.
+    pub async fn next(&mut self) -> Result<Event, Failure> {
+        loop {
+            if let Some((length, rest)) = self.buffer.split_first_chunk::<4>() {
+                let length = u32::from_be_bytes(*length) as usize;
+                if length > Self::LIMIT {
+                    return Err(malformed(Refusal::new(
+                        codes::PROTOCOL_TOO_LARGE,
+                        format!("an event of {length} bytes"),
+                    )));
+                }
+                if let Some(body) = rest.get(..length) {
+                    let event = decode(body).map_err(malformed)?;
+                    self.buffer.drain(..4 + length);
+                    return Ok(event);
+                }
+            }
+            match self.response.chunk().await.map_err(|e| unreachable_because(&e))? {
+                Some(chunk) => self.buffer.extend_from_slice(&chunk),
+                None => {
+                    let refusal = Refusal::new(codes::PROTOCOL_UNREACHABLE, "the event stream ended");
+                    return Err(Failure::Unreachable(refusal));
+                }
+            }
+        }
+    }
+}
+
+fn connect(place: &Place, node: Option<(Vec<Vec<u8>>, Tpm)>) -> Result<Client, Failure> {
+    let tls =
+        client_config(place.anchors.clone(), server_id(&place.trust_domain), node).map_err(Failure::Unreachable)?;
+    Client::builder()
+        .tls_backend_preconfigured(tls)
+        .https_only(true)
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(CONNECT_DEADLINE)
+        .http2_keep_alive_interval(Duration::from_secs(5))
+        .http2_keep_alive_timeout(Duration::from_secs(5))
+        .http2_keep_alive_while_idle(true)
+        .build()
+        .map_err(|e| unreachable_because(&e))
+}
+
+async fn post<Q: Serialize, A: DeserializeOwned>(
+    client: &Client,
+    place: &Place,
+    route: &str,
+    request: &Q,
+) -> Result<A, Failure> {
+    let body = encode(request).map_err(malformed)?;
+    exchange(client, place, Method::POST, route, body).await
+}
+
+async fn exchange<A: DeserializeOwned>(
+    client: &Client,
+    place: &Place,
+    method: Method,
+    route: &str,
+    body: Vec<u8>,
+) -> Result<A, Failure> {
+    let response = client
+        .request(method, format!("{}/{route}", place.base))
+        .timeout(REQUEST_DEADLINE)
+        .header(reqwest::header::CONTENT_TYPE, MEDIA_TYPE)
+        .body(body)
+        .send()
+        .await
+        .map_err(|e| unreachable_because(&e))?;
+    if response.status() != StatusCode::OK {
+        return Err(refused(response).await);
+    }
+    decode(&limited(response).await?).map_err(malformed)
+}
+
+/// The refusal of an answer that isn't 200. Without a readable body it counts as unreachable:
+/// something between us and the control plane spoke, or it is going down.
+async fn refused(response: reqwest::Response) -> Failure {
+    let status = response.status();
+    match limited(response).await.map(|body| decode::<Refused>(&body)) {
+        Ok(Ok(refused)) if refused.refusal.code == codes::STORE_FAILED => Failure::Unreachable(refused.refusal),
+        Ok(Ok(refused)) => Failure::Refused(refused),
+        Ok(Err(_)) => Failure::Unreachable(Refusal::new(
+            codes::PROTOCOL_UNREACHABLE,
+            format!("HTTP status {status} without a reason"),
+        )),
+        Err(failure) => failure,
+    }
+}
+
+/// The body, refused as soon as it exceeds [`BODY_LIMIT`].
+async fn limited(mut response: reqwest::Response) -> Result<Vec<u8>, Failure> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|e| unreachable_because(&e))? {
+        body.extend_from_slice(&chunk);
+        if body.len() > BODY_LIMIT {
+            return Err(malformed(
+                Refusal::new(codes::PROTOCOL_TOO_LARGE, "the answer").expected(format!("at most {BODY_LIMIT} bytes")),
+            ));
+        }
+    }
+    Ok(body)
+}
+
+/// An answer we can't read is no verdict on the node: it counts as unreachable.
+fn malformed(refusal: Refusal) -> Failure {
+    Failure::Unreachable(refusal)
+}
+
+fn unreachable_because(error: &reqwest::Error) -> Failure {
+    // The causes say more than reqwest's own line, down to the refusal of our TLS verifier.
+    let mut words = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let cause_words = cause.to_string();
+        if !words.contains(&cause_words) {
+            words.push_str(": ");
+            words.push_str(&cause_words);
+        }
+        source = cause.source();
+    }
+    let untrusted = words.contains("UnknownIssuer") || words.contains(codes::PROTOCOL_UNTRUSTED.as_str());
+    let code = if untrusted { codes::PROTOCOL_UNTRUSTED } else { codes::PROTOCOL_UNREACHABLE };
+    Failure::Unreachable(Refusal::new(code, words))
+}

@@ -1,0 +1,139 @@
+//! SHA-256 of program files, computed once for each state of a file.
+
+use std::collections::HashMap;
+use std::fs::{File, Metadata};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use sha2::{Digest, Sha256};
+
+use super::process::FileId;
+
+/// Larger programs have no digest, and so match no `unix:sha256`.
+const LIMIT: u64 = 1 << 30;
+
+/// So many files are remembered; programs in use at one time are far fewer.
+const REMEMBERED: usize = 1024;
+
+/// A file can change twice within one step of the file system's clock. A file that changed less
+/// than this long ago is hashed again each time.
+const SETTLED: Duration = Duration::from_secs(2);
+
+/// A state of a file: a change of its content changes at least its change time, which no call can set.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct State {
+    file: FileId,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl State {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            file: FileId { device: metadata.dev(), inode: metadata.ino() },
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+
+    fn settled(&self) -> bool {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        u64::try_from(self.changed.0).is_ok_and(|changed| changed.saturating_add(SETTLED.as_secs()) < now)
+    }
+}
+
+/// The digests known so far. A plain mutex: it is never held while a file is read.
+#[derive(Debug, Default)]
+pub(super) struct Digests(Mutex<HashMap<State, [u8; 32]>>);
+
+impl Digests {
+    /// The digest of `file`, which must be `wanted`.
+    ///
+    /// Blocks while the file is read.
+    ///
+    /// # Errors
+    /// When it is another file, too large, can't be read or changes meanwhile.
+    pub(super) fn of(&self, mut file: File, wanted: FileId) -> io::Result<[u8; 32]> {
+        let metadata = file.metadata()?;
+        let state = State::of(&metadata);
+        if state.file != wanted {
+            return Err(io::Error::other("the process runs another program now"));
+        }
+        if !metadata.is_file() || state.size > LIMIT {
+            return Err(io::Error::other(format!("{} bytes, more than {LIMIT}", state.size)));
+        }
+        if let Some(digest) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&state) {
+            return Ok(*digest);
+        }
+        let mut hash = Sha256::new();
+        let mut buffer = vec![0; 128 << 10];
+        let mut left = LIMIT;
+        loop {
+            let read = file.read(&mut buffer)?;
+            if read == 0 {
+                break;
+            }
+            left = left.checked_sub(read as u64).ok_or_else(|| io::Error::other("the file grows"))?;
+            hash.update(buffer.get(..read).unwrap_or_default());
+        }
+        if State::of(&file.metadata()?) != state {
+            return Err(io::Error::other("the file changed while it was read"));
+        }
+        let digest = hash.finalize().into();
+        if state.settled() {
+            let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if known.len() >= REMEMBERED {
+                known.clear();
+            }
+            known.insert(state, digest);
+        }
+        Ok(digest)
+    }
+
+    #[cfg(test)]
+    pub(super) fn known(&self) -> usize {
+        self.0.lock().unwrap().len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(file: &File) -> FileId {
+        State::of(&file.metadata().unwrap()).file
+    }
+
+    #[test]
+    fn a_settled_file_is_remembered_and_a_new_one_is_not() {
+        let digests = Digests::default();
+        // The test's own program was written well before it runs; what was written now wasn't.
+        let own = || File::open("/bin/sh").unwrap();
+        let first = digests.of(own(), id(&own())).unwrap();
+        assert_eq!(digests.known(), 1);
+        assert_eq!(digests.of(own(), id(&own())).unwrap(), first);
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new");
+        for content in ["one", "two"] {
+            std::fs::write(&path, content).unwrap();
+            let file = File::open(&path).unwrap();
+            let expected: [u8; 32] = Sha256::digest(content).into();
+            let wanted = id(&file);
+            assert_eq!(digests.of(file, wanted).unwrap(), expected);
+        }
+        assert_eq!(digests.known(), 1);
+    }
+
+    #[test]
+    fn another_file_is_refused() {
+        let digests = Digests::default();
+        let sh = File::open("/bin/sh").unwrap();
+        assert!(digests.of(File::open("/proc/self/exe").unwrap(), id(&sh)).is_err());
+        assert!(digests.of(File::open("/").unwrap(), id(&File::open("/").unwrap())).is_err());
+    }
+}

@@ -1,0 +1,400 @@
+//! The calling process.
+
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::{getsockopt, sockopt};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::sync::Semaphore;
+
+use super::Selector;
+use super::digest::Digests;
+use super::process::{FileId, Process, ticks, unknown};
+use crate::clock::BootInstant;
+use crate::codes::{self, Refusal};
+
+/// Questions to `/proc` take microseconds. A file system served by somebody's own process may take
+/// for ever over them, and nobody else should wait for that.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The same for reading a program of at most 1 GiB.
+const HASHING_PATIENCE: Duration = Duration::from_secs(30);
+
+/// So many programs are hashed at one time.
+const HASHING: usize = 2;
+
+/// How the process at the other end of a socket is found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum PeerMethod {
+    /// `SO_PEERPIDFD` where the kernel has it (Linux 6.5), otherwise the fallback.
+    #[default]
+    Auto,
+    /// `SO_PEERPIDFD` only.
+    PeerPidfd,
+    /// `SO_PEERCRED`, `pidfd_open`, and a start no later than the accept.
+    ///
+    /// A process that connected and ended before the accept could leave its number to a new one,
+    /// which this can't see. The new one would have to be of the same user and group.
+    Fallback,
+}
+
+/// Finds the processes behind connections; one for each listener.
+#[derive(Clone, Debug)]
+pub struct Peers {
+    method: PeerMethod,
+    /// Whether every id has a meaning here; if not, the overflow id stands for any that has none.
+    unmapped: Option<(u32, u32)>,
+    digests: Arc<Digests>,
+    hashing: Arc<Semaphore>,
+}
+
+impl Peers {
+    /// Finds processes by `method`.
+    pub fn new(method: PeerMethod) -> Self {
+        Self { method, unmapped: unmapped_ids(), digests: Arc::default(), hashing: Arc::new(Semaphore::new(HASHING)) }
+    }
+
+    /// Takes hold of the process at the other end of `stream`; call it right after the accept.
+    ///
+    /// # Errors
+    /// [`codes::WORKLOAD_PEER_GONE`], or [`codes::WORKLOAD_PEER_UNKNOWN`] if it is of another PID
+    /// namespace or has no user here.
+    pub fn catch(&self, stream: &impl AsFd) -> Result<Caught, Refusal> {
+        let accepted = BootInstant::now();
+        let credentials = getsockopt(stream, sockopt::PeerCredentials)
+            .map_err(|e| Refusal::new(codes::WORKLOAD_PEER_UNKNOWN, e.desc()).at("SO_PEERCRED"))?;
+        let connected = Connected { pid: credentials.pid(), uid: credentials.uid(), gid: credentials.gid() };
+        self.known(connected)?;
+        let peer_pidfd = match self.method {
+            PeerMethod::Fallback => None,
+            PeerMethod::PeerPidfd => Some(peer_pidfd(stream, connected.pid)?),
+            PeerMethod::Auto => match peer_pidfd(stream, connected.pid) {
+                Err(refusal) if refusal.code == codes::WORKLOAD_PEER_UNKNOWN => None,
+                pidfd => Some(pidfd?),
+            },
+        };
+        self.hold(connected, peer_pidfd, accepted)
+    }
+
+    /// [`Self::catch`] and [`Caught::identify`].
+    ///
+    /// # Errors
+    /// As both.
+    pub async fn identify(&self, stream: &impl AsFd) -> Result<Peer, Refusal> {
+        let caught = self.catch(stream)?;
+        caught.identify().await
+    }
+
+    fn known(&self, Connected { pid, uid, gid }: Connected) -> Result<(), Refusal> {
+        if pid <= 0 {
+            // The kernel's number for a process that this namespace doesn't see.
+            return Err(Refusal::new(codes::WORKLOAD_PEER_UNKNOWN, format!("process {pid}"))
+                .at("SO_PEERCRED")
+                .expected("a process of the agent's PID namespace"));
+        }
+        if uid == u32::MAX || gid == u32::MAX || self.unmapped.is_some_and(|(u, g)| u == uid || g == gid) {
+            return Err(Refusal::new(codes::WORKLOAD_PEER_UNKNOWN, format!("uid {uid}, gid {gid}"))
+                .at(format!("process {pid}"))
+                .expected("a user and a group of the agent's user namespace"));
+        }
+        Ok(())
+    }
+
+    fn hold(
+        &self,
+        connected: Connected,
+        peer_pidfd: Option<OwnedFd>,
+        accepted: BootInstant,
+    ) -> Result<Caught, Refusal> {
+        let (pidfd, started_by) = match peer_pidfd {
+            Some(pidfd) => (pidfd, None),
+            None => (open_pidfd(connected.pid)?, Some(accepted)),
+        };
+        Ok(Caught { connected, pidfd, started_by, peers: self.clone() })
+    }
+}
+
+/// A process held by pidfd about which nothing but its user at the time of its connection is known.
+#[derive(Debug)]
+pub struct Caught {
+    connected: Connected,
+    pidfd: OwnedFd,
+    /// Set if the pidfd was opened by number: the process must have run by then.
+    started_by: Option<BootInstant>,
+    peers: Peers,
+}
+
+impl Caught {
+    /// The effective user id it connected with.
+    pub const fn uid(&self) -> u32 {
+        self.connected.uid
+    }
+
+    /// Looks at it for the first time.
+    ///
+    /// # Errors
+    /// [`codes::WORKLOAD_PEER_GONE`], [`codes::WORKLOAD_PEER_CHANGED`] if it isn't of the user it
+    /// connected as, [`codes::WORKLOAD_PEER_UNKNOWN`] if `/proc` doesn't show it.
+    pub async fn identify(self) -> Result<Peer, Refusal> {
+        let pid = self.connected.pid;
+        patiently(pid, PATIENCE, move || {
+            let Connected { pid, uid, gid } = self.connected;
+            let process = Process::hold(pid, self.pidfd)?;
+            // A later process of that number isn't the one that connected.
+            if let Some(accepted) = self.started_by
+                && process.start_ticks()? > ticks(accepted)
+            {
+                return Err(Refusal::new(codes::WORKLOAD_PEER_GONE, format!("process {pid} started later"))
+                    .expected("one that ran when its connection was accepted"));
+            }
+            let executable = process.executable();
+            let held = Held { process, uid, gid, executable, peers: self.peers };
+            held.check()?;
+            Ok(Peer(Arc::new(held)))
+        })
+        .await
+    }
+}
+
+/// A calling process, held until the last clone is dropped: its number can't pass to another unseen.
+#[derive(Clone, Debug)]
+pub struct Peer(Arc<Held>);
+
+impl Peer {
+    /// Its process id, for people; it identifies nothing.
+    pub fn pid(&self) -> i32 {
+        self.0.process.pid()
+    }
+
+    /// The effective user id it connected with.
+    pub fn uid(&self) -> u32 {
+        self.0.uid
+    }
+
+    /// The effective group id it connected with.
+    pub fn gid(&self) -> u32 {
+        self.0.gid
+    }
+
+    /// Whether it still runs, as the same user, the same program as when it connected.
+    ///
+    /// # Errors
+    /// [`codes::WORKLOAD_PEER_GONE`], [`codes::WORKLOAD_PEER_CHANGED`], [`codes::WORKLOAD_PEER_UNKNOWN`].
+    pub async fn check(&self) -> Result<(), Refusal> {
+        self.blocking(PATIENCE, Held::check).await
+    }
+
+    /// What is true of it now, as far as `entries` (the selectors of each registered workload) ask.
+    ///
+    /// The program's digest is read only if an entry that asks for it matches in everything else,
+    /// so nobody can make the agent hash files by connecting.
+    ///
+    /// # Errors
+    /// As [`Peer::check`].
+    pub async fn observe<E: AsRef<[Selector]> + Sync>(&self, entries: &[E]) -> Result<Observed, Refusal> {
+        let observed = self.blocking(PATIENCE, Held::facts).await?;
+        if !entries.iter().any(|entry| observed.lacks_only_the_digest(entry.as_ref())) {
+            return Ok(observed);
+        }
+        let turn = Arc::clone(&self.0.peers.hashing);
+        let hashed = async {
+            let _turn = turn.acquire().await.ok();
+            self.blocking(HASHING_PATIENCE, move |held| held.with_digest(observed)).await
+        };
+        tokio::time::timeout(HASHING_PATIENCE, hashed).await.unwrap_or_else(|_| Err(silent(self.pid())))
+    }
+
+    /// Waits until the process has ended.
+    pub async fn exited(&self) {
+        self.0.process.exited().await;
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        patience: Duration,
+        question: impl FnOnce(&Held) -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let held = Arc::clone(&self.0);
+        patiently(self.pid(), patience, move || question(&held)).await
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {} of uid {}", self.pid(), self.0.uid)
+    }
+}
+
+/// What the kernel says of a process; as old as the call of [`Peer::observe`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Observed {
+    uid: u32,
+    gid: u32,
+    path: Option<PathBuf>,
+    sha256: Option<[u8; 32]>,
+}
+
+impl fmt::Display for Observed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a process of uid {}, gid {}", self.uid, self.gid)?;
+        match &self.path {
+            Some(path) => write!(f, ", running {}", path.display()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Observed {
+    /// Whether every selector holds. None at all match nobody.
+    pub fn matches(&self, selectors: &[Selector]) -> bool {
+        !selectors.is_empty() && selectors.iter().all(|selector| self.holds(selector))
+    }
+
+    /// Effective user id.
+    pub const fn uid(&self) -> u32 {
+        self.uid
+    }
+
+    /// Effective group id.
+    pub const fn gid(&self) -> u32 {
+        self.gid
+    }
+
+    /// The program's path, where the agent finds the same file there.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    fn holds(&self, selector: &Selector) -> bool {
+        match selector {
+            Selector::Uid(uid) => self.uid == *uid,
+            Selector::Gid(gid) => self.gid == *gid,
+            Selector::Path(path) => self.path.as_deref() == Some(Path::new(path)),
+            Selector::Sha256(digest) => self.sha256.as_ref() == Some(digest),
+        }
+    }
+
+    fn lacks_only_the_digest(&self, selectors: &[Selector]) -> bool {
+        let (digests, others): (Vec<_>, Vec<_>) =
+            selectors.iter().partition(|selector| matches!(selector, Selector::Sha256(_)));
+        !digests.is_empty() && others.into_iter().all(|selector| self.holds(selector))
+    }
+}
+
+/// What `SO_PEERCRED` says: as it was when the peer connected.
+#[derive(Clone, Copy, Debug)]
+struct Connected {
+    pid: i32,
+    uid: u32,
+    gid: u32,
+}
+
+#[derive(Debug)]
+struct Held {
+    process: Process,
+    uid: u32,
+    gid: u32,
+    executable: Option<FileId>,
+    peers: Peers,
+}
+
+impl Held {
+    fn check(&self) -> Result<(), Refusal> {
+        self.process.alive()?;
+        let ids = self.process.ids()?;
+        let executable = self.process.executable();
+        // Only now: an ended process has no program any more, and that is no change of program.
+        self.process.alive()?;
+        let changed = |what: String| {
+            Refusal::new(codes::WORKLOAD_PEER_CHANGED, what).at(format!("process {}", self.process.pid()))
+        };
+        if ids != (self.uid, self.gid) {
+            return Err(changed(format!("uid {}, gid {}", ids.0, ids.1))
+                .expected(format!("uid {}, gid {}, with which it connected", self.uid, self.gid)));
+        }
+        if executable != self.executable {
+            return Err(changed("it runs another program".to_owned()).expected("the program that connected"));
+        }
+        Ok(())
+    }
+
+    fn facts(&self) -> Result<Observed, Refusal> {
+        self.check()?;
+        let path = self.executable.and_then(|executable| self.process.path(executable));
+        // Again: what was read between two equal answers is the same program's.
+        self.check()?;
+        Ok(Observed { uid: self.uid, gid: self.gid, path, sha256: None })
+    }
+
+    fn with_digest(&self, mut observed: Observed) -> Result<Observed, Refusal> {
+        let digest = self
+            .executable
+            .ok_or_else(|| std::io::Error::other("the agent may not see it"))
+            .and_then(|executable| self.peers.digests.of(self.process.open_executable()?, executable));
+        self.check()?;
+        match digest {
+            Ok(digest) => observed.sha256 = Some(digest),
+            // No digest, no match: other entries may still hold.
+            Err(error) => tracing::warn!(pid = self.process.pid(), %error, "the caller's program can't be hashed"),
+        }
+        Ok(observed)
+    }
+}
+
+/// Asks on a thread that may block, and waits for the answer no longer than `patience`.
+async fn patiently<T: Send + 'static>(
+    pid: i32,
+    patience: Duration,
+    question: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
+    match tokio::time::timeout(patience, tokio::task::spawn_blocking(question)).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(_)) | Err(_) => Err(silent(pid)),
+    }
+}
+
+fn silent(pid: i32) -> Refusal {
+    unknown(pid, "no answer", std::io::ErrorKind::TimedOut.into())
+}
+
+/// The peer's pidfd from the socket itself.
+///
+/// # Errors
+/// [`codes::WORKLOAD_PEER_UNKNOWN`] only if the kernel doesn't have `SO_PEERPIDFD`.
+fn peer_pidfd(stream: &impl AsFd, pid: i32) -> Result<OwnedFd, Refusal> {
+    getsockopt(stream, sockopt::PeerPidfd).map_err(|error| match error {
+        Errno::ENOPROTOOPT => {
+            Refusal::new(codes::WORKLOAD_PEER_UNKNOWN, error.desc()).at("SO_PEERPIDFD").expected("Linux 6.5 or later")
+        }
+        _ => Refusal::new(codes::WORKLOAD_PEER_GONE, format!("process {pid}: {}", error.desc())),
+    })
+}
+
+fn open_pidfd(pid: i32) -> Result<OwnedFd, Refusal> {
+    let gone = |e: String| Refusal::new(codes::WORKLOAD_PEER_GONE, format!("process {pid}: {e}"));
+    let pid = Pid::from_raw(pid).ok_or_else(|| gone("no number".to_owned()))?;
+    pidfd_open(pid, PidfdFlags::empty()).map_err(|e| gone(e.to_string()))
+}
+
+/// The overflow user and group id if this user namespace lacks some ids: the kernel shows those
+/// under the overflow id, which then may be anybody.
+fn unmapped_ids() -> Option<(u32, u32)> {
+    let whole = |map: &str| {
+        std::fs::read_to_string(map)
+            .is_ok_and(|text| text.split_ascii_whitespace().collect::<Vec<_>>() == ["0", "0", "4294967295"])
+    };
+    if whole("/proc/self/uid_map") && whole("/proc/self/gid_map") {
+        return None;
+    }
+    let overflow =
+        |file: &str| std::fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(65534);
+    Some((overflow("/proc/sys/kernel/overflowuid"), overflow("/proc/sys/kernel/overflowgid")))
+}
+
+#[cfg(test)]
+#[path = "peer_tests.rs"]
+mod tests;

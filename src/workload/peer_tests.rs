@@ -1,0 +1,340 @@
+//! Peers are real processes: this test program, started again in a role, and what it turns into.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+
+use super::*;
+
+const BOTH: [PeerMethod; 2] = [PeerMethod::PeerPidfd, PeerMethod::Fallback];
+
+/// A user that no machine has.
+const STRANGER: u32 = 424_242;
+
+struct Bench {
+    directory: tempfile::TempDir,
+    listener: UnixListener,
+}
+
+impl Bench {
+    fn new() -> Self {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let listener = UnixListener::bind(directory.path().join("s")).unwrap();
+        std::fs::set_permissions(directory.path().join("s"), std::fs::Permissions::from_mode(0o666)).unwrap();
+        Self { directory, listener }
+    }
+
+    /// This program under another name and inode, where every user can execute it.
+    fn program(&self, name: &str) -> PathBuf {
+        let path = self.directory.path().join(name);
+        std::fs::copy(std::env::current_exe().unwrap(), &path).unwrap();
+        path
+    }
+
+    fn command(&self, program: &Path, role: &str) -> Command {
+        let mut command = Command::new(program);
+        command.args(["--exact", "workload::peer::tests::helper", "--ignored", "--nocapture"]);
+        command.env("LEASEHOLD_TEST_ROLE", role).env("LEASEHOLD_TEST_SOCKET", self.directory.path().join("s"));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        command
+    }
+
+    /// Starts a helper and accepts its connection.
+    fn connected(&self, mut command: Command) -> (Helper, UnixStream) {
+        let helper = Helper(command.spawn().unwrap());
+        (helper, self.listener.accept().unwrap().0)
+    }
+
+    fn own(&self, role: &str) -> (Helper, UnixStream) {
+        self.connected(self.command(&std::env::current_exe().unwrap(), role))
+    }
+}
+
+struct Helper(Child);
+
+impl Helper {
+    /// Lets a helper go on, and waits until it says that it has.
+    fn go(&mut self) {
+        writeln!(self.0.stdin.as_mut().unwrap(), "go").unwrap();
+        let mut lines = BufReader::new(self.0.stdout.as_mut().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap().ends_with("done")));
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What the other process does. Not a test of its own.
+#[test]
+#[ignore = "a role of other tests"]
+fn helper() {
+    let Ok(role) = std::env::var("LEASEHOLD_TEST_ROLE") else { return };
+    let stream = UnixStream::connect(std::env::var("LEASEHOLD_TEST_SOCKET").unwrap()).unwrap();
+    let wait = || std::io::stdin().read_line(&mut String::new()).unwrap();
+    wait();
+    match role.as_str() {
+        "stay" => {}
+        "exec" => panic!("{}", Command::new("sh").args(["-c", "echo done; exec sleep 60"]).exec()),
+        "setuid" => nix::unistd::setuid(STRANGER.into()).unwrap(),
+        // The connection outlives the one who made it: `cat` reads on until we close it.
+        "hand over" => drop(Command::new("cat").stdin(OwnedFd::from(stream)).stdout(Stdio::null()).spawn().unwrap()),
+        role => panic!("no role `{role}`"),
+    }
+    println!("done");
+    if role != "hand over" {
+        wait();
+    }
+}
+
+fn parse(selectors: &[String]) -> Vec<Selector> {
+    selectors.iter().map(|text| Selector::parse(text).unwrap()).collect()
+}
+
+fn is_root(test: &str) -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        eprintln!("SKIPPED {test}: it needs root");
+    }
+    root
+}
+
+#[tokio::test]
+async fn selectors_hold_for_what_the_kernel_says() {
+    use sha2::Digest;
+    let bench = Bench::new();
+    let program = bench.program("app");
+    let digest = sha2::Sha256::digest(std::fs::read(&program).unwrap());
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let right = parse(&[
+        format!("unix:uid:{uid}"),
+        format!("unix:gid:{gid}"),
+        format!("unix:path:{}", program.canonicalize().unwrap().display()),
+        format!("unix:sha256:{}", hex::encode(digest)),
+    ]);
+    let wrong = parse(&[
+        format!("unix:uid:{}", uid + 1),
+        format!("unix:gid:{}", gid + 1),
+        "unix:path:/bin/sleep".to_owned(),
+        format!("unix:sha256:{}", "00".repeat(32)),
+    ]);
+    for method in BOTH {
+        let (helper, stream) = bench.connected(bench.command(&program, "stay"));
+        let peer = Peers::new(method).identify(&stream).await.unwrap();
+        assert_eq!((peer.pid(), peer.uid(), peer.gid()), (helper.0.id().cast_signed(), uid, gid));
+        let observed = peer.observe(&[right.as_slice()]).await.unwrap();
+        assert!(observed.matches(&right));
+        assert!(!observed.matches(&[]), "no selector, no match");
+        for (index, bad) in wrong.iter().enumerate() {
+            let mut selectors = right.clone();
+            selectors[index] = bad.clone();
+            assert!(!observed.matches(&selectors));
+            assert!(!observed.matches(std::slice::from_ref(bad)));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_program_is_hashed_only_for_an_entry_that_matches_otherwise() {
+    let bench = Bench::new();
+    let (_helper, stream) = bench.own("stay");
+    let peers = Peers::new(PeerMethod::Auto);
+    let peer = peers.identify(&stream).await.unwrap();
+    let digest = format!("unix:sha256:{}", "00".repeat(32));
+    let others = parse(&[format!("unix:uid:{}", peer.uid() + 1), digest.clone()]);
+    assert!(peer.observe(&[others]).await.unwrap().sha256.is_none());
+    assert!(peer.observe::<Vec<Selector>>(&[]).await.unwrap().sha256.is_none());
+    assert!(peer.observe(&[parse(&[digest])]).await.unwrap().sha256.is_some());
+}
+
+#[tokio::test]
+async fn an_ended_process_is_gone_though_its_connection_lives() {
+    for method in BOTH {
+        let bench = Bench::new();
+        let (mut helper, stream) = bench.own("hand over");
+        let peer = Peers::new(method).identify(&stream).await.unwrap();
+        assert!(tokio::time::timeout(Duration::from_millis(50), peer.exited()).await.is_err());
+        helper.go();
+        helper.0.wait().unwrap();
+        tokio::time::timeout(Duration::from_secs(10), peer.exited()).await.unwrap();
+        assert_eq!(peer.check().await.unwrap_err().code, codes::WORKLOAD_PEER_GONE);
+        assert_eq!(peer.observe::<Vec<Selector>>(&[]).await.unwrap_err().code, codes::WORKLOAD_PEER_GONE);
+        let again = Peers::new(method).identify(&stream).await.unwrap_err();
+        assert_eq!(again.code, codes::WORKLOAD_PEER_GONE, "{again}");
+    }
+}
+
+#[tokio::test]
+async fn a_process_that_executes_another_program_has_to_connect_again() {
+    for method in BOTH {
+        let bench = Bench::new();
+        let (mut helper, stream) = bench.own("exec");
+        let peer = Peers::new(method).identify(&stream).await.unwrap();
+        peer.check().await.unwrap();
+        helper.go();
+        // `sh` first, `sleep` next: neither is what connected.
+        let refusal = peer.observe::<Vec<Selector>>(&[]).await.unwrap_err();
+        assert_eq!(refusal.code, codes::WORKLOAD_PEER_CHANGED, "{refusal}");
+        assert_eq!(peer.check().await.unwrap_err().code, codes::WORKLOAD_PEER_CHANGED);
+    }
+}
+
+#[tokio::test]
+async fn a_process_that_changes_its_user_has_to_connect_again() {
+    if !is_root("a_process_that_changes_its_user_has_to_connect_again") {
+        return;
+    }
+    for method in BOTH {
+        let bench = Bench::new();
+        let (mut helper, stream) = bench.own("setuid");
+        let peer = Peers::new(method).identify(&stream).await.unwrap();
+        helper.go();
+        let refusal = peer.check().await.unwrap_err();
+        assert_eq!(refusal.code, codes::WORKLOAD_PEER_CHANGED, "{refusal}");
+        // Nor is it known any more to a look that comes only now.
+        assert_eq!(Peers::new(method).identify(&stream).await.unwrap_err().code, codes::WORKLOAD_PEER_CHANGED);
+    }
+}
+
+#[tokio::test]
+async fn another_user_is_another_user() {
+    if !is_root("another_user_is_another_user") {
+        return;
+    }
+    let bench = Bench::new();
+    let program = bench.program("app");
+    for method in BOTH {
+        let mut command = bench.command(&program, "stay");
+        command.uid(STRANGER).gid(STRANGER + 1);
+        let (_helper, stream) = bench.connected(command);
+        let peer = Peers::new(method).identify(&stream).await.unwrap();
+        let observed = peer.observe::<Vec<Selector>>(&[]).await.unwrap();
+        assert_eq!((observed.uid(), observed.gid()), (STRANGER, STRANGER + 1));
+        assert!(!observed.matches(&parse(&["unix:uid:0".to_owned()])));
+    }
+}
+
+#[tokio::test]
+async fn the_same_path_in_another_mount_namespace_is_another_program() {
+    if !is_root("the_same_path_in_another_mount_namespace_is_another_program") {
+        return;
+    }
+    let bench = Bench::new();
+    let (app, other) = (bench.program("app"), bench.program("other"));
+    let mut command = Command::new("unshare");
+    command.args([
+        "--mount",
+        "--",
+        "sh",
+        "-c",
+        "mount --bind \"$1\" \"$0\" && exec \"$0\" \"$2\" \"$3\" \"$4\" \"$5\"",
+    ]);
+    let inner = bench.command(&app, "stay");
+    command.arg(&app).arg(&other).args(inner.get_args());
+    command.envs(inner.get_envs().filter_map(|(key, value)| value.map(|value| (key, value))));
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let (helper, stream) = bench.connected(command);
+    let peer = Peers::new(PeerMethod::Auto).identify(&stream).await.unwrap();
+    let seen = std::fs::read_link(format!("/proc/{}/exe", helper.0.id())).unwrap();
+    assert_eq!(seen, app, "the kernel shows the path of the program that was replaced there");
+    assert_eq!(peer.observe::<Vec<Selector>>(&[]).await.unwrap().path(), None);
+}
+
+#[tokio::test]
+async fn what_the_kernel_has_no_name_for_is_refused() {
+    let bench = Bench::new();
+    let (_helper, stream) = bench.own("stay");
+    let credentials = getsockopt(&stream, sockopt::PeerCredentials).unwrap();
+    let (pid, uid, gid) = (credentials.pid(), credentials.uid(), credentials.gid());
+    let peers = Peers { unmapped: Some((65534, 65534)), ..Peers::new(PeerMethod::Auto) };
+    for connected in [
+        Connected { pid: 0, uid, gid },
+        Connected { pid: -1, uid, gid },
+        Connected { pid, uid: u32::MAX, gid },
+        Connected { pid, uid, gid: u32::MAX },
+        Connected { pid, uid: 65534, gid },
+        Connected { pid, uid, gid: 65534 },
+    ] {
+        assert_eq!(peers.known(connected).unwrap_err().code, codes::WORKLOAD_PEER_UNKNOWN, "{connected:?}");
+    }
+    peers.known(Connected { pid, uid, gid }).unwrap();
+}
+
+#[tokio::test]
+async fn the_fallback_refuses_a_process_that_started_after_the_accept() {
+    let bench = Bench::new();
+    let before = BootInstant::now();
+    std::thread::sleep(Duration::from_millis(30));
+    let (_helper, stream) = bench.own("stay");
+    let credentials = getsockopt(&stream, sockopt::PeerCredentials).unwrap();
+    let connected = Connected { pid: credentials.pid(), uid: credentials.uid(), gid: credentials.gid() };
+    let peers = Peers::new(PeerMethod::Fallback);
+    let refusal = peers.hold(connected, None, before).unwrap().identify().await.unwrap_err();
+    assert_eq!(refusal.code, codes::WORKLOAD_PEER_GONE, "{refusal}");
+    peers.hold(connected, None, BootInstant::now()).unwrap().identify().await.unwrap();
+}
+
+#[test]
+fn a_reused_process_number_is_never_the_peer() {
+    if !is_root("a_reused_process_number_is_never_the_peer") {
+        return;
+    }
+    let status = Command::new("unshare")
+        .args(["--pid", "--fork", "--kill-child", "--mount-proc", "--"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "workload::peer::tests::in_its_own_pid_namespace", "--ignored", "--nocapture"])
+        .env("LEASEHOLD_TEST_ROLE", "namespace")
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+/// Nobody else makes processes here, so the next number can be chosen.
+#[tokio::test]
+#[ignore = "a role of a_reused_process_number_is_never_the_peer"]
+async fn in_its_own_pid_namespace() {
+    if std::env::var("LEASEHOLD_TEST_ROLE").as_deref() != Ok("namespace") {
+        return;
+    }
+    let bench = Bench::new();
+    let program = bench.program("app");
+    for round in 0..20 {
+        let stranger = round % 2 == 1;
+        let mut command = bench.command(&program, "hand over");
+        if stranger {
+            command.uid(STRANGER).gid(STRANGER);
+        }
+        let (mut helper, stream) = bench.connected(command);
+        let accepted = BootInstant::now();
+        let credentials = getsockopt(&stream, sockopt::PeerCredentials).unwrap();
+        let (pid, uid, gid) = (credentials.pid(), credentials.uid(), credentials.gid());
+        let held = Peers::new(PeerMethod::Auto).identify(&stream).await.unwrap();
+        helper.go();
+        helper.0.wait().unwrap();
+        std::thread::sleep(Duration::from_millis(30));
+        std::fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).unwrap();
+        let victim = Helper(Command::new("sleep").arg("60").spawn().unwrap());
+        assert_eq!(victim.0.id().cast_signed(), pid, "the number is used again");
+
+        // Who was held before stays who it was.
+        assert_eq!(held.check().await.unwrap_err().code, codes::WORKLOAD_PEER_GONE);
+        assert_eq!(held.observe::<Vec<Selector>>(&[]).await.unwrap_err().code, codes::WORKLOAD_PEER_GONE);
+        // The socket knows whose it is.
+        let late = Peers::new(PeerMethod::PeerPidfd).identify(&stream).await.unwrap_err();
+        assert_eq!(late.code, codes::WORKLOAD_PEER_GONE, "{late}");
+        // By number, the start tells; and where even the accept came too late, the user.
+        let peers = Peers::new(PeerMethod::Fallback);
+        let found = peers.hold(Connected { pid, uid, gid }, None, accepted).unwrap().identify().await.unwrap_err();
+        assert_eq!(found.code, codes::WORKLOAD_PEER_GONE, "{found}");
+        if stranger {
+            let found = peers.identify(&stream).await.unwrap_err();
+            assert_eq!(found.code, codes::WORKLOAD_PEER_CHANGED, "{found}");
+        }
+    }
+}

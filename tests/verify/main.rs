@@ -1,0 +1,11 @@
+//! The verifier from outside: a node in software, real TPMs, and the vectors.
+
+mod cddl;
+mod endorsement;
+mod lease;
+mod node;
+mod property;
+mod real_tpm;
+mod swtpm;
+mod vector;
+mod vectors;

@@ -18,8 +18,8 @@ pub struct Record {
     pub id: u64,
     /// RFC 3339.
     pub time: String,
-    /// A refusal's code, or what was done, e.g. `enrol.admitted`.
-    pub code: String,
+    /// A refusal's code, or what was done, e.g. `node.admitted`.
+    pub what: String,
     /// The node it was about.
     pub node: Option<String>,
     /// The decision's id, where it has one.
@@ -91,7 +91,7 @@ pub fn tail(tx: &Transaction<'_>, after: u64, limit: u64) -> Result<Vec<Record>,
         Ok(Record {
             id: unsigned(row.get(0)?),
             time: WallTime(unsigned(row.get(1)?)).to_string(),
-            code: row.get(2)?,
+            what: row.get(2)?,
             node: row.get::<_, Option<Vec<u8>>>(3)?.map(hex::encode),
             decision: row.get(4)?,
             detail: serde_json::from_str(&detail).unwrap_or(serde_json::Value::String(detail)),

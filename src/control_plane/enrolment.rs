@@ -180,7 +180,7 @@ fn result(tx: &Transaction<'_>, shared: &Shared, node: &Node, now: WallTime) -> 
             "grade": node.grade, "by": node.admitted_by, "group": node.group,
             "serial": hex::encode(&leaf.serial), "until": leaf.not_after.to_string(),
         });
-        audit::done(tx, now, "enrol.admitted", Some(node.id), detail)?;
+        audit::done(tx, now, "node.admitted", Some(node.id), detail)?;
     } else {
         let waiting = Refusal::new(codes::ENROL_WAITING, format!("grade `{}`, and nobody has admitted it", node.grade))
             .at(format!("node {}", node.id))

@@ -312,7 +312,7 @@ pub enum AuditCommand {
         after: u64,
         /// At most so many.
         #[arg(long, short = 'n', default_value_t = 50)]
-        limit: u64,
+        lines: u64,
         /// Goes on with new ones.
         #[arg(long, short)]
         follow: bool,

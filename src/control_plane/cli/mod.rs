@@ -64,8 +64,8 @@ fn administer(cli: &Shared, command: Command) -> Result<u8, Refusal> {
     let client = client::Client::new(cli.admin_socket()?);
     let command = match command {
         Command::Reference(ReferenceCommand::Learn { node, yes }) => return learn(cli, &client, node, yes),
-        Command::Audit(AuditCommand::Tail { after, limit, follow }) => {
-            return tail(cli, &client, after, limit, follow);
+        Command::Audit(AuditCommand::Tail { after, lines, follow }) => {
+            return tail(cli, &client, after, lines, follow);
         }
         command => request(command)?,
     };

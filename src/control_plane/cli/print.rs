@@ -69,7 +69,7 @@ pub fn record(record: &Value, json: bool) {
         "{} {} {} node {} {}",
         record["id"],
         text("time"),
-        text("code"),
+        text("what"),
         record["node"].as_str().map_or("-".to_owned(), |node| plain(node.get(..12).unwrap_or(node))),
         plain(&record["detail"].to_string())
     );

@@ -45,6 +45,8 @@ pub struct NodeFacts {
     pub ek_aliases: Vec<String>,
     /// Its last lease.
     pub lease: Option<LeaseFacts>,
+    /// Whether a quote of it was verified, so that reference values can be learnt.
+    pub quoted: bool,
     /// Its latest verified quote.
     pub quote: Option<QuoteFacts>,
     /// The version of its reference values.
@@ -98,6 +100,7 @@ impl NodeFacts {
             ends: lease.ends_at.to_string(),
             ended: lease.ended,
         });
+        let quote = references::latest_quote(tx, node.id)?;
         Ok(Self {
             id: node.id.to_string(),
             state: node.state.as_str().to_owned(),
@@ -114,7 +117,8 @@ impl NodeFacts {
             ek_name: hex::encode(&node.ek_name),
             ek_aliases: node.aliases.iter().map(hex::encode).collect(),
             lease,
-            quote: references::latest_quote(tx, node.id)?.as_ref().map(QuoteFacts::of),
+            quoted: quote.is_some(),
+            quote: quote.as_ref().map(QuoteFacts::of),
             reference_version: references::active(tx, node.id)?.map(|reference| reference.version),
         })
     }

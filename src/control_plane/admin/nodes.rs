@@ -19,7 +19,7 @@ use crate::protocol::Event;
 /// [`codes::STORE_FAILED`].
 pub fn list(tx: &Transaction<'_>, now: WallTime) -> Result<Outcome, Refusal> {
     let nodes = nodes::all(tx)?.iter().map(|node| NodeFacts::of(tx, node, now)).collect::<Result<Vec<_>, Refusal>>()?;
-    Ok(only(json!({ "schema": "leasehold/nodes/1", "nodes": nodes })))
+    Ok(only(json!({ "schema": 1, "nodes": nodes })))
 }
 
 /// One node.
@@ -28,7 +28,7 @@ pub fn list(tx: &Transaction<'_>, now: WallTime) -> Result<Outcome, Refusal> {
 /// As [`nodes::resolve`].
 pub fn show(tx: &Transaction<'_>, node: &str, now: WallTime) -> Result<Outcome, Refusal> {
     let node = nodes::resolve(tx, node)?;
-    Ok(only(json!({ "schema": "leasehold/node/1", "node": NodeFacts::of(tx, &node, now)? })))
+    Ok(only(facts(tx, &node, now, json!({}))?))
 }
 
 /// Why a node has, or has not, a lease: one step after the other, up to the first that doesn't hold.
@@ -97,13 +97,8 @@ pub fn explain(tx: &Transaction<'_>, node: &str, now: WallTime) -> Result<Outcom
     });
     let workloads = workloads::of_node(tx, &node)?.len();
     let contraindicated = quote.is_some_and(|quote| quote.verdict != "affirming");
-    Ok(only(json!({
-        "schema": "leasehold/explanation/1",
-        "node": NodeFacts::of(tx, &node, now)?,
-        "steps": steps,
-        "contraindicated": contraindicated,
-        "workloads": workloads,
-    })))
+    let more = json!({ "steps": steps, "contraindicated": contraindicated, "workloads": workloads });
+    Ok(only(facts(tx, &node, now, more)?))
 }
 
 /// Admits a waiting node. For one that is admitted already it changes its group, if one is given.
@@ -159,9 +154,7 @@ pub fn approve(
             json!({ "grade": node.grade, "group": node.group, "by": node.admitted_by }),
         )?;
     }
-    let facts = json!({
-        "schema": "leasehold/node/1", "changed": changed, "node": NodeFacts::of(tx, &node, now)?,
-    });
+    let facts = facts(tx, &node, now, json!({ "changed": changed }))?;
     let push = vec![(Audience::Node(node.id), Event::Attest)];
     Ok((facts, Effects { push: if changed { push } else { Vec::new() }, ..Effects::default() }))
 }
@@ -174,10 +167,7 @@ pub fn revoke(tx: &Transaction<'_>, node: &str, reason: &str, now: WallTime) -> 
     workloads::check_text("--reason", reason)?;
     let before = nodes::resolve(tx, node)?;
     if before.state == State::Revoked {
-        let facts = json!({
-            "schema": "leasehold/node/1", "changed": false, "node": NodeFacts::of(tx, &before, now)?,
-        });
-        return Ok(only(facts));
+        return Ok(only(facts(tx, &before, now, json!({ "changed": false }))?));
     }
     // A waiting node with the key or an EK of another one only claims them: it takes nothing along.
     let alone = nodes::find_by_key(tx, &before.node_key_spki)?.is_none_or(|other| other.id == before.id);
@@ -193,9 +183,25 @@ pub fn revoke(tx: &Transaction<'_>, node: &str, reason: &str, now: WallTime) -> 
     tx.execute("DELETE FROM nonces WHERE node = ?1 AND used_at IS NULL", [node.id.as_bytes()])?;
     audit::done(tx, now, "node.revoked", Some(node.id), json!({ "reason": reason }))?;
     let told = Refusal { code: codes::GATE_REVOKED, ..authn::revoked(&node) };
-    let facts = json!({ "schema": "leasehold/node/1", "changed": true, "node": NodeFacts::of(tx, &node, now)? });
+    let facts = facts(tx, &node, now, json!({ "changed": true }))?;
     let push = vec![(Audience::Node(node.id), Event::Revoked(told))];
     Ok((facts, Effects { push, ca: false, taken: true }))
+}
+
+/// The facts about a node, and what a command adds to them.
+fn facts(
+    tx: &Transaction<'_>,
+    node: &Node,
+    now: WallTime,
+    more: serde_json::Value,
+) -> Result<serde_json::Value, Refusal> {
+    let mut facts = json!({ "schema": 1 });
+    for part in [json!(NodeFacts::of(tx, node, now)?), more] {
+        if let (Some(facts), serde_json::Value::Object(part)) = (facts.as_object_mut(), part) {
+            facts.extend(part);
+        }
+    }
+    Ok(facts)
 }
 
 fn step(question: &str, holds: bool, found: String, next: Option<String>) -> serde_json::Value {

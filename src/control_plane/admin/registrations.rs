@@ -61,7 +61,7 @@ pub fn ek_add(tx: &Transaction<'_>, stated: StatedEk, now: WallTime) -> Result<O
         audit::done(tx, now, "ek.added", None, detail)?;
     }
     let ek = eks::all(tx)?.into_iter().find(|ek| ek.value == hex::encode(&value));
-    Ok(only(json!({ "schema": "leasehold/ek/1", "changed": changed, "ek": ek })))
+    Ok(only(json!({ "schema": 1, "changed": changed, "ek": ek })))
 }
 
 /// All named EKs.
@@ -69,7 +69,7 @@ pub fn ek_add(tx: &Transaction<'_>, stated: StatedEk, now: WallTime) -> Result<O
 /// # Errors
 /// [`codes::STORE_FAILED`].
 pub fn ek_list(tx: &Transaction<'_>) -> Result<Outcome, Refusal> {
-    Ok(only(json!({ "schema": "leasehold/eks/1", "eks": eks::all(tx)? })))
+    Ok(only(json!({ "schema": 1, "eks": eks::all(tx)? })))
 }
 
 /// Removes a named EK; nodes that it admitted stay.
@@ -79,7 +79,7 @@ pub fn ek_list(tx: &Transaction<'_>) -> Result<Outcome, Refusal> {
 pub fn ek_remove(tx: &Transaction<'_>, value: &str, now: WallTime) -> Result<Outcome, Refusal> {
     eks::remove(tx, &unhex("EK", value)?)?;
     audit::done(tx, now, "ek.removed", None, json!({ "ek": value }))?;
-    let facts = json!({ "schema": "leasehold/ek/1", "changed": true, "ek": null });
+    let facts = json!({ "schema": 1, "changed": true, "ek": null });
     Ok((facts, Effects { taken: true, ..Effects::default() }))
 }
 
@@ -97,7 +97,7 @@ pub fn owner_add(tx: &Transaction<'_>, name: &str, contact: &str, now: WallTime)
         audit::done(tx, now, "owner.added", None, json!({ "owner": name, "contact": contact }))?;
     }
     let owner = owners::all(tx)?.into_iter().find(|owner| owner.name == name);
-    Ok(only(json!({ "schema": "leasehold/owner/1", "changed": changed, "owner": owner })))
+    Ok(only(json!({ "schema": 1, "changed": changed, "owner": owner })))
 }
 
 /// All owners.
@@ -105,7 +105,7 @@ pub fn owner_add(tx: &Transaction<'_>, name: &str, contact: &str, now: WallTime)
 /// # Errors
 /// [`codes::STORE_FAILED`].
 pub fn owner_list(tx: &Transaction<'_>) -> Result<Outcome, Refusal> {
-    Ok(only(json!({ "schema": "leasehold/owners/1", "owners": owners::all(tx)? })))
+    Ok(only(json!({ "schema": 1, "owners": owners::all(tx)? })))
 }
 
 /// Registers a workload; the nodes it is for hear of it at once.
@@ -126,7 +126,7 @@ pub fn workload_add(
         audit::done(tx, now, "workload.added", None, json!({ "workload": &entry }))?;
         effects.push = told(tx, &workload)?;
     }
-    Ok((json!({ "schema": "leasehold/workload/1", "changed": changed, "workload": entry }), effects))
+    Ok((json!({ "schema": 1, "changed": changed, "workload": entry }), effects))
 }
 
 /// All workloads.
@@ -134,7 +134,7 @@ pub fn workload_add(
 /// # Errors
 /// [`codes::STORE_FAILED`].
 pub fn workload_list(tx: &Transaction<'_>) -> Result<Outcome, Refusal> {
-    Ok(only(json!({ "schema": "leasehold/workloads/1", "workloads": workloads::all(tx)? })))
+    Ok(only(json!({ "schema": 1, "workloads": workloads::all(tx)? })))
 }
 
 /// Removes a workload (a revocation if a reason is given): no SVID is issued for it any more, and
@@ -155,7 +155,7 @@ pub fn workload_remove(
     let what = if reason.is_some() { "workload.revoked" } else { "workload.removed" };
     audit::done(tx, now, what, None, json!({ "workload": id, "reason": reason }))?;
     let effects = Effects { push: told(tx, &workload)?, taken: true, ca: false };
-    Ok((json!({ "schema": "leasehold/workload/1", "changed": true, "workload": null }), effects))
+    Ok((json!({ "schema": 1, "changed": true, "workload": null }), effects))
 }
 
 /// The nodes that must attest anew, since what they may hold has changed.

@@ -9,7 +9,7 @@ use crate::codes::{self, Refusal};
 use crate::control_plane::ca::{self, Authority};
 use crate::control_plane::events::Audience;
 use crate::control_plane::registry::nodes;
-use crate::control_plane::store::Transaction;
+use crate::control_plane::store::{Transaction, meta};
 use crate::control_plane::{audit, leases, references, replay};
 use crate::protocol::Event;
 
@@ -26,7 +26,7 @@ pub fn reference_preview(tx: &Transaction<'_>, node: &str) -> Result<Outcome, Re
     let before = references::active(tx, node.id)?;
     let differences = before.as_ref().map(|before| quote.pcrs.differences(&before.pcrs)).unwrap_or_default();
     Ok(only(json!({
-        "schema": "leasehold/reference-preview/1",
+        "schema": 1,
         "node": node.id.to_string(),
         "state": node.state,
         "grade": node.grade,
@@ -53,7 +53,7 @@ pub fn reference_learn(tx: &Transaction<'_>, node: &str, fingerprint: &str, now:
         effects = Effects { push: vec![(Audience::Node(node.id), Event::Attest)], ca: false, taken: true };
     }
     let facts = json!({
-        "schema": "leasehold/reference/1", "changed": changed, "node": node.id.to_string(),
+        "schema": 1, "changed": changed, "node": node.id.to_string(),
         "version": reference.version, "selection": reference.pcrs.selection(), "pcrs": reference.pcrs.to_hex(),
     });
     Ok((facts, effects))
@@ -64,7 +64,7 @@ pub fn reference_learn(tx: &Transaction<'_>, node: &str, fingerprint: &str, now:
 /// # Errors
 /// [`codes::STORE_FAILED`].
 pub fn reference_list(tx: &Transaction<'_>) -> Result<Outcome, Refusal> {
-    Ok(only(json!({ "schema": "leasehold/references/1", "references": references::all(tx)? })))
+    Ok(only(json!({ "schema": 1, "references": references::all(tx)? })))
 }
 
 /// Retires a node's reference values: its lease ends and it gets none until it has others.
@@ -76,7 +76,7 @@ pub fn reference_retire(tx: &Transaction<'_>, node: &str, now: WallTime) -> Resu
     references::retire(tx, node.id, now)?;
     leases::end(tx, node.id, codes::VERIFY_NO_REFERENCE)?;
     audit::done(tx, now, "reference.retired", Some(node.id), json!({}))?;
-    let facts = json!({ "schema": "leasehold/reference/1", "changed": true, "node": node.id.to_string() });
+    let facts = json!({ "schema": 1, "changed": true, "node": node.id.to_string() });
     Ok((facts, Effects { push: vec![(Audience::Node(node.id), Event::Attest)], ca: false, taken: true }))
 }
 
@@ -85,8 +85,7 @@ pub fn reference_retire(tx: &Transaction<'_>, node: &str, now: WallTime) -> Resu
 /// # Errors
 /// [`codes::STORE_FAILED`].
 pub fn ca_show(tx: &Transaction<'_>) -> Result<Outcome, Refusal> {
-    let sequence = crate::control_plane::store::meta::number(tx, "bundle_sequence")?;
-    Ok(only(json!({ "schema": "leasehold/ca/1", "bundle_sequence": sequence, "cas": ca::facts(tx)? })))
+    Ok(only(ca_facts(tx, None)?))
 }
 
 /// Publishes the next CA.
@@ -99,8 +98,7 @@ pub fn ca_prepare(tx: &Transaction<'_>, authority: &Authority, now: WallTime) ->
         replay::forget(tx, None)?;
         audit::done(tx, now, "ca.prepared", None, json!({}))?;
     }
-    let facts = json!({ "schema": "leasehold/ca/1", "changed": changed, "cas": ca::facts(tx)? });
-    Ok((facts, Effects { ca: changed, ..Effects::default() }))
+    Ok((ca_facts(tx, Some(changed))?, Effects { ca: changed, ..Effects::default() }))
 }
 
 /// Makes the prepared CA the active one.
@@ -111,8 +109,7 @@ pub fn ca_rotate(tx: &Transaction<'_>, authority: &Authority, early: bool, now: 
     authority.rotate(tx, now, early)?;
     replay::forget(tx, None)?;
     audit::done(tx, now, "ca.rotated", None, json!({ "early": early }))?;
-    let facts = json!({ "schema": "leasehold/ca/1", "changed": true, "cas": ca::facts(tx)? });
-    Ok((facts, Effects { ca: true, taken: true, push: Vec::new() }))
+    Ok((ca_facts(tx, Some(true))?, Effects { ca: true, taken: true, push: Vec::new() }))
 }
 
 /// The newest records.
@@ -121,5 +118,16 @@ pub fn ca_rotate(tx: &Transaction<'_>, authority: &Authority, early: bool, now: 
 /// [`codes::STORE_FAILED`].
 pub fn audit_tail(tx: &Transaction<'_>, after: u64, limit: u64) -> Result<Outcome, Refusal> {
     let records = audit::tail(tx, after, limit.min(RECORDS))?;
-    Ok(only(json!({ "schema": "leasehold/audit/1", "records": records })))
+    Ok(only(json!({ "schema": 1, "records": records })))
+}
+
+fn ca_facts(tx: &Transaction<'_>, changed: Option<bool>) -> Result<serde_json::Value, Refusal> {
+    let cas = ca::facts(tx)?;
+    Ok(json!({
+        "schema": 1,
+        "changed": changed,
+        "ca_hash": cas.iter().find(|ca| ca.state == "active").map(|ca| ca.hash.clone()),
+        "bundle_sequence": meta::number(tx, "bundle_sequence")?,
+        "cas": cas,
+    }))
 }

@@ -15,9 +15,20 @@ use crate::telemetry::LogFormat;
 ///
 /// Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 a warning, 4 a contraindicated
 /// node, 5 unavailable (try later).
-#[derive(Clone, Debug, Parser)]
+#[derive(Debug, Parser)]
 #[command(name = "leasehold-server", version, max_term_width = 100)]
 pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub shared: Shared,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Clone, Debug, Args)]
+pub struct Shared {
     /// The server's configuration file (TOML).
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -29,12 +40,12 @@ pub struct Cli {
     /// Prints facts as JSON; names in it stay the same from version to version.
     #[arg(long, global = true)]
     pub json: bool,
-    /// What to do.
-    #[command(subcommand)]
-    pub command: Command,
+    /// How log lines are written to standard error; LEASEHOLD_LOG filters them.
+    #[arg(long, global = true, value_enum, default_value_t)]
+    pub log_format: LogFormat,
 }
 
-impl Cli {
+impl Shared {
     /// The admin socket to talk to.
     ///
     /// # Errors
@@ -49,17 +60,14 @@ impl Cli {
 }
 
 /// A command.
-#[derive(Clone, Debug, Subcommand)]
+#[derive(Debug, Subcommand)]
 pub enum Command {
     /// Runs the server until SIGTERM or SIGINT.
     ///
     /// At the first start it makes its state directory, its CA and the key that wraps what is
     /// secret in the store. `leasehold-server ca show` then prints the hash that agents pin.
-    Run(RunOptions),
-    /// Everything on this machine to try it: a software TPM, a control plane, an agent, a workload.
-    ///
-    /// It runs in a temporary directory, prints the socket and the next commands, and ends with
-    /// Ctrl-C. Nothing of it is for production: the TPM is a process like any other.
+    Run,
+    /// Tries everything out on this machine: a software TPM, a server, an agent and a workload.
     Dev(DevArguments),
     /// Nodes: which are there, which wait, why one has no lease.
     #[command(subcommand)]
@@ -85,23 +93,6 @@ pub enum Command {
     /// The record of what was decided.
     #[command(subcommand)]
     Audit(AuditCommand),
-}
-
-/// Options of `run`.
-#[derive(Clone, Debug, Args)]
-pub struct RunOptions {
-    /// How log lines are written to standard error.
-    #[arg(long, value_enum, default_value_t)]
-    pub log: LogFormat,
-}
-
-impl std::fmt::Display for LogFormat {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Text => "text",
-            Self::Json => "json",
-        })
-    }
 }
 
 /// Commands about nodes. NODE is a node's id or the start of it (at least 6 digits).

@@ -13,13 +13,15 @@ use serde_json::Value;
 
 pub use args::Cli;
 use args::{
-    CaCommand, Command, EkCommand, NodeCommand, OwnerCommand, ReferenceCommand, RevokeCommand, WorkloadCommand,
+    AuditCommand, CaCommand, Command, EkCommand, NodeCommand, OwnerCommand, ReferenceCommand, RevokeCommand, Shared,
+    WorkloadCommand,
 };
 
 use super::admin;
 use super::admin::registrations::StatedEk;
 use super::registry::workloads::Stated;
 use crate::codes::{self, Refusal};
+use crate::telemetry;
 
 /// Done.
 pub const DONE: u8 = 0;
@@ -36,11 +38,12 @@ pub const UNAVAILABLE: u8 = 5;
 
 /// Runs `leasehold-server` with the process's arguments.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match cli.command.clone() {
-        Command::Run(options) => run::run(&cli, &options),
-        Command::Dev(arguments) => run::dev(&cli, arguments),
-        command => match administer(&cli, command) {
+    let Cli { shared, command } = Cli::parse();
+    telemetry::start(shared.log_format);
+    match command {
+        Command::Run => run::run(&shared),
+        Command::Dev(arguments) => run::dev(arguments, shared.json),
+        command => match administer(&shared, command) {
             Ok(code) => ExitCode::from(code),
             Err(refusal) => complain(&refusal),
         },
@@ -57,11 +60,11 @@ fn complain(refusal: &Refusal) -> ExitCode {
     })
 }
 
-fn administer(cli: &Cli, command: Command) -> Result<u8, Refusal> {
+fn administer(cli: &Shared, command: Command) -> Result<u8, Refusal> {
     let client = client::Client::new(cli.admin_socket()?);
     let command = match command {
         Command::Reference(ReferenceCommand::Learn { node, yes }) => return learn(cli, &client, node, yes),
-        Command::Audit(args::AuditCommand::Tail { after, lines, follow }) => {
+        Command::Audit(AuditCommand::Tail { after, lines, follow }) => {
             return tail(cli, &client, after, lines, follow);
         }
         command => request(command)?,
@@ -118,14 +121,14 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         Command::Ca(CaCommand::Show) => Admin::CaShow,
         Command::Ca(CaCommand::Prepare) => Admin::CaPrepare,
         Command::Ca(CaCommand::Rotate { early }) => Admin::CaRotate { early },
-        Command::Run(_) | Command::Dev(_) | Command::Audit(_) | Command::Reference(ReferenceCommand::Learn { .. }) => {
+        Command::Run | Command::Dev(_) | Command::Audit(_) | Command::Reference(ReferenceCommand::Learn { .. }) => {
             return Err(Refusal::new(codes::ADMIN_INVALID, "BUG: this command is carried out elsewhere"));
         }
     })
 }
 
 /// Shows what would be learnt, asks, and learns exactly that.
-fn learn(cli: &Cli, client: &client::Client, node: String, yes: bool) -> Result<u8, Refusal> {
+fn learn(cli: &Shared, client: &client::Client, node: String, yes: bool) -> Result<u8, Refusal> {
     let preview = client.call(&admin::Command::ReferencePreview { node })?;
     if !yes {
         if cli.json || !std::io::stdin().is_terminal() {
@@ -149,8 +152,7 @@ fn learn(cli: &Cli, client: &client::Client, node: String, yes: bool) -> Result<
 }
 
 /// Prints records, one a line, and goes on with new ones if asked to.
-fn tail(cli: &Cli, client: &client::Client, mut after: u64, lines: u64, follow: bool) -> Result<u8, Refusal> {
-    let mut limit = lines;
+fn tail(cli: &Shared, client: &client::Client, mut after: u64, mut limit: u64, follow: bool) -> Result<u8, Refusal> {
     loop {
         let facts = client.call(&admin::Command::AuditTail { after, limit })?;
         for record in facts["records"].as_array().into_iter().flatten() {

@@ -8,49 +8,55 @@ pub fn facts(facts: &Value, json: bool) {
         println!("{facts:#}");
         return;
     }
-    let list = |key: &str, columns: &[(&str, &str)]| table(facts[key].as_array(), columns);
-    match facts["schema"].as_str().unwrap_or_default() {
-        "leasehold/nodes/1" => list(
-            "nodes",
-            &[
-                ("NODE", "id"),
-                ("STATE", "state"),
-                ("GRADE", "grade"),
-                ("GROUP", "group"),
-                ("LEASE", "lease.live"),
-                ("VERDICT", "quote.verdict"),
-                ("LAST SEEN", "last_seen"),
-            ],
-        ),
-        "leasehold/eks/1" => {
-            list("eks", &[("KIND", "kind"), ("VALUE", "value"), ("GROUP", "group"), ("LABEL", "label")]);
+    for (key, columns) in TABLES {
+        if let Some(rows) = facts[*key].as_array() {
+            return table(rows, columns);
         }
-        "leasehold/owners/1" => list("owners", &[("NAME", "name"), ("CONTACT", "contact"), ("ADDED", "added")]),
-        "leasehold/workloads/1" => list(
-            "workloads",
-            &[
-                ("ID", "id"),
-                ("OWNER", "owner"),
-                ("PURPOSE", "purpose"),
-                ("NODE", "node"),
-                ("GROUP", "node_group"),
-                ("SELECTORS", "selectors"),
-            ],
-        ),
-        "leasehold/references/1" => list(
-            "references",
-            &[
-                ("NODE", "node"),
-                ("VERSION", "version"),
-                ("SELECTION", "selection"),
-                ("LEARNT", "learnt"),
-                ("RETIRED", "retired"),
-            ],
-        ),
-        "leasehold/explanation/1" => explanation(facts),
-        _ => lines(facts, 0),
+    }
+    match facts["steps"].is_array() {
+        true => explanation(facts),
+        false => lines(facts, 0),
     }
 }
+
+/// Lists, by the member they stand in, and the columns that are shown of them.
+const TABLES: &[(&str, &[(&str, &str)])] = &[
+    (
+        "nodes",
+        &[
+            ("NODE", "id"),
+            ("STATE", "state"),
+            ("GRADE", "grade"),
+            ("GROUP", "group"),
+            ("LEASE", "lease.live"),
+            ("VERDICT", "quote.verdict"),
+            ("LAST SEEN", "last_seen"),
+        ],
+    ),
+    ("eks", &[("KIND", "kind"), ("VALUE", "value"), ("GROUP", "group"), ("LABEL", "label")]),
+    ("owners", &[("NAME", "name"), ("CONTACT", "contact"), ("ADDED", "added")]),
+    (
+        "workloads",
+        &[
+            ("ID", "id"),
+            ("OWNER", "owner"),
+            ("PURPOSE", "purpose"),
+            ("NODE", "node"),
+            ("GROUP", "node_group"),
+            ("SELECTORS", "selectors"),
+        ],
+    ),
+    (
+        "references",
+        &[
+            ("NODE", "node"),
+            ("VERSION", "version"),
+            ("SELECTION", "selection"),
+            ("LEARNT", "learnt"),
+            ("RETIRED", "retired"),
+        ],
+    ),
+];
 
 /// Prints one record on one line.
 pub fn record(record: &Value, json: bool) {
@@ -81,8 +87,7 @@ pub fn plain(text: &str) -> String {
 }
 
 fn explanation(facts: &Value) {
-    let node = &facts["node"];
-    println!("node {}", cell(&node["id"]));
+    println!("node {}", cell(&facts["id"]));
     for step in facts["steps"].as_array().into_iter().flatten() {
         let mark = if step["holds"] == Value::Bool(true) { "yes" } else { "NO " };
         println!("  {mark}  {}: {}", cell(&step["step"]), cell(&step["found"]));
@@ -90,16 +95,16 @@ fn explanation(facts: &Value) {
             println!("       next: {}", plain(next));
         }
     }
-    if let Some(refusal) = node["last_refusal"].as_str() {
+    if let Some(refusal) = facts["last_refusal"].as_str() {
         println!("  last refused for {}", plain(refusal));
     }
     println!("  {} workloads are registered for it", facts["workloads"]);
 }
 
 /// Columns as wide as their widest cell; a dot in a key steps into an object.
-fn table(rows: Option<&Vec<Value>>, columns: &[(&str, &str)]) {
+fn table(rows: &[Value], columns: &[(&str, &str)]) {
     let titles: Vec<String> = columns.iter().map(|(title, _)| (*title).to_owned()).collect();
-    let cells = rows.into_iter().flatten().map(|row| {
+    let cells = rows.iter().map(|row| {
         let value = |key: &str| key.split('.').fold(row, |value, key| &value[key]);
         columns.iter().map(|(_, key)| cell(value(key))).collect::<Vec<_>>()
     });

@@ -4,51 +4,52 @@ use std::process::ExitCode;
 
 use rustix::process::{Resource, Rlimit};
 
-use super::args::{Cli, RunOptions};
+use super::args::Shared;
 use super::{DONE, FAILED, complain};
 use crate::codes::{self, Refusal};
 use crate::config::{self, ServerConfig};
-use crate::control_plane::dev::command::{self, DevArguments};
+use crate::control_plane::dev::{self, command::DevArguments};
 use crate::control_plane::server;
-use crate::{shutdown, telemetry};
+use crate::shutdown;
 
 /// Runs the server until a signal asks it to end.
-pub fn run(cli: &Cli, options: &RunOptions) -> ExitCode {
-    telemetry::start(options.log);
+pub fn run(options: &Shared) -> ExitCode {
     raise_descriptor_limit();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return complain(&Refusal::new(codes::STORE_FAILED, format!("no runtime: {error}"))),
-    };
-    match runtime.block_on(serve(cli)) {
+    match runtime().and_then(|runtime| runtime.block_on(serve(options))) {
         Ok(true) => ExitCode::from(DONE),
         Ok(false) => ExitCode::from(FAILED),
         Err(refusal) => complain(&refusal),
     }
 }
 
-/// Runs the development mode until a signal asks it to end.
-pub fn dev(cli: &Cli, arguments: DevArguments) -> ExitCode {
-    let outcome = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(command::run(arguments, cli.json)));
-    match outcome {
+/// Runs `dev`.
+pub fn dev(arguments: DevArguments, json: bool) -> ExitCode {
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(refusal) => return complain(&refusal),
+    };
+    match runtime.block_on(dev::command::run(arguments, json)) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("leasehold-server dev: {error:#}");
+            eprintln!("leasehold-server: {error:#}");
             ExitCode::from(FAILED)
         }
     }
 }
 
-async fn serve(cli: &Cli) -> Result<bool, Refusal> {
-    let file = cli.config.as_deref().ok_or_else(|| {
+fn runtime() -> Result<tokio::runtime::Runtime, Refusal> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Refusal::new(codes::STORE_FAILED, format!("no runtime: {e}")))
+}
+
+async fn serve(options: &Shared) -> Result<bool, Refusal> {
+    let file = options.config.as_deref().ok_or_else(|| {
         Refusal::new(codes::CONFIG_INVALID, "no configuration").expected("--config FILE; the least is trust_domain")
     })?;
     let mut config: ServerConfig = config::load(file)?;
-    if let Some(socket) = &cli.admin_socket {
+    if let Some(socket) = &options.admin_socket {
         config.admin_socket = socket.clone();
     }
     let bound = server::start(config).await?;

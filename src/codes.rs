@@ -172,6 +172,7 @@ table! {
     PROTOCOL_UNTRUSTED = "protocol.untrusted", "The server's certificate doesn't lead to the pinned trust bundle.";
     PROTOCOL_REPLAYED = "protocol.replayed", "The request was answered before and its answer is no longer kept.";
     PROTOCOL_CLIENT_CERTIFICATE = "protocol.client_certificate", "The call needs the client certificate of an admitted node.";
+    PROTOCOL_BUSY = "protocol.busy", "The control plane has too much to do at the moment: try again later.";
     PROTOCOL_EPOCH = "protocol.epoch", "The control plane's state was restored: attest afresh.";
 
     ENROL_WAITING = "enrol.waiting", "The node is known and waits for an operator's approval.";

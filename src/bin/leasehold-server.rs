@@ -1,1 +1,7 @@
-fn main() {}
+//! The control plane's binary; everything is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    leasehold::control_plane::cli::main()
+}

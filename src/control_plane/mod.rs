@@ -1,3 +1,35 @@
-//! (room)
+//! The control plane: who may join, what is a good node, who gets which credential.
+//!
+//! ```text
+//!  tls ─▶ routes ─▶ authn ─▶ enrolment    ─▶ verify            admin ◀─ cli
+//!                            attestation  ─▶ verify ─▶ leases    │
+//!                            credentials  ─▶ issuer ─▶ ca        ▼
+//!                            events ◀──────────────────────── registry, references
+//!                               all of it in one transaction each ─▶ store, audit
+//! ```
+//!
+//! [`server::start`] wires it and gives back a [`server::Bound`].
 
+mod admin;
+mod attestation;
+mod audit;
+mod authn;
+mod ca;
+pub mod cli;
+mod credentials;
 pub mod dev;
+mod enrolment;
+mod events;
+mod issuer;
+mod keys;
+mod leases;
+mod limiter;
+mod nonces;
+mod references;
+mod registry;
+mod replay;
+pub mod routes;
+pub mod server;
+mod settings;
+mod store;
+mod tls;

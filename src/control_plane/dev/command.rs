@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -13,10 +14,11 @@ use sha2::{Digest, Sha256};
 use super::household::{self, Facts, Household};
 use super::{swtpm, wire};
 use crate::shutdown;
+use crate::telemetry::{self, LogFormat};
 use crate::tpm::{Bank, PcrSelection};
 
 /// `dev` and what can be done to what it runs.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct DevArguments {
     #[command(subcommand)]
@@ -24,12 +26,9 @@ pub struct DevArguments {
     /// Where everything goes; a temporary directory, removed at the end, unless given.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// Print one JSON object (schema 1) when everything runs.
-    #[arg(long)]
-    json: bool,
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 enum DevCommand {
     /// Extend a PCR of the software TPM, as a change of what booted or runs would.
     Drift {
@@ -39,24 +38,28 @@ enum DevCommand {
         /// The PCR, 0 to 23.
         #[arg(long, value_name = "N")]
         pcr: u8,
-        /// Print JSON (schema 1).
-        #[arg(long)]
-        json: bool,
     },
 }
 
-/// Carries it out; returns the exit code.
-///
-/// # Errors
-/// When something is missing or does not start, with the end of its log.
-pub async fn run(arguments: DevArguments) -> anyhow::Result<u8> {
-    match arguments.command {
-        Some(DevCommand::Drift { dir, pcr, json }) => drift(&dir, pcr, json),
-        None => dev(arguments.dir, arguments.json).await,
+/// Carries it out.
+pub fn main(arguments: DevArguments, json: bool) -> ExitCode {
+    telemetry::start(LogFormat::Text);
+    let outcome = match arguments.command {
+        Some(DevCommand::Drift { dir, pcr }) => drift(&dir, pcr, json),
+        None => tokio::runtime::Runtime::new()
+            .context("no runtime")
+            .and_then(|runtime| runtime.block_on(dev(arguments.dir, json))),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("leasehold-server dev: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 
-async fn dev(dir: Option<PathBuf>, json: bool) -> anyhow::Result<u8> {
+async fn dev(dir: Option<PathBuf>, json: bool) -> anyhow::Result<()> {
     // Dropped at the end, which removes it; a directory the user named stays.
     let temporary = dir.is_none().then(tempfile::tempdir).transpose().context("a temporary directory")?;
     let directory = dir.or_else(|| temporary.as_ref().map(|t| t.path().to_path_buf())).unwrap_or_default();
@@ -64,8 +67,7 @@ async fn dev(dir: Option<PathBuf>, json: bool) -> anyhow::Result<u8> {
     let household = tokio::select! {
         household = Household::set_up(&directory, &mut step) => household?,
         signal = shutdown::requested() => {
-            eprintln!("{}: ended before everything ran", signal?);
-            return Ok(1);
+            anyhow::bail!("{}: ended before everything ran", signal?);
         }
     };
     if json {
@@ -84,7 +86,7 @@ async fn dev(dir: Option<PathBuf>, json: bool) -> anyhow::Result<u8> {
     };
     household.end().await;
     match loss {
-        None => Ok(0),
+        None => Ok(()),
         Some(loss) => anyhow::bail!("{loss}; its log is in {}", directory.display()),
     }
 }
@@ -113,16 +115,16 @@ fn next_commands(facts: &Facts) -> String {
     )
 }
 
-/// What `dev drift` did. Schema version 1.
+/// What `dev drift` did.
 #[derive(Debug, Serialize)]
 struct Drift {
-    schema: u32,
+    schema: &'static str,
     pcr: u8,
     before: String,
     after: String,
 }
 
-fn drift(directory: &Path, pcr: u8, json: bool) -> anyhow::Result<u8> {
+fn drift(directory: &Path, pcr: u8, json: bool) -> anyhow::Result<()> {
     let selection = PcrSelection::new(Bank::Sha256, [pcr]).map_err(anyhow::Error::msg)?;
     let facts = household::facts(directory)?;
     let mut tpm = TcpStream::connect(("127.0.0.1", facts.tpm_port))
@@ -135,11 +137,11 @@ fn drift(directory: &Path, pcr: u8, json: bool) -> anyhow::Result<u8> {
     let before = read(&mut tpm)?;
     let event = Sha256::digest(b"leasehold dev: something changed");
     wire::check(&swtpm::exchange(&mut tpm, &wire::pcr_extend(pcr, Bank::Sha256, &event))?, "TPM2_PCR_Extend")?;
-    let drift = Drift { schema: 1, pcr, before, after: read(&mut tpm)? };
+    let drift = Drift { schema: "leasehold/dev-drift/1", pcr, before, after: read(&mut tpm)? };
     if json {
         println!("{}", serde_json::to_string(&drift)?);
     } else {
         println!("PCR {pcr} was {}\nPCR {pcr} is  {}", drift.before, drift.after);
     }
-    Ok(0)
+    Ok(())
 }

@@ -31,11 +31,11 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// The PCRs that a simulated boot extends, all in the control plane's default selection.
 const BOOT_PCRS: [u8; 11] = [0, 1, 2, 3, 4, 5, 6, 7, 9, 11, 14];
 
-/// What was set up and where: printed, and kept as `dev.json` for `dev drift`. Schema version 1.
+/// What was set up and where: printed, and kept as `dev.json` for `dev drift`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Facts {
-    pub(super) schema: u32,
+    pub(super) schema: String,
     pub(super) directory: PathBuf,
     pub(super) trust_domain: String,
     pub(super) node: String,
@@ -87,7 +87,7 @@ impl Household {
         let server = files.start(&program("leasehold-server")?, &files.server_config, &files.server_log)?;
         let admin = Admin { program: program("leasehold-server")?, config: files.server_config.clone() };
         let authority = until("the control plane's CA", &server, &files.server_log, async || {
-            admin.json(&["ca", "show"]).await.and_then(|ca| text(&ca, &["hash", "ca_hash", "sha256"]))
+            text(&admin.json(&["ca", "show"]).await?, "/cas/0/hash")
         })
         .await?;
 
@@ -95,9 +95,7 @@ impl Household {
         std::fs::write(&files.agent_config, agent_config(&files, listen, &authority, &relay.address()))?;
         let agent = files.start(&program("leasehold-agent")?, &files.agent_config, &files.agent_log)?;
         let node = until("the node's enrolment", &agent, &files.agent_log, async || {
-            let nodes = admin.json(&["node", "list"]).await?;
-            let first = nodes.get("nodes").unwrap_or(&nodes).get(0).context("no node yet")?;
-            text(first, &["id", "node"])
+            text(&admin.json(&["node", "list"]).await?, "/nodes/0/id")
         })
         .await?;
 
@@ -129,7 +127,7 @@ impl Household {
         .await?;
 
         let facts = Facts {
-            schema: 1,
+            schema: "leasehold/dev/1".to_owned(),
             node,
             spiffe_id,
             trust_domain: TRUST_DOMAIN.to_owned(),
@@ -260,13 +258,10 @@ async fn until<T>(
     }
 }
 
-/// The first of these members that is a text.
-fn text(value: &serde_json::Value, names: &[&str]) -> anyhow::Result<String> {
-    names
-        .iter()
-        .find_map(|name| value.get(name)?.as_str())
-        .map(str::to_owned)
-        .with_context(|| format!("none of {names:?} is in {value}"))
+/// The text at this JSON pointer.
+fn text(value: &serde_json::Value, pointer: &str) -> anyhow::Result<String> {
+    let found = value.pointer(pointer).and_then(serde_json::Value::as_str);
+    found.map(str::to_owned).with_context(|| format!("no {pointer} in {value}"))
 }
 
 /// What firmware and boot loader of a machine would have extended: an event and a separator each.

@@ -1,0 +1,119 @@
+//! The commands of the admin socket: each is one transaction, then its effects on running nodes.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{nodes, registrations, trust};
+use crate::clock::WallTime;
+use crate::codes::Refusal;
+use crate::control_plane::events::Audience;
+use crate::control_plane::registry::workloads::Stated;
+use crate::control_plane::server::Shared;
+use crate::control_plane::store::Transaction;
+use crate::protocol::Event;
+
+/// A command. Nodes are named by their id or the start of one.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Command {
+    NodeList,
+    NodeShow { node: String },
+    NodeExplain { node: String },
+    NodeApprove { node: String, group: Option<String>, accept_counts: bool },
+    NodeRevoke { node: String, reason: String },
+    EkAdd(registrations::StatedEk),
+    EkList,
+    EkRemove { value: String },
+    OwnerAdd { name: String, contact: String },
+    OwnerList,
+    WorkloadAdd(Stated),
+    WorkloadList,
+    WorkloadRemove { id: String, reason: Option<String> },
+    ReferencePreview { node: String },
+    ReferenceLearn { node: String, fingerprint: String },
+    ReferenceList,
+    ReferenceRetire { node: String },
+    CaShow,
+    CaPrepare,
+    CaRotate { early: bool },
+    AuditTail { after: u64, limit: u64 },
+}
+
+/// What a committed command still has to do.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// Events to push.
+    pub push: Vec<(Audience, Event)>,
+    /// The CAs changed.
+    pub ca: bool,
+    /// Something was taken away that a restored store would give back.
+    pub taken: bool,
+}
+
+/// Facts, and what is still to be done.
+pub type Outcome = (Value, Effects);
+
+impl Command {
+    /// Carries the command out.
+    ///
+    /// # Errors
+    /// The refusal for the operator; then nothing was changed.
+    pub async fn run(self, shared: &Arc<Shared>) -> Result<Value, Refusal> {
+        let (of_work, now) = (shared.clone(), shared.now());
+        let (facts, effects) = shared
+            .store
+            .transaction(move |tx| {
+                let (facts, effects) = self.apply(tx, &of_work, now)?;
+                if effects.taken {
+                    of_work.generation.advance(tx)?;
+                }
+                Ok((facts, effects))
+            })
+            .await?;
+        // Nodes first: they should hear of it before anything else can fail.
+        for (audience, event) in effects.push {
+            shared.hub.push(audience, event);
+        }
+        if effects.ca {
+            shared.ca_changed().await?;
+        }
+        if effects.taken {
+            shared.witness().await?;
+        }
+        Ok(facts)
+    }
+
+    fn apply(self, tx: &Transaction<'_>, shared: &Shared, now: WallTime) -> Result<Outcome, Refusal> {
+        let domain = &shared.settings.trust_domain;
+        match self {
+            Self::NodeList => nodes::list(tx, now),
+            Self::NodeShow { node } => nodes::show(tx, &node, now),
+            Self::NodeExplain { node } => nodes::explain(tx, &node, now),
+            Self::NodeApprove { node, group, accept_counts } => nodes::approve(tx, &node, group, accept_counts, now),
+            Self::NodeRevoke { node, reason } => nodes::revoke(tx, &node, &reason, now),
+            Self::EkAdd(stated) => registrations::ek_add(tx, stated, now),
+            Self::EkList => registrations::ek_list(tx),
+            Self::EkRemove { value } => registrations::ek_remove(tx, &value, now),
+            Self::OwnerAdd { name, contact } => registrations::owner_add(tx, &name, &contact, now),
+            Self::OwnerList => registrations::owner_list(tx),
+            Self::WorkloadAdd(stated) => registrations::workload_add(tx, stated, domain, now),
+            Self::WorkloadList => registrations::workload_list(tx),
+            Self::WorkloadRemove { id, reason } => registrations::workload_remove(tx, &id, reason.as_deref(), now),
+            Self::ReferencePreview { node } => trust::reference_preview(tx, &node),
+            Self::ReferenceLearn { node, fingerprint } => trust::reference_learn(tx, &node, &fingerprint, now),
+            Self::ReferenceList => trust::reference_list(tx),
+            Self::ReferenceRetire { node } => trust::reference_retire(tx, &node, now),
+            Self::CaShow => trust::ca_show(tx),
+            Self::CaPrepare => trust::ca_prepare(tx, &shared.authority, now),
+            Self::CaRotate { early } => trust::ca_rotate(tx, &shared.authority, early, now),
+            Self::AuditTail { after, limit } => trust::audit_tail(tx, after, limit),
+        }
+    }
+}
+
+/// Facts that need nothing further.
+pub fn only(facts: Value) -> Outcome {
+    (facts, Effects::default())
+}

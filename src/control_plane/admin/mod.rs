@@ -1,0 +1,71 @@
+//! The admin socket's one route: a command in, facts or a refusal out.
+
+pub mod commands;
+pub mod facts;
+mod nodes;
+pub mod registrations;
+pub mod socket;
+mod trust;
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use tokio::net::UnixListener;
+
+use super::server::Shared;
+use crate::codes::{self, Refusal};
+use crate::shutdown::CancellationToken;
+pub use commands::Command;
+
+/// The path of commands.
+pub const PATH: &str = "/v1/command";
+
+/// Serves the admin socket until `stop`.
+pub async fn serve(listener: UnixListener, shared: Arc<Shared>, stop: CancellationToken) {
+    let router = Router::new()
+        .route(PATH, post(command))
+        .route("/live", get(|| async { "live\n" }))
+        .route("/ready", get(ready))
+        .with_state(shared);
+    let served = axum::serve(socket::Guarded(listener), router).with_graceful_shutdown(stop.cancelled_owned()).await;
+    if let Err(error) = served {
+        tracing::error!(%error, "the admin socket failed");
+    }
+}
+
+async fn command(State(shared): State<Arc<Shared>>, body: axum::body::Bytes) -> Response {
+    let command: Command = match serde_json::from_slice(&body) {
+        Ok(command) => command,
+        Err(error) => {
+            let refusal =
+                Refusal::new(codes::ADMIN_INVALID, error.to_string()).expected("a command of this server's version");
+            return refused(&refusal);
+        }
+    };
+    match command.run(&shared).await {
+        Ok(facts) => Json(facts).into_response(),
+        Err(refusal) => refused(&refusal),
+    }
+}
+
+/// Ready means that the store can be written.
+async fn ready(State(shared): State<Arc<Shared>>) -> Response {
+    match shared.store.transaction(|_| Ok(())).await {
+        Ok(()) => "ready\n".into_response(),
+        Err(refusal) => refused(&refusal),
+    }
+}
+
+fn refused(refusal: &Refusal) -> Response {
+    let status = match refusal.code {
+        codes::ADMIN_UNKNOWN => StatusCode::NOT_FOUND,
+        codes::ADMIN_CONFLICT => StatusCode::CONFLICT,
+        codes::STORE_FAILED => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::BAD_REQUEST,
+    };
+    (status, Json(refusal)).into_response()
+}

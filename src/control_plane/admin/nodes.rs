@@ -1,0 +1,203 @@
+//! Commands about nodes.
+
+use serde_json::json;
+
+use super::commands::{Effects, Outcome, only};
+use super::facts::NodeFacts;
+use crate::clock::WallTime;
+use crate::codes::{self, Refusal};
+use crate::control_plane::events::Audience;
+use crate::control_plane::registry::nodes::{self, Node, State};
+use crate::control_plane::registry::workloads;
+use crate::control_plane::store::Transaction;
+use crate::control_plane::{audit, authn, leases, references};
+use crate::protocol::Event;
+
+/// All nodes.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn list(tx: &Transaction<'_>, now: WallTime) -> Result<Outcome, Refusal> {
+    let nodes = nodes::all(tx)?.iter().map(|node| NodeFacts::of(tx, node, now)).collect::<Result<Vec<_>, Refusal>>()?;
+    Ok(only(json!({ "schema": "leasehold/nodes/1", "nodes": nodes })))
+}
+
+/// One node.
+///
+/// # Errors
+/// As [`nodes::resolve`].
+pub fn show(tx: &Transaction<'_>, node: &str, now: WallTime) -> Result<Outcome, Refusal> {
+    let node = nodes::resolve(tx, node)?;
+    Ok(only(json!({ "schema": "leasehold/node/1", "node": NodeFacts::of(tx, &node, now)? })))
+}
+
+/// Why a node has, or has not, a lease: one step after the other, up to the first that doesn't hold.
+///
+/// # Errors
+/// As [`nodes::resolve`].
+pub fn explain(tx: &Transaction<'_>, node: &str, now: WallTime) -> Result<Outcome, Refusal> {
+    let node = nodes::resolve(tx, node)?;
+    let mut steps = vec![step(
+        "its TPM proved that its keys are in it",
+        true,
+        format!("EK {}, grade `{}`", hex::encode(&node.ek_name), node.grade),
+        None,
+    )];
+    steps.push(match node.state {
+        State::Admitted => {
+            let by = node.admitted_by.as_deref().unwrap_or("somebody");
+            step("it is admitted", true, format!("by {by}"), None)
+        }
+        State::Waiting => step(
+            "it is admitted",
+            false,
+            "nobody has named its EK, no join rule covers its grade, no operator approved it".to_owned(),
+            Some(format!("leasehold-server node approve {}", node.id)),
+        ),
+        State::Revoked => step("it is admitted", false, authn::revoked(&node).found, None),
+    });
+    let reference = references::active(tx, node.id)?;
+    steps.push(match &reference {
+        Some(reference) => step("it has reference values", true, format!("version {}", reference.version), None),
+        None => step(
+            "it has reference values",
+            false,
+            "none".to_owned(),
+            Some(format!("leasehold-server reference learn --node {}", node.id)),
+        ),
+    });
+    let quote = references::latest_quote(tx, node.id)?;
+    steps.push(match &quote {
+        None => step("its latest verified quote is as it should be", false, "there is none yet".to_owned(), None),
+        // A change of the reference values since then counts at the node's next attestation.
+        Some(quote) => {
+            let differences = reference.map(|reference| quote.pcrs.differences(&reference.pcrs)).unwrap_or_default();
+            let what = match differences.first() {
+                None => format!("received {}, verdict `{}`", quote.received_at, quote.verdict),
+                Some(_) => differences.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+            };
+            step(
+                "its latest verified quote is as it should be",
+                quote.verdict == "affirming" && differences.is_empty(),
+                what,
+                (!differences.is_empty()).then(|| {
+                    format!("if that is how it should be: leasehold-server reference learn --node {}", node.id)
+                }),
+            )
+        }
+    });
+    let lease = leases::find(tx, node.id)?;
+    steps.push(match lease {
+        None => step("it has a live lease", false, "it never had one".to_owned(), None),
+        Some(lease) => {
+            let ended = lease.ended.as_ref().map(|why| format!(", ended: {why}")).unwrap_or_default();
+            let what = format!("lease {}, term to {}{ended}", lease.sequence, lease.ends_at);
+            step("it has a live lease", lease.is_live(now), what, None)
+        }
+    });
+    let workloads = workloads::of_node(tx, &node)?.len();
+    let contraindicated = quote.is_some_and(|quote| quote.verdict != "affirming");
+    Ok(only(json!({
+        "schema": "leasehold/explanation/1",
+        "node": NodeFacts::of(tx, &node, now)?,
+        "steps": steps,
+        "contraindicated": contraindicated,
+        "workloads": workloads,
+    })))
+}
+
+/// Admits a waiting node. For one that is admitted already it changes its group, if one is given.
+///
+/// # Errors
+/// [`codes::ADMIN_CONFLICT`] for a revoked node; [`codes::ENROL_ID_TAKEN`] and
+/// [`codes::ENROL_REVOKED`] when another node holds one of its EKs.
+pub fn approve(
+    tx: &Transaction<'_>,
+    node: &str,
+    group: Option<String>,
+    accept_counts: bool,
+    now: WallTime,
+) -> Result<Outcome, Refusal> {
+    let before = nodes::resolve(tx, node)?;
+    if before.state == State::Revoked {
+        return Err(
+            Refusal::new(codes::ADMIN_CONFLICT, "a revoked node doesn't come back").at(format!("node {}", before.id))
+        );
+    }
+    if let Some(group) = &group {
+        workloads::check_group(group)?;
+    }
+    let group = group.or_else(|| before.group.clone());
+    let mut changed = before.state == State::Waiting || group != before.group;
+    if accept_counts {
+        references::forget_high_water(tx, before.id)?;
+        audit::done(tx, now, "node.counts_accepted", Some(before.id), json!({}))?;
+        changed = true;
+    }
+    let node = match before.state {
+        State::Waiting => Node {
+            state: State::Admitted,
+            group,
+            admitted_by: Some("operator".to_owned()),
+            admitted_at: Some(now),
+            last_refusal: None,
+            ..before
+        },
+        State::Admitted | State::Revoked => Node { group, ..before },
+    };
+    if changed {
+        if nodes::find_by_key(tx, &node.node_key_spki)?.is_some_and(|other| other.id != node.id) {
+            return Err(Refusal::new(codes::ENROL_ID_TAKEN, "another node has this node key"));
+        }
+        nodes::put(tx, &node)?;
+        nodes::claim_eks(tx, &node)?;
+        audit::done(
+            tx,
+            now,
+            "node.approved",
+            Some(node.id),
+            json!({ "grade": node.grade, "group": node.group, "by": node.admitted_by }),
+        )?;
+    }
+    let facts = json!({
+        "schema": "leasehold/node/1", "changed": changed, "node": NodeFacts::of(tx, &node, now)?,
+    });
+    let push = vec![(Audience::Node(node.id), Event::Attest)];
+    Ok((facts, Effects { push: if changed { push } else { Vec::new() }, ..Effects::default() }))
+}
+
+/// Revokes a node for good: its lease ends, its streams end, it can't enrol again under any of its EKs.
+///
+/// # Errors
+/// As [`nodes::resolve`].
+pub fn revoke(tx: &Transaction<'_>, node: &str, reason: &str, now: WallTime) -> Result<Outcome, Refusal> {
+    workloads::check_text("--reason", reason)?;
+    let before = nodes::resolve(tx, node)?;
+    if before.state == State::Revoked {
+        let facts = json!({
+            "schema": "leasehold/node/1", "changed": false, "node": NodeFacts::of(tx, &before, now)?,
+        });
+        return Ok(only(facts));
+    }
+    // A waiting node with the key or an EK of another one only claims them: it takes nothing along.
+    let alone = nodes::find_by_key(tx, &before.node_key_spki)?.is_none_or(|other| other.id == before.id);
+    if !alone {
+        return Err(
+            Refusal::new(codes::ADMIN_CONFLICT, "another node has this node key").at(format!("node {}", before.id))
+        );
+    }
+    let node = Node { state: State::Revoked, revoked_at: Some(now), revoked_reason: Some(reason.to_owned()), ..before };
+    nodes::put(tx, &node)?;
+    nodes::claim_eks(tx, &node)?;
+    leases::end(tx, node.id, codes::GATE_REVOKED)?;
+    tx.execute("DELETE FROM nonces WHERE node = ?1 AND used_at IS NULL", [node.id.as_bytes()])?;
+    audit::done(tx, now, "node.revoked", Some(node.id), json!({ "reason": reason }))?;
+    let told = Refusal { code: codes::GATE_REVOKED, ..authn::revoked(&node) };
+    let facts = json!({ "schema": "leasehold/node/1", "changed": true, "node": NodeFacts::of(tx, &node, now)? });
+    let push = vec![(Audience::Node(node.id), Event::Revoked(told))];
+    Ok((facts, Effects { push, ca: false, taken: true }))
+}
+
+fn step(question: &str, holds: bool, found: String, next: Option<String>) -> serde_json::Value {
+    json!({ "step": question, "holds": holds, "found": found, "next": next })
+}

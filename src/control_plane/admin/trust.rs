@@ -1,0 +1,125 @@
+//! Commands about what is trusted: reference values, CAs, and the record of it all.
+
+use serde_json::json;
+
+use super::commands::{Effects, Outcome, only};
+use super::facts::QuoteFacts;
+use crate::clock::WallTime;
+use crate::codes::{self, Refusal};
+use crate::control_plane::ca::{self, Authority};
+use crate::control_plane::events::Audience;
+use crate::control_plane::registry::nodes;
+use crate::control_plane::store::Transaction;
+use crate::control_plane::{audit, leases, references, replay};
+use crate::protocol::Event;
+
+/// The most records of one answer.
+const RECORDS: u64 = 10_000;
+
+/// What `reference learn` would learn: to be shown before it is confirmed.
+///
+/// # Errors
+/// [`codes::ADMIN_UNKNOWN`] when no quote of the node was verified yet.
+pub fn reference_preview(tx: &Transaction<'_>, node: &str) -> Result<Outcome, Refusal> {
+    let node = nodes::resolve(tx, node)?;
+    let quote = references::latest_quote(tx, node.id)?.ok_or_else(|| references::no_quote(node.id))?;
+    let before = references::active(tx, node.id)?;
+    let differences = before.as_ref().map(|before| quote.pcrs.differences(&before.pcrs)).unwrap_or_default();
+    Ok(only(json!({
+        "schema": "leasehold/reference-preview/1",
+        "node": node.id.to_string(),
+        "state": node.state,
+        "grade": node.grade,
+        "quote": QuoteFacts::of(&quote),
+        "fingerprint": references::fingerprint(&quote.pcrs),
+        "replaces_version": before.map(|before| before.version),
+        "differences": differences,
+    })))
+}
+
+/// Makes the PCRs of the node's latest verified quote its reference values.
+///
+/// # Errors
+/// As [`references::learn`].
+pub fn reference_learn(tx: &Transaction<'_>, node: &str, fingerprint: &str, now: WallTime) -> Result<Outcome, Refusal> {
+    let node = nodes::resolve(tx, node)?;
+    let (reference, changed) = references::learn(tx, node.id, fingerprint, now)?;
+    let mut effects = Effects::default();
+    if changed {
+        // A lease on the values before ends with them.
+        leases::end(tx, node.id, codes::VERIFY_NO_REFERENCE)?;
+        let detail = json!({ "version": reference.version, "pcrs": reference.pcrs.to_hex() });
+        audit::done(tx, now, "reference.learnt", Some(node.id), detail)?;
+        effects = Effects { push: vec![(Audience::Node(node.id), Event::Attest)], ca: false, taken: true };
+    }
+    let facts = json!({
+        "schema": "leasehold/reference/1", "changed": changed, "node": node.id.to_string(),
+        "version": reference.version, "selection": reference.pcrs.selection(), "pcrs": reference.pcrs.to_hex(),
+    });
+    Ok((facts, effects))
+}
+
+/// All reference values.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn reference_list(tx: &Transaction<'_>) -> Result<Outcome, Refusal> {
+    Ok(only(json!({ "schema": "leasehold/references/1", "references": references::all(tx)? })))
+}
+
+/// Retires a node's reference values: its lease ends and it gets none until it has others.
+///
+/// # Errors
+/// [`codes::ADMIN_UNKNOWN`].
+pub fn reference_retire(tx: &Transaction<'_>, node: &str, now: WallTime) -> Result<Outcome, Refusal> {
+    let node = nodes::resolve(tx, node)?;
+    references::retire(tx, node.id, now)?;
+    leases::end(tx, node.id, codes::VERIFY_NO_REFERENCE)?;
+    audit::done(tx, now, "reference.retired", Some(node.id), json!({}))?;
+    let facts = json!({ "schema": "leasehold/reference/1", "changed": true, "node": node.id.to_string() });
+    Ok((facts, Effects { push: vec![(Audience::Node(node.id), Event::Attest)], ca: false, taken: true }))
+}
+
+/// All CAs and the bundle's sequence number.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn ca_show(tx: &Transaction<'_>) -> Result<Outcome, Refusal> {
+    let sequence = crate::control_plane::store::meta::number(tx, "bundle_sequence")?;
+    Ok(only(json!({ "schema": "leasehold/ca/1", "bundle_sequence": sequence, "cas": ca::facts(tx)? })))
+}
+
+/// Publishes the next CA.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn ca_prepare(tx: &Transaction<'_>, authority: &Authority, now: WallTime) -> Result<Outcome, Refusal> {
+    let changed = authority.prepare(tx, now)?;
+    if changed {
+        replay::forget(tx, None)?;
+        audit::done(tx, now, "ca.prepared", None, json!({}))?;
+    }
+    let facts = json!({ "schema": "leasehold/ca/1", "changed": changed, "cas": ca::facts(tx)? });
+    Ok((facts, Effects { ca: changed, ..Effects::default() }))
+}
+
+/// Makes the prepared CA the active one.
+///
+/// # Errors
+/// As [`Authority::rotate`].
+pub fn ca_rotate(tx: &Transaction<'_>, authority: &Authority, early: bool, now: WallTime) -> Result<Outcome, Refusal> {
+    authority.rotate(tx, now, early)?;
+    replay::forget(tx, None)?;
+    audit::done(tx, now, "ca.rotated", None, json!({ "early": early }))?;
+    let facts = json!({ "schema": "leasehold/ca/1", "changed": true, "cas": ca::facts(tx)? });
+    Ok((facts, Effects { ca: true, taken: true, push: Vec::new() }))
+}
+
+/// The newest records.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn audit_tail(tx: &Transaction<'_>, after: u64, limit: u64) -> Result<Outcome, Refusal> {
+    let records = audit::tail(tx, after, limit.min(RECORDS))?;
+    Ok(only(json!({ "schema": "leasehold/audit/1", "records": records })))
+}

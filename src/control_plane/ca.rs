@@ -1,0 +1,419 @@
+//! The trust domain's CAs and their rotation: prepared → active → retired.
+//!
+//! A prepared CA is in the bundle before it signs anything; a retired one stays in it until the
+//! last certificate it signed has expired (SPIFFE Federation, 4.1). The bundle's sequence number
+//! grows with every change.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+use sha2::{Digest, Sha256};
+
+use super::issuer::{Ca, Leaf};
+use super::keys::{self, WrappingKey};
+use super::store::{OptionalExtension, Transaction, meta, next_sequence, params, signed, unsigned};
+use crate::clock::WallTime;
+use crate::codes::{self, Refusal};
+use crate::identity::{SpiffeId, TrustDomain};
+use crate::protocol::Bundle;
+
+/// What the CA keys are wrapped for.
+const PURPOSE: &str = "ca key";
+
+/// All CAs of the trust domain; the active one's key is in memory.
+#[derive(Debug)]
+pub struct Authority {
+    wrapping: Arc<WrappingKey>,
+    trust_domain: TrustDomain,
+    terms: CaTerms,
+    current: RwLock<Arc<Issuing>>,
+}
+
+/// How long a CA lasts and how long it is published before it signs.
+#[derive(Clone, Copy, Debug)]
+pub struct CaTerms {
+    /// The lifetime of a CA certificate.
+    pub lifetime: Duration,
+    /// The longest that a node goes without hearing of a new bundle while it holds a lease.
+    pub published: Duration,
+}
+
+/// The active CA and the bundle at one moment.
+#[derive(Debug)]
+pub struct Issuing {
+    /// The active CA's row.
+    pub id: i64,
+    /// The active CA.
+    pub ca: Ca,
+    /// Every CA certificate of the trust domain; the active one first.
+    pub bundle: Bundle,
+}
+
+/// A CA as shown to an operator.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CaFacts {
+    /// `prepared`, `active` or `retired`.
+    pub state: String,
+    /// SHA-256 of the certificate, hexadecimal: what an agent pins as `ca_hash`.
+    pub hash: String,
+    /// RFC 3339.
+    pub created: String,
+    /// RFC 3339.
+    pub expires: String,
+    /// When the last certificate it signed expires; RFC 3339, absent if it signed none.
+    pub in_use_until: Option<String>,
+    /// The certificate, PEM.
+    pub pem: String,
+}
+
+impl Authority {
+    /// Loads the CAs; makes the first one in an empty store and whatever is overdue.
+    ///
+    /// # Errors
+    /// [`codes::STORE_FAILED`], also when the wrapping key is another than the one in use.
+    pub fn open(
+        tx: &Transaction<'_>,
+        wrapping: Arc<WrappingKey>,
+        trust_domain: TrustDomain,
+        terms: CaTerms,
+        now: WallTime,
+    ) -> Result<Self, Refusal> {
+        turn(tx, &wrapping, &trust_domain, terms, now)?;
+        let current = RwLock::new(Arc::new(load(tx, &wrapping)?));
+        Ok(Self { wrapping, trust_domain, terms, current })
+    }
+
+    /// The active CA and the bundle now.
+    pub fn current(&self) -> Arc<Issuing> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes over what the store says; to be called after a change was committed.
+    ///
+    /// # Errors
+    /// [`codes::STORE_FAILED`].
+    pub fn reload(&self, tx: &Transaction<'_>) -> Result<(), Refusal> {
+        let loaded = Arc::new(load(tx, &self.wrapping)?);
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = loaded;
+        Ok(())
+    }
+
+    /// Prepares the next CA, if none is prepared. Returns whether it did.
+    ///
+    /// # Errors
+    /// [`codes::STORE_FAILED`].
+    pub fn prepare(&self, tx: &Transaction<'_>, now: WallTime) -> Result<bool, Refusal> {
+        prepare(tx, &self.wrapping, &self.trust_domain, self.terms, now)
+    }
+
+    /// Makes the prepared CA the active one. `early` permits it before every node has had the time
+    /// to learn of it.
+    ///
+    /// # Errors
+    /// [`codes::ADMIN_CONFLICT`] when none is prepared, or not for long enough.
+    pub fn rotate(&self, tx: &Transaction<'_>, now: WallTime, early: bool) -> Result<(), Refusal> {
+        let prepared = created_at(tx, "prepared")?.ok_or_else(|| {
+            Refusal::new(codes::ADMIN_CONFLICT, "no CA is prepared").expected("`leasehold-server ca prepare` first")
+        })?;
+        let ready = prepared.after(self.terms.published);
+        if !early && now < ready {
+            return Err(Refusal::new(codes::ADMIN_CONFLICT, format!("the prepared CA is published since {prepared}"))
+                .expected(format!("rotation from {ready} on, when every node has it; or `ca rotate --early`")));
+        }
+        activate(tx, now)
+    }
+
+    /// Does what is due by age: prepares, rotates, drops. Returns whether the bundle or the active
+    /// CA changed.
+    ///
+    /// # Errors
+    /// [`codes::STORE_FAILED`].
+    pub fn turn(&self, tx: &Transaction<'_>, now: WallTime) -> Result<bool, Refusal> {
+        turn(tx, &self.wrapping, &self.trust_domain, self.terms, now)
+    }
+}
+
+impl Issuing {
+    /// Issues a leaf and notes how long its CA must stay in the bundle for it.
+    ///
+    /// # Errors
+    /// As [`Ca::issue`].
+    pub fn issue(
+        &self,
+        tx: &Transaction<'_>,
+        id: &SpiffeId,
+        spki: &[u8],
+        now: WallTime,
+        term: Duration,
+    ) -> Result<Leaf, Refusal> {
+        let leaf = self.ca.issue(id, spki, now, term)?;
+        let kept = tx.execute(
+            "UPDATE ca_keys SET last_leaf_not_after = max(last_leaf_not_after, ?1) WHERE id = ?2",
+            params![signed(leaf.not_after.0), self.id],
+        )?;
+        if kept != 1 {
+            return Err(Refusal::new(codes::STORE_FAILED, "the CA was dropped while it was used; try again"));
+        }
+        Ok(leaf)
+    }
+
+    /// The leaf and its CA, DER: a chain in which a peer that pins the CA's hash finds it.
+    pub fn chain(&self, leaf: &Leaf) -> Vec<ByteBuf> {
+        vec![ByteBuf::from(leaf.certificate.clone()), ByteBuf::from(self.ca.certificate().to_vec())]
+    }
+}
+
+/// Every CA, for an operator.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn facts(tx: &Transaction<'_>) -> Result<Vec<CaFacts>, Refusal> {
+    let mut statement = tx.prepare(
+        "SELECT state, certificate, created_at, not_after, last_leaf_not_after FROM ca_keys ORDER BY id DESC",
+    )?;
+    let rows = statement.query_map([], |row| {
+        let certificate: Vec<u8> = row.get(1)?;
+        let time = |column| row.get(column).map(|at| WallTime(unsigned(at)));
+        let in_use_until: WallTime = time(4)?;
+        Ok(CaFacts {
+            state: row.get(0)?,
+            hash: hash(&certificate),
+            created: time(2)?.to_string(),
+            expires: time(3)?.to_string(),
+            in_use_until: (in_use_until.0 > 0).then(|| in_use_until.to_string()),
+            pem: pem(&certificate),
+        })
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// SHA-256 of a certificate, hexadecimal.
+pub fn hash(certificate: &[u8]) -> String {
+    hex::encode(Sha256::digest(certificate))
+}
+
+/// PEM of a certificate.
+fn pem(certificate: &[u8]) -> String {
+    use der::{Decode, EncodePem};
+    x509_cert::Certificate::from_der(certificate)
+        .and_then(|parsed| parsed.to_pem(der::pem::LineEnding::LF))
+        .unwrap_or_default()
+}
+
+fn turn(
+    tx: &Transaction<'_>,
+    wrapping: &WrappingKey,
+    trust_domain: &TrustDomain,
+    terms: CaTerms,
+    now: WallTime,
+) -> Result<bool, Refusal> {
+    // A prepared CA that was never used and has expired makes room for a new one.
+    let stale = tx.execute("DELETE FROM ca_keys WHERE state = 'prepared' AND not_after <= ?1", [signed(now.0)])?;
+    let mut changed = false;
+    let life = terms.lifetime.as_secs();
+    let spent = match active_life(tx)? {
+        // The fraction of its life that is over, in quarters: half and it gets a successor, three
+        // quarters and the successor takes over; the rest is for what it signed last.
+        Some((created, not_after)) if now < not_after => {
+            now.0.saturating_sub(created.0).saturating_mul(4) / life.max(1)
+        }
+        // None yet, or none that is still valid (the server was off for long): replace it now.
+        _ => u64::MAX,
+    };
+    if spent >= 2 {
+        changed |= prepare(tx, wrapping, trust_domain, terms, now)?;
+    }
+    let published = created_at(tx, "prepared")?.is_some_and(|created| now >= created.after(terms.published));
+    if spent == u64::MAX || (spent >= 3 && published) {
+        activate(tx, now)?;
+        changed = true;
+    }
+    // A retired CA's leases may be held against the bundle for a term as well.
+    let dropped = tx.execute(
+        "DELETE FROM ca_keys WHERE state = 'retired' AND last_leaf_not_after < ?1 AND retired_at + ?2 < ?1",
+        params![signed(now.0), signed(terms.published.as_secs())],
+    )?;
+    if dropped + stale > 0 {
+        advance_bundle(tx, now)?;
+        changed = true;
+    }
+    Ok(changed)
+}
+
+fn prepare(
+    tx: &Transaction<'_>,
+    wrapping: &WrappingKey,
+    trust_domain: &TrustDomain,
+    terms: CaTerms,
+    now: WallTime,
+) -> Result<bool, Refusal> {
+    if created_at(tx, "prepared")?.is_some() {
+        return Ok(false);
+    }
+    let key = keys::generate()?;
+    let wrapped = wrapping.wrap(PURPOSE, &keys::to_pkcs8(&key)?)?;
+    let ca = Ca::new(key, trust_domain, now, terms.lifetime)?;
+    tx.execute(
+        "INSERT INTO ca_keys(state, certificate, key, created_at, not_after) VALUES ('prepared', ?1, ?2, ?3, ?4)",
+        params![ca.certificate(), wrapped, signed(now.0), signed(ca.not_after().0)],
+    )?;
+    advance_bundle(tx, now)?;
+    Ok(true)
+}
+
+fn activate(tx: &Transaction<'_>, now: WallTime) -> Result<(), Refusal> {
+    let now_signed = signed(now.0);
+    tx.execute("UPDATE ca_keys SET state = 'retired', retired_at = ?1 WHERE state = 'active'", [now_signed])?;
+    let activated =
+        tx.execute("UPDATE ca_keys SET state = 'active', activated_at = ?1 WHERE state = 'prepared'", [now_signed])?;
+    if activated != 1 {
+        return Err(Refusal::new(codes::STORE_FAILED, "BUG: no prepared CA to activate"));
+    }
+    Ok(())
+}
+
+fn active_life(tx: &Transaction<'_>) -> Result<Option<(WallTime, WallTime)>, Refusal> {
+    Ok(tx
+        .query_row("SELECT created_at, not_after FROM ca_keys WHERE state = 'active'", [], |row| {
+            Ok((WallTime(unsigned(row.get(0)?)), WallTime(unsigned(row.get(1)?))))
+        })
+        .optional()?)
+}
+
+fn created_at(tx: &Transaction<'_>, state: &str) -> Result<Option<WallTime>, Refusal> {
+    Ok(tx
+        .query_row("SELECT created_at FROM ca_keys WHERE state = ?1", [state], |row| {
+            Ok(WallTime(unsigned(row.get(0)?)))
+        })
+        .optional()?)
+}
+
+fn advance_bundle(tx: &Transaction<'_>, now: WallTime) -> Result<(), Refusal> {
+    let last = meta::number(tx, "bundle_sequence")?;
+    meta::set_number(tx, "bundle_sequence", next_sequence(last, now))
+}
+
+fn load(tx: &Transaction<'_>, wrapping: &WrappingKey) -> Result<Issuing, Refusal> {
+    let (id, certificate, wrapped, not_after) =
+        tx.query_row("SELECT id, certificate, key, not_after FROM ca_keys WHERE state = 'active'", [], |row| {
+            Ok((row.get(0)?, row.get::<_, Vec<u8>>(1)?, row.get::<_, Vec<u8>>(2)?, row.get(3)?))
+        })?;
+    let key = keys::from_pkcs8(&wrapping.unwrap(PURPOSE, &wrapped)?)?;
+    let ca = Ca::from_parts(key, certificate, WallTime(unsigned(not_after)))?;
+    let mut statement = tx.prepare("SELECT certificate FROM ca_keys ORDER BY state = 'active' DESC, id DESC")?;
+    let certificates =
+        statement.query_map([], |row| Ok(ByteBuf::from(row.get::<_, Vec<u8>>(0)?)))?.collect::<Result<_, _>>()?;
+    Ok(Issuing { id, ca, bundle: Bundle { certificates, sequence: meta::number(tx, "bundle_sequence")? } })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::store::Store;
+    use super::*;
+
+    const DAY: u64 = 86_400;
+
+    struct Bench {
+        _dir: tempfile::TempDir,
+        store: Store,
+        authority: Authority,
+    }
+
+    const START: WallTime = WallTime(1_800_000_000);
+
+    fn bench() -> Bench {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store.db")).unwrap();
+        let wrapping = Arc::new(WrappingKey::open(&dir.path().join("wrapping.key"), true).unwrap());
+        let domain = TrustDomain::new("example.org").unwrap();
+        let terms = CaTerms { lifetime: Duration::from_secs(80 * DAY), published: Duration::from_secs(600) };
+        let authority = store.transaction_blocking(|tx| Authority::open(tx, wrapping, domain, terms, START)).unwrap();
+        Bench { _dir: dir, store, authority }
+    }
+
+    impl Bench {
+        fn turn(&self, days: u64) -> bool {
+            let now = START.after(Duration::from_secs(days * DAY));
+            let changed = self.store.transaction_blocking(|tx| self.authority.turn(tx, now)).unwrap();
+            self.store.transaction_blocking(|tx| self.authority.reload(tx)).unwrap();
+            changed
+        }
+
+        fn issue(&self, days: u64, term_days: u64) {
+            let now = START.after(Duration::from_secs(days * DAY));
+            let spki = super::super::issuer::spki_of_key(&keys::generate().unwrap()).unwrap();
+            let id = SpiffeId::new("spiffe://example.org/a").unwrap();
+            let issuing = self.authority.current();
+            self.store
+                .transaction_blocking(|tx| issuing.issue(tx, &id, &spki, now, Duration::from_secs(term_days * DAY)))
+                .unwrap();
+        }
+
+        fn states(&self) -> Vec<String> {
+            let facts = self.store.transaction_blocking(facts).unwrap();
+            facts.into_iter().map(|ca| ca.state).collect()
+        }
+    }
+
+    #[test]
+    fn the_next_ca_is_published_before_use_and_the_old_one_stays_while_needed() {
+        let bench = bench();
+        assert_eq!(bench.states(), ["active"]);
+        let first = bench.authority.current();
+        assert!(!bench.turn(39));
+        assert!(bench.turn(41));
+        assert_eq!(bench.states(), ["prepared", "active"]);
+        let published = bench.authority.current();
+        assert_eq!(published.ca.certificate(), first.ca.certificate());
+        assert_eq!(published.bundle.certificates.len(), 2);
+        assert!(published.bundle.sequence > first.bundle.sequence);
+        bench.issue(59, 7);
+        assert!(!bench.turn(59));
+        assert!(bench.turn(61));
+        assert_eq!(bench.states(), ["active", "retired"]);
+        let rotated = bench.authority.current();
+        assert_ne!(rotated.ca.certificate(), first.ca.certificate());
+        assert!(published.bundle.certificates.iter().any(|known| known.as_slice() == rotated.ca.certificate()));
+        // The leaf of day 59 expires on day 66.
+        assert!(!bench.turn(65));
+        assert_eq!(bench.authority.current().bundle.certificates.len(), 2);
+        assert!(bench.turn(67));
+        let last = bench.authority.current();
+        assert_eq!(last.bundle.certificates.len(), 1);
+        assert!(last.bundle.sequence > published.bundle.sequence);
+    }
+
+    #[test]
+    fn a_server_that_was_off_for_long_replaces_an_expired_ca() {
+        let bench = bench();
+        assert!(bench.turn(100));
+        let current = bench.authority.current();
+        assert!(current.ca.not_after() > START.after(Duration::from_secs(100 * DAY)));
+    }
+
+    #[test]
+    fn rotation_by_hand_waits_until_the_next_ca_is_known() {
+        let bench = bench();
+        let rotate = |now, early| bench.store.transaction_blocking(|tx| bench.authority.rotate(tx, now, early));
+        assert_eq!(rotate(START, false).unwrap_err().code, codes::ADMIN_CONFLICT);
+        assert!(bench.store.transaction_blocking(|tx| bench.authority.prepare(tx, START)).unwrap());
+        assert!(!bench.store.transaction_blocking(|tx| bench.authority.prepare(tx, START)).unwrap());
+        assert_eq!(rotate(START, false).unwrap_err().code, codes::ADMIN_CONFLICT);
+        rotate(START.after(Duration::from_secs(600)), false).unwrap();
+        assert_eq!(bench.states(), ["active", "retired"]);
+    }
+
+    #[test]
+    fn another_wrapping_key_opens_nothing() {
+        let bench = bench();
+        let dir = tempfile::tempdir().unwrap();
+        let other = Arc::new(WrappingKey::open(&dir.path().join("wrapping.key"), true).unwrap());
+        let domain = TrustDomain::new("example.org").unwrap();
+        let terms = bench.authority.terms;
+        let refused =
+            bench.store.transaction_blocking(|tx| Authority::open(tx, other, domain, terms, START)).unwrap_err();
+        assert_eq!(refused.code, codes::STORE_FAILED);
+    }
+}

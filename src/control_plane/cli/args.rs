@@ -1,0 +1,372 @@
+//! The arguments, with the help that teaches them.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::codes::Refusal;
+use crate::config::{self, ServerConfig};
+use crate::control_plane::dev::command::DevArguments;
+use crate::telemetry::LogFormat;
+
+/// The Leasehold control plane: decides which nodes are good and which workload gets which credential.
+///
+/// `run` is the server. Every other command talks to a running server over its admin socket.
+///
+/// Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 a warning, 4 a contraindicated
+/// node, 5 unavailable (try later).
+#[derive(Clone, Debug, Parser)]
+#[command(name = "leasehold-server", version, max_term_width = 100)]
+pub struct Cli {
+    /// The server's configuration file (TOML).
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The admin socket, instead of the one in the configuration.
+    ///
+    /// Without both it is /run/leasehold-server/admin.sock.
+    #[arg(long, global = true, value_name = "PATH")]
+    pub admin_socket: Option<PathBuf>,
+    /// Prints facts as JSON; names in it stay the same from version to version.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+impl Cli {
+    /// The admin socket to talk to.
+    ///
+    /// # Errors
+    /// [`crate::codes::CONFIG_INVALID`] for a configuration file that can't be used.
+    pub fn admin_socket(&self) -> Result<PathBuf, Refusal> {
+        match (&self.admin_socket, &self.config) {
+            (Some(path), _) => Ok(path.clone()),
+            (None, Some(file)) => Ok(config::load::<ServerConfig>(file)?.admin_socket),
+            (None, None) => Ok(PathBuf::from("/run/leasehold-server/admin.sock")),
+        }
+    }
+}
+
+/// A command.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Runs the server until SIGTERM or SIGINT.
+    ///
+    /// At the first start it makes its state directory, its CA and the key that wraps what is
+    /// secret in the store. `leasehold-server ca show` then prints the hash that agents pin.
+    Run(RunOptions),
+    /// Runs everything here until Ctrl-C: a software TPM, a server and an agent in a directory.
+    ///
+    /// It approves the node, learns its reference values, registers a workload for you, and prints
+    /// the Workload API's socket and the next commands.
+    Dev(DevArguments),
+    /// Nodes: which are there, which wait, why one has no lease.
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Endorsement keys (EKs) of TPMs that may join without being asked about.
+    #[command(subcommand)]
+    Ek(EkCommand),
+    /// Owners: who answers for a workload.
+    #[command(subcommand)]
+    Owner(OwnerCommand),
+    /// Workloads: which identities there are, on which nodes, for which processes.
+    #[command(subcommand)]
+    Workload(WorkloadCommand),
+    /// Reference values: what a node's PCRs must be.
+    #[command(subcommand)]
+    Reference(ReferenceCommand),
+    /// The trust domain's CAs and their rotation.
+    #[command(subcommand)]
+    Ca(CaCommand),
+    /// Takes something back, now and for good.
+    #[command(subcommand)]
+    Revoke(RevokeCommand),
+    /// The record of what was decided.
+    #[command(subcommand)]
+    Audit(AuditCommand),
+}
+
+/// Options of `run`.
+#[derive(Clone, Debug, Args)]
+pub struct RunOptions {
+    /// How log lines are written to standard error.
+    #[arg(long, value_enum, default_value_t)]
+    pub log: LogFormat,
+}
+
+impl std::fmt::Display for LogFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        })
+    }
+}
+
+/// Commands about nodes. NODE is a node's id or the start of it (at least 6 digits).
+#[derive(Clone, Debug, Subcommand)]
+pub enum NodeCommand {
+    /// Lists all nodes.
+    List,
+    /// Shows one node with its lease and its latest verified quote.
+    Show {
+        /// The node.
+        node: String,
+    },
+    /// Admits a waiting node: its TPM is genuine or known to you, and it may attest.
+    ///
+    /// Compare the id with the one that `leasehold-agent status` prints on the machine itself.
+    Approve {
+        /// The node.
+        node: String,
+        /// Puts it in this group; workloads can be registered for a group.
+        #[arg(long)]
+        group: Option<String>,
+        /// Accepts that the TPM's reset count or clock went back: after a TPM was rightly cleared.
+        ///
+        /// Otherwise that is how a copied or rolled-back TPM shows.
+        #[arg(long)]
+        accept_counts: bool,
+    },
+    /// Revokes a node for good: its lease ends at once, and it can't enrol again.
+    Revoke {
+        /// The node.
+        node: String,
+        /// Why; it is recorded and the node is told.
+        #[arg(long)]
+        reason: String,
+    },
+    /// Says step by step why a node has, or has not, a lease, and what would change that.
+    ///
+    /// Exit code 0 if it has one, 3 if a step is missing, 4 if its measurements are refused.
+    Explain {
+        /// The node.
+        node: String,
+    },
+}
+
+/// Commands about EKs.
+#[derive(Clone, Debug, Subcommand)]
+pub enum EkCommand {
+    /// Names an EK: a node with it is graded `listed` and joins when it enrols.
+    #[command(group(clap::ArgGroup::new("ek").required(true).args(["name", "cert", "public"])))]
+    Add {
+        /// The EK's TPM name in hexadecimal: 000b and the SHA-256 of its public area.
+        #[arg(long, value_name = "HEX")]
+        name: Option<String>,
+        /// The EK's certificate, DER or PEM.
+        #[arg(long, value_name = "FILE")]
+        cert: Option<PathBuf>,
+        /// The EK's public area, TPMT_PUBLIC or TPM2B_PUBLIC.
+        #[arg(long, value_name = "FILE")]
+        public: Option<PathBuf>,
+        /// Your words for it, e.g. an inventory number.
+        #[arg(long)]
+        label: String,
+        /// The group its node is put in.
+        #[arg(long)]
+        group: Option<String>,
+    },
+    /// Lists the named EKs.
+    List,
+    /// Removes one; a node that joined by it stays.
+    Remove {
+        /// The value that `ek list` shows.
+        value: String,
+    },
+}
+
+/// Commands about owners.
+#[derive(Clone, Debug, Subcommand)]
+pub enum OwnerCommand {
+    /// Adds an owner.
+    Add {
+        /// Its name, e.g. a team's.
+        name: String,
+        /// How to reach it.
+        #[arg(long, default_value = "")]
+        contact: String,
+    },
+    /// Lists the owners.
+    List,
+}
+
+/// Commands about workloads.
+#[derive(Clone, Debug, Subcommand)]
+pub enum WorkloadCommand {
+    /// Registers a workload. Its nodes hear of it at once.
+    ///
+    /// Example: leasehold-server workload add --id spiffe://example.org/web --owner shop
+    /// --purpose 'serves the shop' --node 3f9a02 --selector unix:uid:1000
+    Add(WorkloadAdd),
+    /// Lists the workloads.
+    List,
+    /// Removes a workload: nothing is issued for it any more, and its nodes withdraw what they hold.
+    Remove {
+        /// Its SPIFFE ID.
+        id: String,
+    },
+}
+
+/// A workload.
+#[derive(Clone, Debug, Args)]
+pub struct WorkloadAdd {
+    /// Its SPIFFE ID, in this server's trust domain.
+    #[arg(long, value_name = "SPIFFE-ID")]
+    pub id: String,
+    /// Who answers for it; see `owner add`.
+    #[arg(long)]
+    pub owner: String,
+    /// What it is for, in a few words.
+    #[arg(long)]
+    pub purpose: String,
+    /// Where it may run.
+    #[command(flatten)]
+    pub target: WorkloadTarget,
+    /// What a process must match, every one of them: unix:uid:N, unix:gid:N, unix:path:/PATH or
+    /// unix:sha256:HEX (of its executable).
+    #[arg(long = "selector", required = true, value_name = "TYPE:KEY:VALUE")]
+    pub selectors: Vec<String>,
+    /// The longest lifetime of its credentials in seconds, if shorter than the server's.
+    #[arg(long, value_name = "SECONDS")]
+    pub ttl: Option<u64>,
+    /// A hint for clients with several identities.
+    #[arg(long, default_value = "")]
+    pub hint: String,
+}
+
+/// Where a workload may run.
+#[derive(Clone, Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct WorkloadTarget {
+    /// The node it is for …
+    #[arg(long)]
+    pub node: Option<String>,
+    /// … or the group of nodes.
+    #[arg(long)]
+    pub node_group: Option<String>,
+}
+
+/// Commands about reference values.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ReferenceCommand {
+    /// Makes the PCRs of a node's latest verified quote what it must show from now on.
+    ///
+    /// It shows them first, with the TPM's grade and what differs from the values so far, and asks.
+    /// They are the node's own word of a good state: run this when you know that it is in one.
+    Learn {
+        /// The node.
+        #[arg(long)]
+        node: String,
+        /// Doesn't ask.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Lists all reference values, retired ones too.
+    List,
+    /// Retires a node's reference values: its lease ends, and it gets none until it has others.
+    Retire {
+        /// The node.
+        #[arg(long)]
+        node: String,
+    },
+}
+
+/// Commands about CAs.
+#[derive(Clone, Debug, Subcommand)]
+pub enum CaCommand {
+    /// Shows the CAs: the hash that agents pin, the certificates, how long each is needed.
+    Show,
+    /// Publishes the next CA in the trust bundle; it signs nothing yet.
+    Prepare,
+    /// Makes the published CA the one that signs. The one before stays in the bundle while needed.
+    ///
+    /// The server does both by itself, at half and three quarters of a CA's life.
+    Rotate {
+        /// Doesn't wait until every node has had the time to learn of the new CA.
+        #[arg(long)]
+        early: bool,
+    },
+}
+
+/// What can be revoked.
+#[derive(Clone, Debug, Subcommand)]
+pub enum RevokeCommand {
+    /// As `node revoke`.
+    Node {
+        /// The node.
+        node: String,
+        /// Why; it is recorded and the node is told.
+        #[arg(long)]
+        reason: String,
+    },
+    /// Removes a workload's registration and records why.
+    Workload {
+        /// Its SPIFFE ID.
+        id: String,
+        /// Why; it is recorded.
+        #[arg(long)]
+        reason: String,
+    },
+}
+
+/// Commands about the record.
+#[derive(Clone, Debug, Subcommand)]
+pub enum AuditCommand {
+    /// Prints the newest records, oldest first.
+    Tail {
+        /// Only those after this number.
+        #[arg(long, default_value_t = 0)]
+        after: u64,
+        /// At most so many.
+        #[arg(long, short = 'n', default_value_t = 50)]
+        lines: u64,
+        /// Goes on with new ones.
+        #[arg(long, short)]
+        follow: bool,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_workload_needs_owner_purpose_place_and_selector() {
+        let full = [
+            "leasehold-server",
+            "workload",
+            "add",
+            "--id",
+            "spiffe://example.org/a",
+            "--owner",
+            "o",
+            "--purpose",
+            "p",
+            "--node",
+            "abcdef",
+            "--selector",
+            "unix:uid:1",
+        ];
+        Cli::try_parse_from(full).unwrap();
+        for without in [3, 5, 7, 9, 11] {
+            let args: Vec<_> = full
+                .iter()
+                .enumerate()
+                .filter(|(at, _)| *at != without && *at != without + 1)
+                .map(|(_, a)| a)
+                .collect();
+            assert!(Cli::try_parse_from(args).is_err(), "without {}", full[without]);
+        }
+        let both = full.iter().chain(&["--node-group", "g"]);
+        assert!(Cli::try_parse_from(both).is_err());
+    }
+}

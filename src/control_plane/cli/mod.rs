@@ -1,0 +1,170 @@
+//! The command line of `leasehold-server`.
+
+mod args;
+mod client;
+mod print;
+mod run;
+
+use std::io::{BufRead, IsTerminal, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+use serde_json::Value;
+
+pub use args::Cli;
+use args::{
+    CaCommand, Command, EkCommand, NodeCommand, OwnerCommand, ReferenceCommand, RevokeCommand, WorkloadCommand,
+};
+
+use super::admin::registrations::StatedEk;
+use super::registry::workloads::Stated;
+use super::{admin, dev};
+use crate::codes::{self, Refusal};
+
+/// Done.
+pub const DONE: u8 = 0;
+/// Failed.
+pub const FAILED: u8 = 1;
+/// Wrong usage or configuration.
+pub const USAGE: u8 = 2;
+/// A verdict with a warning.
+pub const WARNING: u8 = 3;
+/// A contraindicated verdict.
+pub const CONTRAINDICATED: u8 = 4;
+/// Unavailable: try later.
+pub const UNAVAILABLE: u8 = 5;
+
+/// Runs `leasehold-server` with the process's arguments.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.command.clone() {
+        Command::Run(options) => run::run(&cli, &options),
+        Command::Dev(arguments) => dev::command::main(arguments, cli.json),
+        command => match administer(&cli, command) {
+            Ok(code) => ExitCode::from(code),
+            Err(refusal) => complain(&refusal),
+        },
+    }
+}
+
+/// Says why on standard error; the exit code follows from the refusal's.
+fn complain(refusal: &Refusal) -> ExitCode {
+    eprintln!("leasehold-server: {}", print::plain(&refusal.to_string()));
+    ExitCode::from(match refusal.code {
+        codes::CONFIG_INVALID | codes::CONFIG_MODE | codes::ADMIN_INVALID => USAGE,
+        codes::PROTOCOL_UNREACHABLE => UNAVAILABLE,
+        _ => FAILED,
+    })
+}
+
+fn administer(cli: &Cli, command: Command) -> Result<u8, Refusal> {
+    let client = client::Client::new(cli.admin_socket()?);
+    let command = match command {
+        Command::Reference(ReferenceCommand::Learn { node, yes }) => return learn(cli, &client, node, yes),
+        Command::Audit(args::AuditCommand::Tail { after, lines, follow }) => {
+            return tail(cli, &client, after, lines, follow);
+        }
+        command => request(command)?,
+    };
+    let explains = matches!(command, admin::Command::NodeExplain { .. });
+    let facts = client.call(&command)?;
+    print::facts(&facts, cli.json);
+    Ok(match explains {
+        true if facts["contraindicated"] == Value::Bool(true) => CONTRAINDICATED,
+        true if !all_hold(&facts) => WARNING,
+        _ => DONE,
+    })
+}
+
+/// The admin command of a command line.
+fn request(command: Command) -> Result<admin::Command, Refusal> {
+    use admin::Command as Admin;
+    Ok(match command {
+        Command::Node(NodeCommand::List) => Admin::NodeList,
+        Command::Node(NodeCommand::Show { node }) => Admin::NodeShow { node },
+        Command::Node(NodeCommand::Explain { node }) => Admin::NodeExplain { node },
+        Command::Node(NodeCommand::Approve { node, group, accept_counts }) => {
+            Admin::NodeApprove { node, group, accept_counts }
+        }
+        Command::Node(NodeCommand::Revoke { node, reason }) | Command::Revoke(RevokeCommand::Node { node, reason }) => {
+            Admin::NodeRevoke { node, reason }
+        }
+        Command::Ek(EkCommand::Add { name, cert, public, label, group }) => Admin::EkAdd(StatedEk {
+            name,
+            certificate: cert.map(|path| client::read_certificate(&path)).transpose()?,
+            public: public.map(|path| client::read_hex(&path)).transpose()?,
+            label,
+            group,
+        }),
+        Command::Ek(EkCommand::List) => Admin::EkList,
+        Command::Ek(EkCommand::Remove { value }) => Admin::EkRemove { value },
+        Command::Owner(OwnerCommand::Add { name, contact }) => Admin::OwnerAdd { name, contact },
+        Command::Owner(OwnerCommand::List) => Admin::OwnerList,
+        Command::Workload(WorkloadCommand::Add(add)) => Admin::WorkloadAdd(Stated {
+            id: add.id,
+            owner: add.owner,
+            purpose: add.purpose,
+            hint: add.hint,
+            ttl_seconds: add.ttl,
+            node: add.target.node,
+            node_group: add.target.node_group,
+            selectors: add.selectors,
+        }),
+        Command::Workload(WorkloadCommand::List) => Admin::WorkloadList,
+        Command::Workload(WorkloadCommand::Remove { id }) => Admin::WorkloadRemove { id, reason: None },
+        Command::Revoke(RevokeCommand::Workload { id, reason }) => Admin::WorkloadRemove { id, reason: Some(reason) },
+        Command::Reference(ReferenceCommand::List) => Admin::ReferenceList,
+        Command::Reference(ReferenceCommand::Retire { node }) => Admin::ReferenceRetire { node },
+        Command::Ca(CaCommand::Show) => Admin::CaShow,
+        Command::Ca(CaCommand::Prepare) => Admin::CaPrepare,
+        Command::Ca(CaCommand::Rotate { early }) => Admin::CaRotate { early },
+        Command::Run(_) | Command::Dev(_) | Command::Audit(_) | Command::Reference(ReferenceCommand::Learn { .. }) => {
+            return Err(Refusal::new(codes::ADMIN_INVALID, "BUG: this command is carried out elsewhere"));
+        }
+    })
+}
+
+/// Shows what would be learnt, asks, and learns exactly that.
+fn learn(cli: &Cli, client: &client::Client, node: String, yes: bool) -> Result<u8, Refusal> {
+    let preview = client.call(&admin::Command::ReferencePreview { node })?;
+    if !yes {
+        if cli.json || !std::io::stdin().is_terminal() {
+            return Err(Refusal::new(codes::ADMIN_INVALID, "nobody is there to confirm").expected("--yes"));
+        }
+        print::facts(&preview, false);
+        print!("Make these values what the node must show? [yes/no] ");
+        let mut answer = String::new();
+        let read = std::io::stdout().flush().and_then(|()| std::io::stdin().lock().read_line(&mut answer));
+        if read.is_err() || answer.trim() != "yes" {
+            println!("Nothing was changed.");
+            return Ok(FAILED);
+        }
+    } else if !cli.json {
+        print::facts(&preview, false);
+    }
+    let text = |key: &str| preview[key].as_str().unwrap_or_default().to_owned();
+    let command = admin::Command::ReferenceLearn { node: text("node"), fingerprint: text("fingerprint") };
+    print::facts(&client.call(&command)?, cli.json);
+    Ok(DONE)
+}
+
+/// Prints records, one a line, and goes on with new ones if asked to.
+fn tail(cli: &Cli, client: &client::Client, mut after: u64, lines: u64, follow: bool) -> Result<u8, Refusal> {
+    let mut limit = lines;
+    loop {
+        let facts = client.call(&admin::Command::AuditTail { after, limit })?;
+        for record in facts["records"].as_array().into_iter().flatten() {
+            print::record(record, cli.json);
+            after = record["id"].as_u64().unwrap_or(after);
+        }
+        if !follow {
+            return Ok(DONE);
+        }
+        limit = u64::MAX;
+        std::thread::sleep(std::time::Duration::from_secs(1));
+    }
+}
+
+fn all_hold(facts: &Value) -> bool {
+    facts["steps"].as_array().is_some_and(|steps| steps.iter().all(|step| step["holds"] == Value::Bool(true)))
+}

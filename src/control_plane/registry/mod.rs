@@ -1,0 +1,6 @@
+//! Who is who: nodes, the EKs an operator named, owners and workloads.
+
+pub mod eks;
+pub mod nodes;
+pub mod owners;
+pub mod workloads;

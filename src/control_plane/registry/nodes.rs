@@ -1,0 +1,282 @@
+//! Nodes: waiting, admitted or revoked.
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::WallTime;
+use crate::codes::{self, Refusal};
+use crate::control_plane::store::{OptionalExtension, Transaction, damaged, fixed, params, signed, unsigned};
+use crate::identity::NodeId;
+
+/// Where a node stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Its TPM proved itself; nobody has admitted it.
+    Waiting,
+    /// It may attest.
+    Admitted,
+    /// It may not come back.
+    Revoked,
+}
+
+impl State {
+    /// As in the store.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Admitted => "admitted",
+            Self::Revoked => "revoked",
+        }
+    }
+
+    fn from_text(text: &str) -> Result<Self, Refusal> {
+        match text {
+            "waiting" => Ok(Self::Waiting),
+            "admitted" => Ok(Self::Admitted),
+            "revoked" => Ok(Self::Revoked),
+            _ => Err(damaged("a node's state")),
+        }
+    }
+}
+
+/// A node's row.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Its id.
+    pub id: NodeId,
+    /// Where it stands.
+    pub state: State,
+    /// What is known of its TPM's origin: `certified`, `listed` or `unknown`.
+    pub grade: String,
+    /// TPM name of the EK it enrolled with.
+    pub ek_name: Vec<u8>,
+    /// TPMT_PUBLIC of that EK.
+    pub ek_public: Vec<u8>,
+    /// DER of the EK's certificate.
+    pub ek_certificate: Option<Vec<u8>>,
+    /// TPM names of its other EKs, as it stated them.
+    pub aliases: Vec<Vec<u8>>,
+    /// TPMT_PUBLIC of the AK.
+    pub ak_public: Vec<u8>,
+    /// TPMT_PUBLIC of the node key.
+    pub node_key_public: Vec<u8>,
+    /// SubjectPublicKeyInfo of the node key, DER.
+    pub node_key_spki: Vec<u8>,
+    /// The nonce over which the AK certified the node key.
+    pub certification_nonce: [u8; 32],
+    /// As it said when it enrolled.
+    pub agent_version: String,
+    /// Its group.
+    pub group: Option<String>,
+    /// Who or what admitted it, e.g. `rule fleet` or `operator`.
+    pub admitted_by: Option<String>,
+    /// When it first enrolled.
+    pub enrolled_at: WallTime,
+    /// When it was admitted.
+    pub admitted_at: Option<WallTime>,
+    /// When it was revoked.
+    pub revoked_at: Option<WallTime>,
+    /// Why.
+    pub revoked_reason: Option<String>,
+    /// When it last attested or enrolled.
+    pub last_seen_at: WallTime,
+    /// The code and text of the last refusal, if the last word was one.
+    pub last_refusal: Option<String>,
+}
+
+const COLUMNS: &str = "id, state, grade, ek_name, ek_public, ek_certificate, alias_names, ak_public, node_key_public, \
+    node_key_spki, certification_nonce, agent_version, node_group, admitted_by, enrolled_at, admitted_at, revoked_at, \
+    revoked_reason, last_seen_at, last_refusal";
+
+/// The node with this id.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn find(tx: &Transaction<'_>, id: NodeId) -> Result<Option<Node>, Refusal> {
+    one(tx, &format!("SELECT {COLUMNS} FROM nodes WHERE id = ?1"), id.as_bytes())
+}
+
+/// The admitted or revoked node with this node key. A waiting node's key opens nothing.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn find_by_key(tx: &Transaction<'_>, spki: &[u8]) -> Result<Option<Node>, Refusal> {
+    one(tx, &format!("SELECT {COLUMNS} FROM nodes WHERE node_key_spki = ?1 AND state <> 'waiting'"), spki)
+}
+
+/// All nodes, by id.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn all(tx: &Transaction<'_>) -> Result<Vec<Node>, Refusal> {
+    let mut statement = tx.prepare(&format!("SELECT {COLUMNS} FROM nodes ORDER BY id"))?;
+    let mut rows = statement.query([])?;
+    let mut nodes = Vec::new();
+    while let Some(row) = rows.next()? {
+        nodes.push(read(row)?);
+    }
+    Ok(nodes)
+}
+
+/// The node whose id starts with `text`.
+///
+/// # Errors
+/// [`codes::ADMIN_UNKNOWN`] when there is none, [`codes::ADMIN_INVALID`] when there are several or
+/// `text` is no (start of an) id.
+pub fn resolve(tx: &Transaction<'_>, text: &str) -> Result<Node, Refusal> {
+    /// Shorter ones are typing errors more often than not.
+    const SHORTEST: usize = 6;
+    let invalid = |found: String| Refusal::new(codes::ADMIN_INVALID, found).at(text.to_owned());
+    if !(SHORTEST..=64).contains(&text.len()) || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(invalid("this is no node id".to_owned())
+            .expected("64 hexadecimal digits, or at least the first 6; `leasehold-server node list` shows them"));
+    }
+    let wanted = text.to_ascii_lowercase();
+    let mut found = all(tx)?.into_iter().filter(|node| node.id.to_string().starts_with(&wanted));
+    match (found.next(), found.next()) {
+        (Some(node), None) => Ok(node),
+        (Some(_), Some(_)) => Err(invalid("several nodes' ids start like that".to_owned()).expected("more digits")),
+        (None, _) => Err(Refusal::new(codes::ADMIN_UNKNOWN, "no such node")
+            .at(text.to_owned())
+            .expected("one that `leasehold-server node list` shows")),
+    }
+}
+
+/// Inserts a node, or overwrites a waiting one, with all its fields.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn put(tx: &Transaction<'_>, node: &Node) -> Result<(), Refusal> {
+    let time = |at: Option<WallTime>| at.map(|at| signed(at.0));
+    let aliases = crate::protocol::encode(&node.aliases)?;
+    tx.execute(
+        &format!(
+            "INSERT INTO nodes({COLUMNS}) VALUES
+             (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)
+             ON CONFLICT(id) DO UPDATE SET
+             state = ?2, grade = ?3, ek_name = ?4, ek_public = ?5, ek_certificate = ?6, alias_names = ?7,
+             ak_public = ?8, node_key_public = ?9, node_key_spki = ?10, certification_nonce = ?11,
+             agent_version = ?12, node_group = ?13, admitted_by = ?14, admitted_at = ?16, revoked_at = ?17,
+             revoked_reason = ?18, last_seen_at = ?19, last_refusal = ?20"
+        ),
+        params![
+            node.id.as_bytes(),
+            node.state.as_str(),
+            node.grade,
+            node.ek_name,
+            node.ek_public,
+            node.ek_certificate,
+            aliases,
+            node.ak_public,
+            node.node_key_public,
+            node.node_key_spki,
+            node.certification_nonce,
+            node.agent_version,
+            node.group,
+            node.admitted_by,
+            signed(node.enrolled_at.0),
+            time(node.admitted_at),
+            time(node.revoked_at),
+            node.revoked_reason,
+            signed(node.last_seen_at.0),
+            node.last_refusal,
+        ],
+    )?;
+    Ok(())
+}
+
+/// Notes when a node was last heard and what it was last refused for, if it was.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn seen(tx: &Transaction<'_>, id: NodeId, now: WallTime, refusal: Option<&Refusal>) -> Result<(), Refusal> {
+    tx.prepare_cached("UPDATE nodes SET last_seen_at = ?1, last_refusal = ?2 WHERE id = ?3")?.execute(params![
+        signed(now.0),
+        refusal.map(ToString::to_string),
+        id.as_bytes()
+    ])?;
+    Ok(())
+}
+
+/// The node that holds the EK with this TPM name, as its own or as an alias.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn owner_of_ek(tx: &Transaction<'_>, ek_name: &[u8]) -> Result<Option<NodeId>, Refusal> {
+    tx.query_row("SELECT node FROM ek_owners WHERE ek_name = ?1", [ek_name], |row| row.get::<_, Vec<u8>>(0))
+        .optional()?
+        .map(|id| Ok(NodeId::from_bytes(fixed(&id, "a node id")?)))
+        .transpose()
+}
+
+/// Records that the node holds its EK and the aliases: from now on no other node may.
+///
+/// # Errors
+/// [`codes::ENROL_ID_TAKEN`] when another node holds one of them.
+pub fn claim_eks(tx: &Transaction<'_>, node: &Node) -> Result<(), Refusal> {
+    check_eks(tx, node.id, std::iter::once(&node.ek_name).chain(&node.aliases))?;
+    for name in std::iter::once(&node.ek_name).chain(&node.aliases) {
+        tx.execute(
+            "INSERT INTO ek_owners(ek_name, node) VALUES (?1, ?2) ON CONFLICT(ek_name) DO NOTHING",
+            params![name, node.id.as_bytes()],
+        )?;
+    }
+    Ok(())
+}
+
+/// Refuses if another node holds one of these EKs: one TPM is one node, under whichever of its EKs
+/// it comes, so a revoked one doesn't return under another.
+///
+/// # Errors
+/// [`codes::ENROL_REVOKED`] or [`codes::ENROL_ID_TAKEN`], naming the other node.
+pub fn check_eks<'a>(
+    tx: &Transaction<'_>,
+    id: NodeId,
+    names: impl Iterator<Item = &'a Vec<u8>>,
+) -> Result<(), Refusal> {
+    for name in names {
+        let Some(owner) = owner_of_ek(tx, name)?.filter(|owner| *owner != id) else { continue };
+        let revoked = find(tx, owner)?.is_some_and(|node| node.state == State::Revoked);
+        let (code, what) = match revoked {
+            true => (codes::ENROL_REVOKED, "belongs to the revoked node"),
+            false => (codes::ENROL_ID_TAKEN, "belongs to the node"),
+        };
+        return Err(Refusal::new(code, format!("this TPM's EK {} {what} {owner}", hex::encode(name))));
+    }
+    Ok(())
+}
+
+fn one(tx: &Transaction<'_>, sql: &str, key: &[u8]) -> Result<Option<Node>, Refusal> {
+    let mut statement = tx.prepare_cached(sql)?;
+    let mut rows = statement.query([key])?;
+    rows.next()?.map(read).transpose()
+}
+
+fn read(row: &rusqlite::Row<'_>) -> Result<Node, Refusal> {
+    let time = |column: usize| -> Result<Option<WallTime>, Refusal> {
+        Ok(row.get::<_, Option<i64>>(column)?.map(|at| WallTime(unsigned(at))))
+    };
+    let bytes = |column: usize| row.get::<_, Vec<u8>>(column);
+    Ok(Node {
+        id: NodeId::from_bytes(fixed(&bytes(0)?, "a node id")?),
+        state: State::from_text(&row.get::<_, String>(1)?)?,
+        grade: row.get(2)?,
+        ek_name: bytes(3)?,
+        ek_public: bytes(4)?,
+        ek_certificate: row.get(5)?,
+        aliases: crate::protocol::decode(&bytes(6)?).map_err(|_| damaged("a node's aliases"))?,
+        ak_public: bytes(7)?,
+        node_key_public: bytes(8)?,
+        node_key_spki: bytes(9)?,
+        certification_nonce: fixed(&bytes(10)?, "a certification nonce")?,
+        agent_version: row.get(11)?,
+        group: row.get(12)?,
+        admitted_by: row.get(13)?,
+        enrolled_at: time(14)?.unwrap_or(WallTime(0)),
+        admitted_at: time(15)?,
+        revoked_at: time(16)?,
+        revoked_reason: row.get(17)?,
+        last_seen_at: time(18)?.unwrap_or(WallTime(0)),
+        last_refusal: row.get(19)?,
+    })
+}

@@ -1,0 +1,93 @@
+//! Retries and replays: the same request gets the same answer for a minute, then never again.
+
+use sha2::{Digest, Sha256};
+
+use super::store::{OptionalExtension, Transaction, fixed, params, signed, unsigned};
+use crate::clock::WallTime;
+use crate::codes::{self, Refusal};
+use crate::identity::NodeId;
+
+/// How long the latest answer is kept for a retry, in seconds.
+const KEPT: u64 = 60;
+/// How many request ids of a kind are remembered for a node.
+const REMEMBERED: i64 = 64;
+
+/// A request as it is recognised again.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    /// Whose.
+    pub node: NodeId,
+    /// Which call.
+    pub kind: &'static str,
+    /// Chosen by the agent.
+    pub id: [u8; 16],
+    /// SHA-256 of the body.
+    pub digest: [u8; 32],
+}
+
+impl Request {
+    /// A request with this body.
+    pub fn new(node: NodeId, kind: &'static str, id: [u8; 16], body: &[u8]) -> Self {
+        Self { node, kind, id, digest: Sha256::digest(body).into() }
+    }
+
+    /// The answer it was given before, if it was and may have it again; `None` for a new request.
+    ///
+    /// # Errors
+    /// [`codes::PROTOCOL_REPLAYED`].
+    pub fn answer(&self, tx: &Transaction<'_>, now: WallTime) -> Result<Option<Vec<u8>>, Refusal> {
+        let found = tx
+            .prepare_cached(
+                "SELECT digest, answered_at, answer FROM requests WHERE node = ?1 AND kind = ?2 AND request_id = ?3",
+            )?
+            .query_row(params![self.node.as_bytes(), self.kind, self.id], |row| {
+                Ok((row.get::<_, Vec<u8>>(0)?, unsigned(row.get(1)?), row.get::<_, Option<Vec<u8>>>(2)?))
+            })
+            .optional()?;
+        let Some((digest, answered_at, answer)) = found else { return Ok(None) };
+        let refuse = |what: String| Refusal::new(codes::PROTOCOL_REPLAYED, what).expected("a new request id");
+        if fixed::<32>(&digest, "a request's digest")? != self.digest {
+            return Err(refuse(format!("another request had the id {}", hex::encode(self.id))));
+        }
+        match answer.filter(|_| now.0 <= answered_at.saturating_add(KEPT)) {
+            Some(answer) => Ok(Some(answer)),
+            None => Err(refuse(format!("it was answered at {}", WallTime(answered_at)))),
+        }
+    }
+
+    /// Keeps `answer`; the answers before it are forgotten, their ids are not.
+    ///
+    /// # Errors
+    /// [`codes::STORE_FAILED`].
+    pub fn answered(&self, tx: &Transaction<'_>, answer: &[u8], now: WallTime) -> Result<(), Refusal> {
+        let node = self.node.as_bytes();
+        let number: i64 = tx
+            .prepare_cached("SELECT coalesce(max(number), 0) + 1 FROM requests WHERE node = ?1 AND kind = ?2")?
+            .query_row(params![node, self.kind], |row| row.get(0))?;
+        tx.prepare_cached("UPDATE requests SET answer = NULL WHERE node = ?1 AND kind = ?2 AND answer IS NOT NULL")?
+            .execute(params![node, self.kind])?;
+        tx.prepare_cached("DELETE FROM requests WHERE node = ?1 AND kind = ?2 AND number <= ?3")?.execute(params![
+            node,
+            self.kind,
+            number - REMEMBERED
+        ])?;
+        tx.prepare_cached(
+            "INSERT INTO requests(node, kind, request_id, number, digest, answered_at, answer)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        )?
+        .execute(params![node, self.kind, self.id, number, self.digest, signed(now.0), answer])?;
+        Ok(())
+    }
+}
+
+/// Forgets kept answers of one node, or of all: what they say is no longer so.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn forget(tx: &Transaction<'_>, node: Option<NodeId>) -> Result<(), Refusal> {
+    match node {
+        Some(node) => tx.execute("UPDATE requests SET answer = NULL WHERE node = ?1", [node.as_bytes()])?,
+        None => tx.execute("UPDATE requests SET answer = NULL", [])?,
+    };
+    Ok(())
+}

@@ -1,0 +1,353 @@
+//! The routes of protocol version 1, from one table: what each needs and how much it reads.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodFilter, on};
+use tokio::sync::Semaphore;
+
+use super::authn::{self, Peer};
+use super::events::{self, Standing};
+use super::nonces::{self, Purpose};
+use super::registry::nodes::{self, Node};
+use super::replay;
+use super::server::Shared;
+use super::store::Transaction;
+use super::tls::Channel;
+use super::{attestation, audit, credentials, enrolment};
+use crate::clock::WallTime;
+use crate::codes::{self, Code, Refusal};
+use crate::identity::NodeId;
+use crate::protocol::{self, AttestRequest, BODY_LIMIT, CredentialRequest, FreshNonce, MEDIA_TYPE, Refused};
+use crate::shutdown::CancellationToken;
+
+/// A route.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// Its method.
+    pub method: Method,
+    /// Its path.
+    pub path: &'static str,
+    /// Whether it needs the client certificate of an admitted node.
+    pub needs_node: bool,
+    /// The largest body it reads, in bytes.
+    pub limit: usize,
+    call: Call,
+}
+
+/// Every route. One that isn't here doesn't exist.
+pub const ROUTES: &[Route] = &[
+    Route { method: Method::POST, path: "/v1/enrol", needs_node: false, limit: 64 << 10, call: Call::Enrol },
+    Route { method: Method::POST, path: "/v1/enrol/answer", needs_node: false, limit: 256 << 10, call: Call::Answer },
+    Route { method: Method::GET, path: "/v1/nonce", needs_node: true, limit: 0, call: Call::Nonce },
+    Route { method: Method::POST, path: "/v1/attest", needs_node: true, limit: BODY_LIMIT, call: Call::Attest },
+    Route { method: Method::POST, path: "/v1/credentials", needs_node: true, limit: 1 << 20, call: Call::Credentials },
+    Route { method: Method::GET, path: "/v1/events", needs_node: true, limit: 0, call: Call::Events },
+];
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Call {
+    Enrol,
+    Answer,
+    Nonce,
+    Attest,
+    Credentials,
+    Events,
+}
+
+/// How long a body may take to arrive.
+const BODY_TIME: Duration = Duration::from_secs(30);
+/// Strangers' calls at work at once: each waits for the one writer, nodes must not wait behind many.
+const STRANGERS: usize = 4;
+/// How long a stranger waits for its turn.
+const TURN: Duration = Duration::from_secs(5);
+
+/// The router over [`ROUTES`].
+pub fn router(shared: Arc<Shared>, stop: CancellationToken) -> Router {
+    let server = Server { shared, stop, strangers: Arc::new(Semaphore::new(STRANGERS)) };
+    let mut router = Router::new();
+    for route in ROUTES {
+        let server = server.clone();
+        let filter = if route.method == Method::GET { MethodFilter::GET } else { MethodFilter::POST };
+        router = router.route(
+            route.path,
+            on(filter, move |request: Request| async move {
+                match server.serve(route, request).await {
+                    Ok(response) => response,
+                    Err(refused) => refuse(&refused),
+                }
+            }),
+        );
+    }
+    router.fallback(|request: Request| async move {
+        let found = format!("{} {}", request.method(), request.uri().path());
+        let refusal = Refusal::new(codes::PROTOCOL_MALFORMED, audit::clipped(&found)).expected("a route of version 1");
+        refuse(&Refused { refusal, next: None })
+    })
+}
+
+#[derive(Clone)]
+struct Server {
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+    strangers: Arc<Semaphore>,
+}
+
+impl Server {
+    /// Who calls, then what is sent, then the work: in this order for every route.
+    async fn serve(&self, route: &'static Route, request: Request) -> Result<Response, Refused> {
+        let peer = match (route.needs_node, request.extensions().get::<Channel>()) {
+            (false, _) => None,
+            (true, Some(Channel(Some(peer)))) => {
+                // Before the body: a revoked node sends no four megabytes.
+                self.standing(peer.clone(), route.path).await?;
+                Some(peer.clone())
+            }
+            (true, _) => return Err(self.stranger(no_certificate(), route.path).await),
+        };
+        let body = match body(request, route.limit).await {
+            Ok(body) => body,
+            Err(refusal) => return Err(self.stranger(refusal, route.path).await),
+        };
+        match (route.call, peer) {
+            (Call::Enrol, _) => {
+                self.for_stranger(route, body, |tx, shared, body, now| {
+                    protocol::encode(&enrolment::begin(tx, shared, protocol::decode(body)?, now)?)
+                })
+                .await
+            }
+            (Call::Answer, _) => {
+                self.for_stranger(route, body, |tx, shared, body, now| {
+                    protocol::encode(&enrolment::finish(tx, shared, &protocol::decode(body)?, now)?)
+                })
+                .await
+            }
+            (Call::Nonce, Some(peer)) => {
+                self.for_node(route, peer, body, |tx, shared, node, _, _, now| {
+                    let term = shared.settings.nonce_seconds;
+                    protocol::encode(&nonces::issue(tx, node.id, Purpose::Attest, now, term)?)
+                })
+                .await
+            }
+            (Call::Attest, Some(peer)) => {
+                self.for_node(route, peer, body, |tx, shared, node, peer, body, now| {
+                    let request: AttestRequest = protocol::decode(body)?;
+                    once(tx, node.id, "attest", request.request_id, body, now, || {
+                        protocol::encode(&attestation::attest(tx, shared, node, peer, &request, now)?)
+                    })
+                })
+                .await
+            }
+            (Call::Credentials, Some(peer)) => {
+                self.for_node(route, peer, body, |tx, shared, node, _, body, now| {
+                    let request: CredentialRequest = protocol::decode(body)?;
+                    once(tx, node.id, "credentials", request.request_id, body, now, || {
+                        protocol::encode(&credentials::issue(tx, shared, node, &request, now)?)
+                    })
+                })
+                .await
+            }
+            (Call::Events, Some(peer)) => self.events(peer, route.path).await,
+            // `needs_node` and the calls are of one table; a route wrongly marked stays closed.
+            (_, None) => Err(self.stranger(no_certificate(), route.path).await),
+        }
+    }
+
+    /// Runs a stranger's call in one transaction.
+    async fn for_stranger(
+        &self,
+        route: &'static Route,
+        body: Vec<u8>,
+        work: fn(&Transaction<'_>, &Shared, &[u8], WallTime) -> Result<Vec<u8>, Refusal>,
+    ) -> Result<Response, Refused> {
+        let Ok(Ok(_turn)) = tokio::time::timeout(TURN, self.strangers.acquire()).await else {
+            let refusal = Refusal::new(codes::PROTOCOL_BUSY, "too many enrolments at once");
+            return Err(Refused { refusal, next: None });
+        };
+        let (shared, now) = (self.shared.clone(), self.shared.now());
+        let done = self.shared.store.transaction(move |tx| settled(work(tx, &shared, &body, now))).await;
+        match done.and_then(|done| done) {
+            Ok(answer) => Ok(answered(answer)),
+            Err(refusal) => Err(self.stranger(refusal, route.path).await),
+        }
+    }
+
+    /// Runs a node's call in one transaction, after asking in it whether the node may call at all.
+    async fn for_node(
+        &self,
+        route: &'static Route,
+        peer: Arc<Peer>,
+        body: Vec<u8>,
+        work: fn(&Transaction<'_>, &Shared, &Node, &Peer, &[u8], WallTime) -> Result<Vec<u8>, Refusal>,
+    ) -> Result<Response, Refused> {
+        let (shared, now) = (self.shared.clone(), self.shared.now());
+        let done = self.shared.store.transaction(move |tx| {
+            let node = match authn::admitted(tx, &peer, &shared.settings.trust_domain, now) {
+                Ok(node) => node,
+                Err(refusal) => return Ok(Err(Refused { refusal, next: None })),
+            };
+            let refusal = match settled(work(tx, &shared, &node, &peer, &body, now))? {
+                Ok(answer) => return Ok(Ok(answer)),
+                Err(refusal) => refusal,
+            };
+            audit::refused(tx, now, &refusal, Some(node.id), route.path)?;
+            nodes::seen(tx, node.id, now, Some(&refusal))?;
+            let next = next_nonce(tx, &shared, route.call, node.id, now)?;
+            Ok(Err(Refused { refusal, next }))
+        });
+        match done.await {
+            Ok(Ok(answer)) => Ok(answered(answer)),
+            Ok(Err(refused)) => Err(refused),
+            Err(refusal) => Err(Refused { refusal, next: None }),
+        }
+    }
+
+    async fn events(&self, peer: Arc<Peer>, path: &'static str) -> Result<Response, Refused> {
+        // Subscribed first, asked second: a revocation in between is in the stream.
+        let receiver = self.shared.hub.subscribe();
+        let node = self.standing(peer.clone(), path).await?;
+        let standing = Ask { shared: self.shared.clone(), peer };
+        let body = events::body(node.id, node.group, receiver, standing, self.stop.clone());
+        Ok(([(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE))], body).into_response())
+    }
+
+    /// The admitted node behind `peer`, now.
+    async fn standing(&self, peer: Arc<Peer>, path: &'static str) -> Result<Node, Refused> {
+        let shared = self.shared.clone();
+        let now = self.shared.now();
+        let standing = self
+            .shared
+            .store
+            .transaction(move |tx| settled(authn::admitted(tx, &peer, &shared.settings.trust_domain, now)));
+        match standing.await.and_then(|standing| standing) {
+            Ok(node) => Ok(node),
+            Err(refusal) => Err(self.stranger(refusal, path).await),
+        }
+    }
+
+    /// Records the refusal of somebody who is no admitted node, so many a minute.
+    async fn stranger(&self, refusal: Refusal, path: &'static str) -> Refused {
+        let now = self.shared.now();
+        if refusal.code != codes::STORE_FAILED
+            && let Some(suppressed) = self.shared.strangers.pass(now)
+        {
+            let recorded = refusal.clone();
+            let written = self.shared.store.transaction(move |tx| {
+                if suppressed > 0 {
+                    audit::done(tx, now, "audit.suppressed", None, serde_json::json!({ "records": suppressed }))?;
+                }
+                audit::refused(tx, now, &recorded, None, path)
+            });
+            if let Err(error) = written.await {
+                tracing::error!(%error, %refusal, "a refusal can't be recorded");
+            }
+        }
+        Refused { refusal, next: None }
+    }
+}
+
+/// Whether a node may still be served, asked by its stream of events.
+struct Ask {
+    shared: Arc<Shared>,
+    peer: Arc<Peer>,
+}
+
+impl Standing for Ask {
+    async fn check(&self) -> Result<(), Refusal> {
+        let (shared, peer, now) = (self.shared.clone(), self.peer.clone(), self.shared.now());
+        self.shared
+            .store
+            .transaction(move |tx| authn::admitted(tx, &peer, &shared.settings.trust_domain, now).map(drop))
+            .await
+    }
+}
+
+/// The same request again gets the same answer; a new one is worked on and its answer kept.
+fn once(
+    tx: &Transaction<'_>,
+    node: NodeId,
+    kind: &'static str,
+    id: [u8; 16],
+    body: &[u8],
+    now: WallTime,
+    work: impl FnOnce() -> Result<Vec<u8>, Refusal>,
+) -> Result<Vec<u8>, Refusal> {
+    let request = replay::Request::new(node, kind, id, body);
+    if let Some(answer) = request.answer(tx, now)? {
+        return Ok(answer);
+    }
+    let answer = work()?;
+    request.answered(tx, &answer, now)?;
+    Ok(answer)
+}
+
+/// A refusal is a result that is kept, with what was spent on the way to it; a failed store is not.
+fn settled<T>(result: Result<T, Refusal>) -> Result<Result<T, Refusal>, Refusal> {
+    match result {
+        Err(refusal) if refusal.code == codes::STORE_FAILED => Err(refusal),
+        result => Ok(result),
+    }
+}
+
+/// An attestation that was refused can be tried again at once with this.
+fn next_nonce(
+    tx: &Transaction<'_>,
+    shared: &Shared,
+    call: Call,
+    node: NodeId,
+    now: WallTime,
+) -> Result<Option<FreshNonce>, Refusal> {
+    if call != Call::Attest {
+        return Ok(None);
+    }
+    nonces::issue(tx, node, Purpose::Attest, now, shared.settings.nonce_seconds).map(Some)
+}
+
+fn no_certificate() -> Refusal {
+    Refusal::new(codes::PROTOCOL_CLIENT_CERTIFICATE, "no client certificate")
+        .expected("the certificate that enrolment gave an admitted node")
+}
+
+/// Reads a body of at most `limit` bytes; one that says that it is larger isn't read at all.
+async fn body(request: Request, limit: usize) -> Result<Vec<u8>, Refusal> {
+    let too_large =
+        |found: String| Refusal::new(codes::PROTOCOL_TOO_LARGE, found).expected(format!("at most {limit} bytes"));
+    let stated = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    if let Some(stated) = stated.filter(|stated: &u64| *stated > limit as u64) {
+        return Err(too_large(format!("{stated} bytes")));
+    }
+    match tokio::time::timeout(BODY_TIME, axum::body::to_bytes(request.into_body(), limit)).await {
+        Ok(Ok(bytes)) => Ok(bytes.to_vec()),
+        // Too much, or the connection broke, and then nobody reads the answer.
+        Ok(Err(_)) => Err(too_large("more".to_owned())),
+        Err(_) => Err(Refusal::new(codes::PROTOCOL_MALFORMED, "the body didn't arrive in time")),
+    }
+}
+
+fn answered(body: Vec<u8>) -> Response {
+    ([(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE))], Body::from(body)).into_response()
+}
+
+fn refuse(refused: &Refused) -> Response {
+    let body = protocol::encode(refused).unwrap_or_default();
+    (status(refused.refusal.code), [(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE))], body).into_response()
+}
+
+/// The HTTP status of a refusal; agents go by the code.
+fn status(code: Code) -> StatusCode {
+    match code {
+        codes::PROTOCOL_CLIENT_CERTIFICATE => StatusCode::UNAUTHORIZED,
+        codes::PROTOCOL_TOO_LARGE | codes::EVIDENCE_TOO_LARGE => StatusCode::PAYLOAD_TOO_LARGE,
+        codes::PROTOCOL_REPLAYED => StatusCode::CONFLICT,
+        codes::PROTOCOL_BUSY | codes::STORE_FAILED => StatusCode::SERVICE_UNAVAILABLE,
+        code if code.as_str().starts_with("protocol.") || code.as_str().starts_with("evidence.") => {
+            StatusCode::BAD_REQUEST
+        }
+        _ => StatusCode::FORBIDDEN,
+    }
+}

@@ -1,0 +1,256 @@
+//! The wiring: what is opened in which order, what runs, and how it stops.
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+
+use super::audit;
+use super::ca::{self, Authority};
+use super::events::{Audience, Hub};
+use super::keys::{self, WrappingKey};
+use super::limiter::Limiter;
+use super::settings::Settings;
+use super::store::{Epoch, Generation, Store, Transaction, signed};
+use super::tls::{self, Tls};
+use super::{admin, nonces, routes};
+use crate::clock::WallTime;
+use crate::codes::{self, Refusal};
+use crate::config::ServerConfig;
+use crate::identity;
+use crate::protocol::Event;
+use crate::secret;
+use crate::shutdown::Shutdown;
+
+/// How often the server looks for what is due: rotation, renewal, forgetting.
+const ROUND: Duration = Duration::from_secs(30);
+/// How long requests under way and open streams may take when the server stops.
+const DRAIN: Duration = Duration::from_secs(8);
+
+/// The wall clock, or a test's.
+pub type Now = Arc<dyn Fn() -> WallTime + Send + Sync>;
+
+/// What every part of the server shares.
+pub struct Shared {
+    /// The checked configuration.
+    pub settings: Settings,
+    /// The store.
+    pub store: Store,
+    /// The CAs.
+    pub authority: Authority,
+    /// Wraps secrets in the store.
+    pub wrapping: Arc<WrappingKey>,
+    /// Notices a restored store.
+    pub generation: Generation,
+    /// Named in leases; a new one after a restore.
+    pub epoch: Epoch,
+    /// Pushes events to nodes.
+    pub hub: Hub,
+    /// Bounds what strangers can make the server write.
+    pub strangers: Limiter,
+    /// The time.
+    pub now: Now,
+    tls: Arc<Tls>,
+    server_key: p256::ecdsa::SigningKey,
+}
+
+/// A running server.
+pub struct Bound {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    /// Its admin socket.
+    pub admin_socket: PathBuf,
+    /// SHA-256 of the active CA's certificate, hexadecimal.
+    pub ca_hash: String,
+    shutdown: Shutdown,
+    // Held for as long as the server runs: no second one may use the same state.
+    _lock: OwnedFd,
+}
+
+impl Bound {
+    /// Ends streams, waits for requests under way and stops. Returns whether all of it ended in time.
+    pub async fn stop(self) -> bool {
+        self.shutdown.drain(DRAIN).await
+    }
+}
+
+/// Starts a server: state directory, store, keys, CA, certificate, then the sockets.
+///
+/// # Errors
+/// [`codes::CONFIG_INVALID`] and [`codes::CONFIG_MODE`] for what an operator can mend,
+/// [`codes::STORE_FAILED`].
+pub async fn start(config: ServerConfig) -> Result<Bound, Refusal> {
+    start_at(config, Arc::new(WallTime::now)).await
+}
+
+/// As [`start`], with another clock.
+///
+/// # Errors
+/// As [`start`].
+pub async fn start_at(config: ServerConfig, now: Now) -> Result<Bound, Refusal> {
+    let settings = Settings::check(&config)?;
+    let state = secret::private_directory(&config.state_dir).map_err(|e| invalid(&config.state_dir, &e))?;
+    let lock = lock(&state)?;
+    let store = Store::open(&state.join("store.db"))?;
+    let shared = Arc::new(open(&config, settings, store, now)?);
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .map_err(|e| Refusal::new(codes::CONFIG_INVALID, e.to_string()).at(format!("listen {}", config.listen)))?;
+    let addr = listener.local_addr().map_err(|e| Refusal::new(codes::CONFIG_INVALID, e.to_string()))?;
+    let admin_listener = admin::socket::bind(&config.admin_socket)?;
+
+    let shutdown = Shutdown::default();
+    let router = routes::router(shared.clone(), shutdown.token.clone());
+    shutdown.tasks.spawn(tls::serve(listener, shared.tls.clone(), router, shutdown.clone()));
+    shutdown.tasks.spawn(admin::serve(admin_listener, shared.clone(), shutdown.token.clone()));
+    shutdown.tasks.spawn(keep(shared.clone(), shutdown.clone()));
+    let ca_hash = ca::hash(shared.authority.current().ca.certificate());
+    tracing::info!(%addr, admin = %config.admin_socket.display(), ca_hash, "serving");
+    Ok(Bound { addr, admin_socket: config.admin_socket, ca_hash, shutdown, _lock: lock })
+}
+
+impl Shared {
+    /// The present time.
+    pub fn now(&self) -> WallTime {
+        (self.now)()
+    }
+
+    /// To be called after a change to the CAs was committed: takes it over, gives the listener a
+    /// certificate of the active CA, tells the nodes.
+    ///
+    /// # Errors
+    /// [`codes::STORE_FAILED`].
+    pub async fn ca_changed(self: &Arc<Self>) -> Result<(), Refusal> {
+        let shared = self.clone();
+        self.store.transaction(move |tx| shared.authority.reload(tx)).await?;
+        let shared = self.clone();
+        let configuration = self
+            .store
+            .transaction(move |tx| certify(tx, &shared.settings, &shared.authority, &shared.server_key, shared.now()))
+            .await?;
+        self.tls.replace(configuration);
+        self.hub.push(Audience::All, Event::Attest);
+        Ok(())
+    }
+
+    /// To be called after something was taken away for good: an older store would give it back.
+    ///
+    /// # Errors
+    /// [`codes::STORE_FAILED`].
+    pub async fn witness(self: &Arc<Self>) -> Result<(), Refusal> {
+        let shared = self.clone();
+        self.store.transaction(move |tx| shared.generation.witness(tx)).await
+    }
+}
+
+/// Opens everything that is in the store.
+fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Result<Shared, Refusal> {
+    let wrapping_path = WrappingKey::path(config);
+    let empty = store.transaction_blocking(|tx| {
+        Ok(tx.query_row("SELECT NOT EXISTS (SELECT 1 FROM ca_keys)", [], |row| row.get(0))?)
+    })?;
+    let wrapping = Arc::new(WrappingKey::open(&wrapping_path, empty)?);
+    let generation = Generation::new(wrapping_path.with_added_extension("generation"));
+    let server_key = keys::generate()?;
+    let time = now();
+    let (authority, epoch, configuration) = store.transaction_blocking(|tx| {
+        let (epoch, restored) = generation.enter(tx)?;
+        if restored {
+            audit::done(
+                tx,
+                time,
+                codes::PROTOCOL_EPOCH.as_str(),
+                None,
+                serde_json::json!({"epoch": hex::encode(epoch)}),
+            )?;
+        }
+        let authority = Authority::open(tx, wrapping.clone(), settings.trust_domain.clone(), settings.ca, time)?;
+        let configuration = certify(tx, &settings, &authority, &server_key, time)?;
+        Ok((authority, epoch, configuration))
+    })?;
+    store.transaction_blocking(|tx| generation.witness(tx))?;
+    let tls = Arc::new(Tls::new(configuration));
+    Ok(Shared {
+        settings,
+        store,
+        authority,
+        wrapping,
+        generation,
+        epoch,
+        hub: Hub::default(),
+        strangers: Limiter::default(),
+        now,
+        tls,
+        server_key,
+    })
+}
+
+/// A certificate for the listener, of the active CA.
+fn certify(
+    tx: &Transaction<'_>,
+    settings: &Settings,
+    authority: &Authority,
+    key: &p256::ecdsa::SigningKey,
+    now: WallTime,
+) -> Result<Arc<rustls::ServerConfig>, Refusal> {
+    let issuing = authority.current();
+    let spki = super::issuer::spki_of_key(key)?;
+    let id = identity::server_id(&settings.trust_domain);
+    let leaf = issuing.issue(tx, &id, &spki, now, settings.own_certificates)?;
+    tls::configuration(&issuing.chain(&leaf), key, &issuing.bundle)
+}
+
+/// Does what is due, again and again.
+async fn keep(shared: Arc<Shared>, shutdown: Shutdown) {
+    let mut renew_at = shared.now().after(shared.settings.own_certificates / 2);
+    loop {
+        tokio::select! {
+            () = shutdown.token.cancelled() => return,
+            () = tokio::time::sleep(ROUND) => {}
+        }
+        if let Err(refusal) = round(&shared, &mut renew_at).await {
+            tracing::error!(%refusal, "the regular work failed; it will be tried again");
+        }
+    }
+}
+
+async fn round(shared: &Arc<Shared>, renew_at: &mut WallTime) -> Result<(), Refusal> {
+    let now = shared.now();
+    let of_work = shared.clone();
+    let changed = shared
+        .store
+        .transaction(move |tx| {
+            nonces::tidy(tx, now)?;
+            tx.execute("DELETE FROM enrolments WHERE expires_at < ?1", [signed(now.0)])?;
+            let changed = of_work.authority.turn(tx, now)?;
+            if changed {
+                audit::done(tx, now, "ca.turned", None, serde_json::json!({}))?;
+            }
+            Ok(changed)
+        })
+        .await?;
+    if changed || now >= *renew_at {
+        shared.ca_changed().await?;
+        *renew_at = now.after(shared.settings.own_certificates / 2);
+    }
+    Ok(())
+}
+
+/// One server for one state directory.
+fn lock(state: &Path) -> Result<OwnedFd, Refusal> {
+    use rustix::fs::{FlockOperation, Mode, OFlags};
+    let path = state.join("lock");
+    let file = rustix::fs::open(&path, OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR)
+        .map_err(|e| invalid(&path, &e.into()))?;
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+        Refusal::new(codes::CONFIG_INVALID, "another server uses this state directory").at(state.display().to_string())
+    })?;
+    Ok(file)
+}
+
+fn invalid(path: &Path, error: &std::io::Error) -> Refusal {
+    Refusal::new(codes::CONFIG_INVALID, error.to_string()).at(path.display().to_string())
+}

@@ -1,0 +1,174 @@
+//! The configuration, checked: every mistake is found before a port is bound.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+
+use super::ca::CaTerms;
+use super::registry::workloads::check_group;
+use crate::codes::{self, Refusal};
+use crate::config::{JoinRule, ServerConfig, TermsConfig};
+use crate::identity::TrustDomain;
+use crate::tpm::PcrSelection;
+use crate::verify::{EkRoots, Grade};
+
+/// A day in seconds.
+const DAY: u64 = 86_400;
+
+/// What the configuration says, in the types that the server works with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The trust domain.
+    pub trust_domain: TrustDomain,
+    /// The PCRs every node quotes.
+    pub selection: PcrSelection,
+    /// Manufacturers' roots and intermediates.
+    pub roots: EkRoots,
+    /// Rules by which a node joins without an operator.
+    pub rules: Vec<Rule>,
+    /// A lease's online term.
+    pub lease: Duration,
+    /// The longest lifetime of a workload's SVID.
+    pub svid: Duration,
+    /// How long a fetched nonce can be used, in seconds.
+    pub nonce_seconds: u64,
+    /// How long a CA lasts.
+    pub ca: CaTerms,
+    /// How long a node's and the server's certificate last.
+    pub own_certificates: Duration,
+}
+
+/// A join rule.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// Shown in explanations.
+    pub name: String,
+    /// The least grade.
+    pub grade: Grade,
+    /// The group a joining node is put in.
+    pub group: Option<String>,
+}
+
+impl Settings {
+    /// Checks a configuration and reads the files it names.
+    ///
+    /// # Errors
+    /// [`codes::CONFIG_INVALID`], naming the key.
+    pub fn check(config: &ServerConfig) -> Result<Self, Refusal> {
+        if let Some(address) = &config.keys.tpm {
+            // Refused rather than ignored: else a key thought sealed would lie in a file.
+            return Err(invalid(
+                "keys.tpm",
+                format!("`{address}`: sealing the wrapping key to a TPM is not built yet"),
+            )
+            .expected("no `keys.tpm`; the wrapping key then is a file of mode 0600, see `keys.wrapping_key`"));
+        }
+        let selection = config.pcrs.parse().map_err(|what: String| invalid("pcrs", what))?;
+        let TermsConfig { lease_seconds, svid_seconds, nonce_seconds, ca_days } = config.terms;
+        within("terms.lease_seconds", lease_seconds, 2, DAY)?;
+        within("terms.svid_seconds", svid_seconds, 1, DAY)?;
+        within("terms.nonce_seconds", nonce_seconds, 5, 3600)?;
+        within("terms.ca_days", ca_days, 1, 3650)?;
+        let lifetime = Duration::from_secs(ca_days * DAY);
+        Ok(Self {
+            trust_domain: config.trust_domain.clone(),
+            selection,
+            roots: roots(&config.admission.ek_roots)?,
+            rules: config.admission.join.iter().map(Rule::check).collect::<Result<_, _>>()?,
+            lease: Duration::from_secs(lease_seconds),
+            svid: Duration::from_secs(svid_seconds),
+            nonce_seconds,
+            ca: CaTerms { lifetime, published: Duration::from_secs(lease_seconds) },
+            // A quarter of a CA's life is what it has left when the next one takes over.
+            own_certificates: (lifetime / 4).min(Duration::from_secs(7 * DAY)),
+        })
+    }
+}
+
+impl Rule {
+    fn check(rule: &JoinRule) -> Result<Self, Refusal> {
+        let at = format!("admission.join `{}`", rule.name);
+        let grade = match rule.grade.as_str() {
+            "certified" => Grade::Certified,
+            "listed" => Grade::Listed,
+            // A TPM of unknown origin may be a program: only an operator can admit it.
+            other => return Err(invalid(&at, format!("grade `{other}`")).expected("`certified` or `listed`")),
+        };
+        if let Some(group) = &rule.group {
+            check_group(group).map_err(|refusal| Refusal { code: codes::CONFIG_INVALID, ..refusal }.at(at))?;
+        }
+        Ok(Self { name: rule.name.clone(), grade, group: rule.group.clone() })
+    }
+}
+
+fn roots(paths: &[PathBuf]) -> Result<EkRoots, Refusal> {
+    let mut certificates = Vec::new();
+    for path in paths {
+        let failed = |what: String| invalid("admission.ek_roots", what).at(path.display().to_string());
+        if path.is_dir() {
+            let mut files: Vec<PathBuf> = std::fs::read_dir(path)
+                .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect())
+                .map_err(|e| failed(e.to_string()))?;
+            files.sort();
+            for file in files.iter().filter(|file| file.is_file()) {
+                read_certificates(file, &mut certificates)?;
+            }
+        } else {
+            read_certificates(path, &mut certificates)?;
+        }
+    }
+    EkRoots::from_der(certificates)
+        .map_err(|refusal| Refusal { code: codes::CONFIG_INVALID, ..refusal }.at("admission.ek_roots"))
+}
+
+fn read_certificates(file: &Path, certificates: &mut Vec<Vec<u8>>) -> Result<(), Refusal> {
+    let failed =
+        |what: String| Refusal::new(codes::CONFIG_INVALID, what).at(format!("admission.ek_roots {}", file.display()));
+    let before = certificates.len();
+    for certificate in CertificateDer::pem_file_iter(file).map_err(|e| failed(e.to_string()))? {
+        certificates.push(certificate.map_err(|e| failed(e.to_string()))?.to_vec());
+    }
+    if certificates.len() == before {
+        return Err(failed("no certificate is in it".to_owned()).expected("PEM certificates"));
+    }
+    Ok(())
+}
+
+fn within(key: &str, value: u64, least: u64, most: u64) -> Result<(), Refusal> {
+    match (least..=most).contains(&value) {
+        true => Ok(()),
+        false => Err(invalid(key, value.to_string()).expected(format!("{least} to {most}"))),
+    }
+}
+
+fn invalid(key: &str, found: String) -> Refusal {
+    Refusal::new(codes::CONFIG_INVALID, found).at(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str) -> Result<Settings, Refusal> {
+        Settings::check(&crate::config::parse(&format!("trust_domain = \"example.org\"\n{text}"), "server.toml")?)
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        check("").unwrap();
+        for (text, at) in [
+            ("[keys]\ntpm = \"device:/dev/tpmrm0\"", "keys.tpm"),
+            ("pcrs = \"sha1:0\"", "pcrs"),
+            ("[terms]\nlease_seconds = 1", "terms.lease_seconds"),
+            ("[terms]\nca_days = 0", "terms.ca_days"),
+            ("[[admission.join]]\nname = \"all\"\ngrade = \"unknown\"", "admission.join `all`"),
+            ("[[admission.join]]\nname = \"all\"\ngrade = \"listed\"\ngroup = \"a b\"", "admission.join `all`"),
+            ("[admission]\nek_roots = [\"/nowhere\"]", "admission.ek_roots /nowhere"),
+        ] {
+            let refusal = check(text).unwrap_err();
+            assert_eq!((refusal.code, refusal.at.as_str()), (codes::CONFIG_INVALID, at));
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! The TLS listener: TLS 1.3 only, no resumption, no early data, every limit explicit.
+
+use std::convert::Infallible;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use hyper::body::Incoming;
+use hyper::service::Service;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{RootCertStore, ServerConfig};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::authn::Peer;
+use super::keys;
+use crate::codes::{self, Refusal};
+use crate::protocol::Bundle;
+use crate::shutdown::Shutdown;
+
+/// A handshake takes milliseconds; a client that hasn't finished by then is none.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Connections without a client certificate are for enrolment only, which takes seconds.
+const ANONYMOUS_AGE: Duration = Duration::from_secs(60);
+/// How many connections may be without (or before) a client certificate …
+const ANONYMOUS: usize = 4096;
+/// … and how many may have one; apart, so that strangers can't take the nodes' places.
+const NODES: usize = 16_384;
+/// Requests at once on one connection: one attestation, one stream of events and some credentials.
+const STREAMS: u32 = 32;
+/// HTTP/2 pings: a peer that went away is noticed within the sum of both.
+const PING: Duration = Duration::from_secs(20);
+const PONG: Duration = Duration::from_secs(10);
+/// How long requests under way may take when the server stops.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// The client certificate's say on each request; `None` when there was none.
+#[derive(Clone, Debug)]
+pub struct Channel(pub Option<Arc<Peer>>);
+
+/// The TLS configuration that new connections get; replaced when a CA or certificate changes.
+#[derive(Debug)]
+pub struct Tls(RwLock<Arc<ServerConfig>>);
+
+impl Tls {
+    /// A listener's configuration; see [`configuration`].
+    pub fn new(configuration: Arc<ServerConfig>) -> Self {
+        Self(RwLock::new(configuration))
+    }
+
+    /// Replaces it for connections to come.
+    pub fn replace(&self, configuration: Arc<ServerConfig>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = configuration;
+    }
+
+    fn acceptor(&self) -> TlsAcceptor {
+        TlsAcceptor::from(self.0.read().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+}
+
+/// The configuration of a server with this certificate chain and key, whose clients' certificates
+/// lead to `bundle`.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`] when the parts don't fit together: never with certificates of ours.
+pub fn configuration(
+    chain: &[impl AsRef<[u8]>],
+    key: &p256::ecdsa::SigningKey,
+    bundle: &Bundle,
+) -> Result<Arc<ServerConfig>, Refusal> {
+    let bug = |what: String| Refusal::new(codes::STORE_FAILED, format!("BUG: TLS can't be set up: {what}"));
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut roots = RootCertStore::empty();
+    for certificate in &bundle.certificates {
+        roots.add(CertificateDer::from(certificate.to_vec())).map_err(|e| bug(e.to_string()))?;
+    }
+    // Optional here, since enrolment has none yet; each route says whether it needs one.
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .allow_unauthenticated()
+        .build()
+        .map_err(|e| bug(e.to_string()))?;
+    let chain = chain.iter().map(|der| CertificateDer::from(der.as_ref().to_vec())).collect();
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(keys::to_pkcs8(key)?.to_vec()));
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|e| bug(e.to_string()))?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key)
+        .map_err(|e| bug(e.to_string()))?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    // A resumed session would skip the client certificate's check.
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.max_early_data_size = 0;
+    Ok(Arc::new(config))
+}
+
+/// Accepts connections until `shutdown`, each served by `router` on a task of its own.
+pub async fn serve(listener: TcpListener, tls: Arc<Tls>, router: Router, shutdown: Shutdown) {
+    let anonymous = Arc::new(Semaphore::new(ANONYMOUS));
+    let nodes = Arc::new(Semaphore::new(NODES));
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.token.cancelled() => return,
+            accepted = async {
+                let permit = anonymous.clone().acquire_owned().await;
+                (permit, listener.accept().await)
+            } => accepted,
+        };
+        let (Ok(permit), accepted) = accepted else { return };
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, mostly: it helps to wait.
+                tracing::warn!(%error, "a connection can't be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (tls, router, nodes) = (tls.acceptor(), router.clone(), nodes.clone());
+        let stop = shutdown.token.clone();
+        shutdown.tasks.spawn(async move {
+            let stream = match tokio::time::timeout(HANDSHAKE, handshake(tls, stream)).await {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(error)) => return tracing::debug!(%address, %error, "TLS handshake failed"),
+                Err(_) => return tracing::debug!(%address, "TLS handshake took too long"),
+            };
+            let peer = match peer(&stream) {
+                Ok(peer) => peer,
+                Err(refusal) => return tracing::info!(%address, %refusal, "client certificate refused"),
+            };
+            let (_permit, age) = match &peer {
+                None => (permit, ANONYMOUS_AGE),
+                Some(_) => {
+                    drop(permit);
+                    match nodes.try_acquire_owned() {
+                        Ok(permit) => (permit, Duration::MAX),
+                        Err(_) => return tracing::warn!(%address, "too many connections of nodes"),
+                    }
+                }
+            };
+            connection(stream, Channel(peer), router, age, stop).await;
+        });
+    }
+}
+
+async fn handshake(tls: TlsAcceptor, stream: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
+    stream.set_nodelay(true)?;
+    tls.accept(stream).await
+}
+
+fn peer(stream: &TlsStream<TcpStream>) -> Result<Option<Arc<Peer>>, Refusal> {
+    let (_, connection) = stream.get_ref();
+    let leaf = connection.peer_certificates().and_then(<[_]>::first);
+    leaf.map(|leaf| Peer::from_certificate(leaf).map(Arc::new)).transpose()
+}
+
+/// Serves HTTP/2 on one connection until it ends, `age` is over or the server stops.
+async fn connection(
+    stream: TlsStream<TcpStream>,
+    channel: Channel,
+    router: Router,
+    age: Duration,
+    stop: crate::shutdown::CancellationToken,
+) {
+    let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(channel.clone());
+        let router = TowerToHyperService::new(router.clone());
+        async move {
+            let response = router.call(request.map(Body::new)).await;
+            Ok::<_, Infallible>(response.unwrap_or_else(|never| match never {}))
+        }
+    });
+    let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
+        .max_header_list_size(16 << 10)
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PONG);
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        _ = connection.as_mut() => return,
+        () = stop.cancelled() => {}
+        () = tokio::time::sleep(age) => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    let _ = tokio::time::timeout(DRAIN, connection).await;
+}

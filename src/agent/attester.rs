@@ -192,7 +192,9 @@ impl Attester {
             node_key: self.node_key.clone(),
             certification_nonce: certification.nonce,
         };
-        authenticate(UnverifiedEvidence::decode(evidence)?, &keys, None)?.fresh(
+        // The channel it will go over is our own: TLS with the node key, once there is a node.
+        let channel = node.map(|_| keys.node_key.spki_der());
+        authenticate(UnverifiedEvidence::decode(evidence)?, &keys, channel)?.fresh(
             nonce,
             selection,
             Duration::ZERO,

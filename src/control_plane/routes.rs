@@ -60,6 +60,11 @@ enum Call {
     Events,
 }
 
+/// From a body to the answer's.
+type StrangersWork = fn(&Transaction<'_>, &Shared, &[u8], WallTime) -> Result<Vec<u8>, Refusal>;
+/// The same for a node whose standing was checked in this transaction.
+type NodesWork = fn(&Transaction<'_>, &Shared, &Node, &Peer, &[u8], WallTime) -> Result<Vec<u8>, Refusal>;
+
 /// How long a body may take to arrive.
 const BODY_TIME: Duration = Duration::from_secs(30);
 /// Strangers' calls at work at once: each waits for the one writer, nodes must not wait behind many.
@@ -163,7 +168,7 @@ impl Server {
         &self,
         route: &'static Route,
         body: Vec<u8>,
-        work: fn(&Transaction<'_>, &Shared, &[u8], WallTime) -> Result<Vec<u8>, Refusal>,
+        work: StrangersWork,
     ) -> Result<Response, Refused> {
         let Ok(Ok(_turn)) = tokio::time::timeout(TURN, self.strangers.acquire()).await else {
             let refusal = Refusal::new(codes::PROTOCOL_BUSY, "too many enrolments at once");
@@ -183,7 +188,7 @@ impl Server {
         route: &'static Route,
         peer: Arc<Peer>,
         body: Vec<u8>,
-        work: fn(&Transaction<'_>, &Shared, &Node, &Peer, &[u8], WallTime) -> Result<Vec<u8>, Refusal>,
+        work: NodesWork,
     ) -> Result<Response, Refused> {
         let (shared, now) = (self.shared.clone(), self.shared.now());
         let done = self.shared.store.transaction(move |tx| {

@@ -56,10 +56,10 @@ pub enum Command {
     /// At the first start it makes its state directory, its CA and the key that wraps what is
     /// secret in the store. `leasehold-server ca show` then prints the hash that agents pin.
     Run(RunOptions),
-    /// Runs everything here until Ctrl-C: a software TPM, a server and an agent in a directory.
+    /// Everything on this machine to try it: a software TPM, a control plane, an agent, a workload.
     ///
-    /// It approves the node, learns its reference values, registers a workload for you, and prints
-    /// the Workload API's socket and the next commands.
+    /// It runs in a temporary directory, prints the socket and the next commands, and ends with
+    /// Ctrl-C. Nothing of it is for production: the TPM is a process like any other.
     Dev(DevArguments),
     /// Nodes: which are there, which wait, why one has no lease.
     #[command(subcommand)]

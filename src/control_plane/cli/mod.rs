@@ -16,9 +16,9 @@ use args::{
     CaCommand, Command, EkCommand, NodeCommand, OwnerCommand, ReferenceCommand, RevokeCommand, WorkloadCommand,
 };
 
+use super::admin;
 use super::admin::registrations::StatedEk;
 use super::registry::workloads::Stated;
-use super::{admin, dev};
 use crate::codes::{self, Refusal};
 
 /// Done.
@@ -39,7 +39,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match cli.command.clone() {
         Command::Run(options) => run::run(&cli, &options),
-        Command::Dev(arguments) => dev::command::main(arguments, cli.json),
+        Command::Dev(arguments) => run::dev(&cli, arguments),
         command => match administer(&cli, command) {
             Ok(code) => ExitCode::from(code),
             Err(refusal) => complain(&refusal),

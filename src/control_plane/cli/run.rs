@@ -8,6 +8,7 @@ use super::args::{Cli, RunOptions};
 use super::{DONE, FAILED, complain};
 use crate::codes::{self, Refusal};
 use crate::config::{self, ServerConfig};
+use crate::control_plane::dev::command::{self, DevArguments};
 use crate::control_plane::server;
 use crate::{shutdown, telemetry};
 
@@ -23,6 +24,22 @@ pub fn run(cli: &Cli, options: &RunOptions) -> ExitCode {
         Ok(true) => ExitCode::from(DONE),
         Ok(false) => ExitCode::from(FAILED),
         Err(refusal) => complain(&refusal),
+    }
+}
+
+/// Runs the development mode until a signal asks it to end.
+pub fn dev(cli: &Cli, arguments: DevArguments) -> ExitCode {
+    let outcome = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(command::run(arguments, cli.json)));
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("leasehold-server dev: {error:#}");
+            ExitCode::from(FAILED)
+        }
     }
 }
 

@@ -3,7 +3,6 @@
 use std::io::Write;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -14,7 +13,6 @@ use sha2::{Digest, Sha256};
 use super::household::{self, Facts, Household};
 use super::{swtpm, wire};
 use crate::shutdown;
-use crate::telemetry::{self, LogFormat};
 use crate::tpm::{Bank, PcrSelection};
 
 /// `dev` and what can be done to what it runs.
@@ -41,25 +39,18 @@ enum DevCommand {
     },
 }
 
-/// Carries it out.
-pub fn main(arguments: DevArguments, json: bool) -> ExitCode {
-    telemetry::start(LogFormat::Text);
-    let outcome = match arguments.command {
+/// Carries it out; returns the exit code. With `json`, what is printed is one JSON object.
+///
+/// # Errors
+/// When something is missing or does not start, with the end of its log.
+pub async fn run(arguments: DevArguments, json: bool) -> anyhow::Result<u8> {
+    match arguments.command {
         Some(DevCommand::Drift { dir, pcr }) => drift(&dir, pcr, json),
-        None => tokio::runtime::Runtime::new()
-            .context("no runtime")
-            .and_then(|runtime| runtime.block_on(dev(arguments.dir, json))),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("leasehold-server dev: {error:#}");
-            ExitCode::FAILURE
-        }
+        None => dev(arguments.dir, json).await,
     }
 }
 
-async fn dev(dir: Option<PathBuf>, json: bool) -> anyhow::Result<()> {
+async fn dev(dir: Option<PathBuf>, json: bool) -> anyhow::Result<u8> {
     // Dropped at the end, which removes it; a directory the user named stays.
     let temporary = dir.is_none().then(tempfile::tempdir).transpose().context("a temporary directory")?;
     let directory = dir.or_else(|| temporary.as_ref().map(|t| t.path().to_path_buf())).unwrap_or_default();
@@ -67,7 +58,8 @@ async fn dev(dir: Option<PathBuf>, json: bool) -> anyhow::Result<()> {
     let household = tokio::select! {
         household = Household::set_up(&directory, &mut step) => household?,
         signal = shutdown::requested() => {
-            anyhow::bail!("{}: ended before everything ran", signal?);
+            eprintln!("{}: ended before everything ran", signal?);
+            return Ok(1);
         }
     };
     if json {
@@ -86,7 +78,7 @@ async fn dev(dir: Option<PathBuf>, json: bool) -> anyhow::Result<()> {
     };
     household.end().await;
     match loss {
-        None => Ok(()),
+        None => Ok(0),
         Some(loss) => anyhow::bail!("{loss}; its log is in {}", directory.display()),
     }
 }
@@ -124,7 +116,7 @@ struct Drift {
     after: String,
 }
 
-fn drift(directory: &Path, pcr: u8, json: bool) -> anyhow::Result<()> {
+fn drift(directory: &Path, pcr: u8, json: bool) -> anyhow::Result<u8> {
     let selection = PcrSelection::new(Bank::Sha256, [pcr]).map_err(anyhow::Error::msg)?;
     let facts = household::facts(directory)?;
     let mut tpm = TcpStream::connect(("127.0.0.1", facts.tpm_port))
@@ -143,5 +135,5 @@ fn drift(directory: &Path, pcr: u8, json: bool) -> anyhow::Result<()> {
     } else {
         println!("PCR {pcr} was {}\nPCR {pcr} is  {}", drift.before, drift.after);
     }
-    Ok(())
+    Ok(0)
 }

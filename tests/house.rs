@@ -1,4 +1,11 @@
 //! The house rules that a compiler doesn't hold.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -103,6 +110,25 @@ fn the_direction_test_finds_what_it_is_for() {
     assert_eq!(found("codes.rs", "fn f() { crate::tpm::x() }"), 1);
     assert_eq!(found("gate/mod.rs", "use crate::verify::Lease;\nuse crate::codes;\nuse crate::gate::x;"), 0);
     assert_eq!(found("verify/mod.rs", "// see crate::gate\n#[cfg(test)]\nmod tests { use crate::gate; }"), 0);
+}
+
+/// CLOCK_MONOTONIC, which `Instant` reads, stops during suspend; the wall clock jumps. A deadline of
+/// one call may be counted on either, a term may not: these rooms count terms.
+#[test]
+fn terms_are_counted_on_boot_time_only() {
+    let mut found = Vec::new();
+    for room in ["verify", "credentials", "gate", "agent"] {
+        for (path, text) in sources(&root().join("src").join(room)) {
+            let code = text.split("#[cfg(test)]").next().unwrap_or(&text);
+            for (number, line) in code.lines().enumerate() {
+                let mut words = line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+                if words.any(|word| word == "Instant" || word == "SystemTime") {
+                    found.push(format!("{}:{}", path.display(), number + 1));
+                }
+            }
+        }
+    }
+    assert!(found.is_empty(), "use clock::BootInstant: {}", found.join("\n"));
 }
 
 #[test]

@@ -70,7 +70,7 @@ fn administer(cli: &Cli, command: Command) -> Result<u8, Refusal> {
     let facts = client.call(&command)?;
     print::facts(&facts, cli.json);
     Ok(match explains {
-        true if facts["contraindicated"] == Value::Bool(true) => CONTRAINDICATED,
+        true if holds(&facts, "contraindicated") => CONTRAINDICATED,
         true if !all_hold(&facts) => WARNING,
         _ => DONE,
     })
@@ -142,7 +142,7 @@ fn learn(cli: &Cli, client: &client::Client, node: String, yes: bool) -> Result<
     } else if !cli.json {
         print::facts(&preview, false);
     }
-    let text = |key: &str| preview[key].as_str().unwrap_or_default().to_owned();
+    let text = |key: &str| preview.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
     let command = admin::Command::ReferenceLearn { node: text("node"), fingerprint: text("fingerprint") };
     print::facts(&client.call(&command)?, cli.json);
     Ok(DONE)
@@ -153,9 +153,9 @@ fn tail(cli: &Cli, client: &client::Client, mut after: u64, lines: u64, follow: 
     let mut limit = lines;
     loop {
         let facts = client.call(&admin::Command::AuditTail { after, limit })?;
-        for record in facts["records"].as_array().into_iter().flatten() {
+        for record in facts.get("records").and_then(Value::as_array).into_iter().flatten() {
             print::record(record, cli.json);
-            after = record["id"].as_u64().unwrap_or(after);
+            after = record.get("id").and_then(Value::as_u64).unwrap_or(after);
         }
         if !follow {
             return Ok(DONE);
@@ -166,5 +166,15 @@ fn tail(cli: &Cli, client: &client::Client, mut after: u64, lines: u64, follow: 
 }
 
 fn all_hold(facts: &Value) -> bool {
-    facts["steps"].as_array().is_some_and(|steps| steps.iter().all(|step| step["holds"] == Value::Bool(true)))
+    facts.get("steps").and_then(Value::as_array).is_some_and(|steps| steps.iter().all(|step| holds(step, "holds")))
+}
+
+/// Whether this member is there and true.
+fn holds(value: &Value, key: &str) -> bool {
+    value.get(key) == Some(&Value::Bool(true))
+}
+
+/// Whether this member is there and true.
+fn holds(value: &Value, key: &str) -> bool {
+    value.get(key) == Some(&Value::Bool(true))
 }

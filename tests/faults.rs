@@ -53,7 +53,7 @@ async fn tpm_away(how: Presence) {
             () = tokio::time::sleep(left) => {}
             pushed = stream.next() => panic!("nothing is released while the TPM is away, and no stream ends: {pushed:?}"),
             fetched = node.fetch() => {
-                let error = fetched.err().expect("nothing new is released while the TPM is away");
+                let error = fetched.expect_err("nothing new is released while the TPM is away");
                 assert!(format!("{error:?}").contains("Unavailable"), "{error:?}");
                 refused += 1;
                 tokio::time::sleep(Duration::from_millis(200)).await;

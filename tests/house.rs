@@ -11,8 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Lines a file may have before it should be split.
-const FILE_LIMIT: usize = 600;
+/// Lines a file may have before it should be split; a list of tests may be longer.
+const FILE_LIMITS: [(&str, usize); 2] = [("src", 600), ("tests", 900)];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -134,11 +134,11 @@ fn terms_are_counted_on_boot_time_only() {
 #[test]
 fn no_file_is_a_room_of_its_own() {
     let mut long = Vec::new();
-    for directory in ["src", "tests"] {
+    for (directory, limit) in FILE_LIMITS {
         for (path, text) in sources(&root().join(directory)) {
             let lines = text.lines().count();
-            if lines > FILE_LIMIT {
-                long.push(format!("{}: {lines} lines, at most {FILE_LIMIT}", path.display()));
+            if lines > limit {
+                long.push(format!("{}: {lines} lines, at most {limit}", path.display()));
             }
         }
     }

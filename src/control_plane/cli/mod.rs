@@ -173,8 +173,3 @@ fn all_hold(facts: &Value) -> bool {
 fn holds(value: &Value, key: &str) -> bool {
     value.get(key) == Some(&Value::Bool(true))
 }
-
-/// Whether this member is there and true.
-fn holds(value: &Value, key: &str) -> bool {
-    value.get(key) == Some(&Value::Bool(true))
-}

@@ -239,7 +239,7 @@ impl Node {
         let id = self.admit(server).await;
         server.admin(&["reference", "learn", "--node", &id, "--yes"]);
         self.register(server, &id, "app");
-        self.until(|status| holds_svid(status)).await;
+        self.until(holds_svid).await;
         id
     }
 

@@ -36,7 +36,7 @@ mod server;
 mod service;
 
 #[rustfmt::skip]
-#[allow(clippy::all, clippy::pedantic, missing_docs, reason = "generated")]
+#[allow(clippy::all, clippy::pedantic, clippy::allow_attributes_without_reason, missing_docs, reason = "generated")]
 mod generated;
 
 pub use limits::Limits;

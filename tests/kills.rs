@@ -64,10 +64,10 @@ async fn the_agent_is_killed_100_times() {
     // A killed agent's streams just end; their clients see it as unavailable, which is no denial.
     assert_eq!(check(&oracle.events(), &Rules::default()), []);
     assert_eq!(server.json(&["node", "show", &id])["id"], id.as_str());
-    let admissions = server.codes().iter().filter(|code| *code == "enrol.admitted").count();
+    let admissions = server.decided().iter().filter(|what| what.starts_with("node.admitted")).count();
     assert_eq!(admissions, 1, "no re-enrolment");
     let lockout = node.tpm.relay.exchange(&wire::get_dictionary_attack()).await.unwrap();
-    assert_eq!(wire::parse_dictionary_attack(&lockout.response).unwrap().counter, 0, "noDA: no failure is counted");
+    assert_eq!(wire::parse_dictionary_attack(&lockout.response).unwrap().failures, 0, "noDA: no failure is counted");
     recoveries.sort();
     println!(
         "{KILLS} kills of the agent, {requests} requests meanwhile, 0 violations; from start to SVID median {:?}, maximum {:?}",
@@ -141,7 +141,7 @@ async fn the_control_plane_is_killed_100_times() {
     for id in &acknowledged {
         assert!(listed.contains(&format!("\"{id}\"")), "{id} was acknowledged and is lost");
     }
-    let admissions = server.codes().iter().filter(|code| *code == "enrol.admitted").count();
+    let admissions = server.decided().iter().filter(|what| what.starts_with("node.admitted")).count();
     assert_eq!(admissions, 1, "no re-enrolment");
     recoveries.sort();
     println!(

@@ -11,7 +11,7 @@ use crate::codes::{self, Refusal};
 use crate::evidence::{NodeClaims, Unsigned, UnverifiedEvidence, certification_binding, quote_binding};
 use crate::identity::NodeId;
 use crate::protocol::{EnrolAnswer, EnrolChallenge, EnrolRequest, PresentedEk};
-use crate::tpm::structures::{Attest, AttestBody};
+use crate::tpm::structures::{Attest, AttestBody, Public};
 use crate::tpm::{PcrReading, PcrSelection, ResetCounts, Signed, Tpm, TpmIdentity};
 use crate::verify::{AkPublic, EnrolledKeys, NodeKey, authenticate};
 
@@ -78,6 +78,14 @@ impl Attester {
     /// What this TPM is.
     pub const fn identity(&self) -> &TpmIdentity {
         &self.identity
+    }
+
+    /// The TPM name of the EK in use: what the sessions of every reading are salted to.
+    ///
+    /// # Errors
+    /// When its public area can't be read.
+    pub fn ek_name(&self) -> Result<Vec<u8>, Refusal> {
+        Ok(Public::parse(&self.identity.ek.public)?.name())
     }
 
     /// The public keys, for the first step of enrolment.
@@ -186,13 +194,15 @@ impl Attester {
         selection: PcrSelection,
         certification: &Certification,
     ) -> Result<(), Refusal> {
+        // Evidence of a node travels under the certificate of its node key; only enrolment has none.
+        let channel = node.map(|_| self.node_key.spki_der());
         let keys = EnrolledKeys {
             node,
             ak: self.ak.clone(),
             node_key: self.node_key.clone(),
             certification_nonce: certification.nonce,
         };
-        authenticate(UnverifiedEvidence::decode(evidence)?, &keys, None)?.fresh(
+        authenticate(UnverifiedEvidence::decode(evidence)?, &keys, channel)?.fresh(
             nonce,
             selection,
             Duration::ZERO,

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::attester::Certification;
+use super::attester::{Attester, Certification};
+use crate::codes::Refusal;
 use crate::identity::TrustDomain;
 use crate::protocol::Membership;
 use crate::secret::{private_directory, sweep_leftovers, write_atomically};
@@ -22,6 +23,10 @@ pub struct Remembered {
     /// The TPM name of the node key the membership is for.
     #[serde(with = "serde_bytes")]
     pub node_key_name: Vec<u8>,
+    /// The TPM name of the EK that activated the enrolment's credential. A reading is believed only
+    /// in a session salted to it: an EK that merely answers on the bus may be anybody's.
+    #[serde(with = "serde_bytes")]
+    pub ek_name: Vec<u8>,
     /// The membership.
     pub membership: Membership,
     /// The AK's certification of the node key, from the enrolment.
@@ -35,22 +40,25 @@ pub struct Remembered {
 
 impl Remembered {
     /// A fresh membership.
+    ///
+    /// # Errors
+    /// When the EK's public area can't be read.
     pub fn new(
         trust_domain: &TrustDomain,
-        node_key_name: Vec<u8>,
+        attester: &Attester,
         membership: Membership,
         certification: Certification,
-    ) -> Self {
-        let trust_domain = trust_domain.to_string();
-        Self {
+    ) -> Result<Self, Refusal> {
+        Ok(Self {
             version: VERSION,
-            trust_domain,
-            node_key_name,
+            trust_domain: trust_domain.to_string(),
+            node_key_name: attester.node_key.name(),
+            ek_name: attester.ek_name()?,
             membership,
             certification,
             epoch: [0; 16],
             last_sequence: 0,
-        }
+        })
     }
 }
 
@@ -71,9 +79,10 @@ impl Memory {
         Ok(Self { path })
     }
 
-    /// What is remembered for this trust domain and node key. A file that can't be used is put
+    /// What is remembered for this trust domain and this TPM's node key and EK. A file that can't be used is put
     /// aside as `enrolment.cbor.unusable`: enrolling again needs no operator, so nothing is lost.
-    pub fn recall(&self, trust_domain: &TrustDomain, node_key_name: &[u8]) -> Option<Remembered> {
+    pub fn recall(&self, trust_domain: &TrustDomain, attester: &Attester) -> Option<Remembered> {
+        let ek_name = attester.ek_name().ok()?;
         let bytes = match std::fs::read(&self.path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
@@ -88,7 +97,9 @@ impl Memory {
             Ok(remembered) if remembered.trust_domain != trust_domain.as_str() => {
                 format!("it is for the trust domain {}", remembered.trust_domain)
             }
-            Ok(remembered) if remembered.node_key_name != node_key_name => "it is for another TPM".to_owned(),
+            Ok(remembered) if remembered.node_key_name != attester.node_key.name() || remembered.ek_name != ek_name => {
+                "it is for another TPM".to_owned()
+            }
             Ok(remembered) => return Some(remembered),
         };
         tracing::warn!(path = %self.path.display(), why, "the enrolment is put aside; enrolling again");

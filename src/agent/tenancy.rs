@@ -133,8 +133,7 @@ impl Tenancy {
     /// A membership: the remembered one, or a new one by enrolment.
     async fn admitted(&self) -> Result<Tenant, Setback> {
         let attester = Attester::new(self.tpm.clone()).await?;
-        let name = attester.node_key.name();
-        let (remembered, next) = match self.memory.recall(&self.trust_domain, &name) {
+        let (remembered, next) = match self.memory.recall(&self.trust_domain, &attester) {
             Some(remembered) => (remembered, None),
             None => {
                 let (remembered, nonce, asked_at) = self.enrol(&attester).await?;
@@ -158,7 +157,7 @@ impl Tenancy {
                 self.keeper.reachable(true);
                 tracing::info!(node = %NodeId::from_bytes(membership.node), "admitted");
                 let remembered =
-                    Remembered::new(&self.trust_domain, attester.node_key.name(), membership, certification);
+                    Remembered::new(&self.trust_domain, attester, membership, certification)?;
                 self.remember(&remembered)?;
                 Ok((remembered, nonce, asked_at))
             }

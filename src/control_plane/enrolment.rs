@@ -33,8 +33,9 @@ const TERM: u64 = 60;
 const UNDER_WAY: i64 = 10_000;
 /// Other EKs, and intermediate certificates, that a TPM may present.
 const PRESENTED: usize = 8;
-/// What a waiting agent is told to wait before it asks again, in seconds.
-const RETRY: u64 = 10;
+/// Bounds of the pause between two questions of a waiting node, in seconds: somebody who sets up a
+/// node is not kept waiting, and a node that nobody looks at for days does not keep asking.
+const RETRY: std::ops::RangeInclusive<u64> = 2..=60;
 /// What the activation secrets are wrapped for.
 const PURPOSE: &str = "activation secret";
 /// Bound into the proof, so that the secret serves no other end.
@@ -191,7 +192,8 @@ fn result(tx: &Transaction<'_>, shared: &Shared, node: &Node, now: WallTime) -> 
             nodes::seen(tx, node.id, now, Some(&waiting))?;
         }
         result.waiting = Some(waiting);
-        result.retry_after_seconds = RETRY;
+        let waited = now.0.saturating_sub(node.enrolled_at.0);
+        result.retry_after_seconds = (waited / 8).clamp(*RETRY.start(), *RETRY.end());
     }
     Ok(result)
 }

@@ -25,6 +25,7 @@ use crate::codes::{self, Code, Refusal};
 use crate::identity::NodeId;
 use crate::protocol::{self, AttestRequest, BODY_LIMIT, CredentialRequest, FreshNonce, MEDIA_TYPE, Refused};
 use crate::shutdown::CancellationToken;
+use crate::telemetry::ByRoute;
 
 /// A route.
 #[derive(Clone, Debug)]
@@ -82,6 +83,7 @@ pub fn router(shared: Arc<Shared>, stop: CancellationToken) -> Router {
         router = router.route(
             route.path,
             on(filter, move |request: Request| async move {
+                server.shared.metrics.requests.get_or_create(&ByRoute { route: route.path.to_owned() }).inc();
                 match server.serve(route, request).await {
                     Ok(response) => response,
                     Err(refused) => refuse(&refused),

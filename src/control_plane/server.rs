@@ -24,6 +24,7 @@ use crate::identity;
 use crate::protocol::Event;
 use crate::secret;
 use crate::shutdown::Shutdown;
+use crate::telemetry::ServerMetrics;
 
 /// How often the server looks for what is due: rotation, renewal, forgetting.
 const ROUND: Duration = Duration::from_secs(30);
@@ -51,6 +52,8 @@ pub struct Shared {
     pub hub: Hub,
     /// Bounds what strangers can make the server write.
     pub strangers: Limiter,
+    /// Counts what is done.
+    pub metrics: ServerMetrics,
     /// The time.
     pub now: Now,
     tls: Arc<Tls>,
@@ -182,6 +185,7 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
         epoch,
         hub: Hub::default(),
         strangers: Limiter::default(),
+        metrics: ServerMetrics::default(),
         now,
         tls,
         server_key,

@@ -5,7 +5,7 @@
 
 mod binding;
 pub mod cbor;
-pub mod claims;
+pub(crate) mod claims;
 mod decode;
 pub mod sign1;
 

@@ -13,7 +13,7 @@ use super::words::Fault;
 use super::{Bank, PcrReading, PcrSelection, PcrValues, ResetCounts, TpmError};
 use crate::clock::BootInstant;
 
-/// How often PCRs are read again because one was extended in between.
+/// How often PCRs are read again because a selected one was extended in between.
 const ROUNDS: usize = 16;
 
 /// PCR_Read returns at most this many values (Part 2, 10.9.6: TPML_DIGEST).
@@ -45,6 +45,15 @@ struct Known {
     values: Values,
 }
 
+/// Values of one moment.
+struct Moment {
+    /// The counter at that moment.
+    update_counter: u32,
+    /// The counter of the last answer.
+    last_counter: u32,
+    values: Values,
+}
+
 type Values = BTreeMap<(Bank, u8), Vec<u8>>;
 
 impl Reader {
@@ -73,76 +82,108 @@ impl Reader {
         let started_at = BootInstant::now();
         let numbers: Vec<u8> = selection.pcrs().collect();
         let parts: Vec<&[u8]> = numbers.chunks(PART).collect();
-        for _ in 0..ROUNDS {
-            let Some((update_counter, values)) = self.read_parts(connection, selection, &parts)? else { continue };
-            self.anchor_again(connection, update_counter)?;
-            let values = values.into_iter().map(|((_, pcr), value)| (pcr, value)).collect();
-            let values = PcrValues::new(selection, values).map_err(Fault::lost)?;
-            let finished_at = BootInstant::now();
-            return Ok(PcrReading { started_at, finished_at, values, update_counter, counts: self.anchor.counts });
+        let Moment { update_counter, last_counter, values } = self.moment(connection, selection, &parts)?;
+        let contradicted = selection.counted() && self.contradicted(update_counter, &values);
+        if contradicted {
+            self.known = None;
         }
-        Err(TpmError::Unavailable("PCRs are extended faster than they can be read".to_owned()).into())
+        // Other values at the same counter: PCRs were set back without being extended.
+        if contradicted || last_counter != self.anchor.update_counter || self.anchor.suspended_since() {
+            self.anchor_again(connection, last_counter)?;
+        }
+        let counts = self.anchor.counts;
+        if selection.counted() {
+            self.know(update_counter, &values);
+        }
+        let values = values.into_iter().map(|((_, pcr), value)| (pcr, value)).collect();
+        let values = PcrValues::new(selection, values).map_err(Fault::lost)?;
+        Ok(PcrReading { started_at, finished_at: BootInstant::now(), values, update_counter, counts })
     }
 
-    /// One value for each PCR, all read at one update counter; none if the counter moved between.
-    fn read_parts(
-        &mut self,
-        connection: &mut Connection,
-        selection: PcrSelection,
-        parts: &[&[u8]],
-    ) -> Result<Option<(u32, Values)>, Fault> {
-        let mut at = None;
-        let mut values = Values::new();
-        let mut known = None;
-        for (number, part) in parts.iter().enumerate() {
-            let key = |pcr: &u8| (selection.bank(), *pcr);
-            if number > 0
-                && let Some(known) = &known
-            {
-                // Only complete parts: a part is one command in any case.
-                let of_part: Option<Values> = part
-                    .iter()
-                    .map(|pcr| Values::get(known, &key(pcr)).map(|value| (key(pcr), value.clone())))
-                    .collect();
-                if let Some(of_part) = of_part {
-                    values.extend(of_part);
+    /// The values of all parts at one moment.
+    ///
+    /// Parts read at the same counter are of one moment. If the counter moved, perhaps for a PCR
+    /// that isn't selected, all parts but the last are read again: short of a reset, which the
+    /// anchor shows, an extended PCR doesn't return to a value it had, so equal values held all the
+    /// while, and also when the last part was read.
+    fn moment(&self, connection: &mut Connection, selection: PcrSelection, parts: &[&[u8]]) -> Result<Moment, Fault> {
+        let mut read = |part: &[u8]| read_part(connection, self.session, selection.bank(), part);
+        let mut cycle: Vec<(u32, Values)> = Vec::new();
+        for round in 0..ROUNDS {
+            for part in parts.iter().skip(cycle.len()) {
+                let (update_counter, values) = read(part)?;
+                if round == 0
+                    && cycle.is_empty()
+                    && let Some(values) = self.still_known(selection, update_counter, &values)
+                {
+                    return Ok(Moment { update_counter, last_counter: update_counter, values });
+                }
+                cycle.push((update_counter, values));
+            }
+            let Some(update_counter) = cycle.last().map(|(counter, _)| *counter) else { break };
+            let mut last_counter = update_counter;
+            if cycle.iter().any(|(other, _)| *other != update_counter) {
+                let mut again = Vec::new();
+                let mut held = true;
+                for (part, (_, before)) in parts.iter().zip(&cycle).take(cycle.len() - 1) {
+                    let (counter, values) = read(part)?;
+                    held = values == *before;
+                    last_counter = counter;
+                    again.push((counter, values));
+                    if !held {
+                        break;
+                    }
+                }
+                if !held {
+                    // What was read again begins the next cycle.
+                    cycle = again;
                     continue;
                 }
             }
-            let (update_counter, read) = read_part(connection, self.session, selection.bank(), part)?;
-            match at {
-                None => {
-                    at = Some(update_counter);
-                    known = self.still_known(selection, update_counter, &read);
-                }
-                Some(first) if first != update_counter => return Ok(None),
-                Some(_) => {}
-            }
-            values.extend(read);
+            let values = cycle.into_iter().flat_map(|(_, values)| values).collect();
+            return Ok(Moment { update_counter, last_counter, values });
         }
-        let Some(update_counter) = at else { return Err(Fault::lost("nothing was selected")) };
-        if selection.counted() {
-            let mut all = known.unwrap_or_default();
-            all.extend(values.iter().map(|(key, value)| (*key, value.clone())));
-            self.known = Some(Known { update_counter, values: all });
-        }
-        Ok(Some((update_counter, values)))
+        Err(TpmError::Unavailable("selected PCRs are extended faster than they can be read".to_owned()).into())
     }
 
-    /// What was read at this counter before, unless the part just read contradicts it.
+    /// All values of the selection, if they were read at this counter before and the part just
+    /// read doesn't contradict that.
     fn still_known(&self, selection: PcrSelection, update_counter: u32, read: &Values) -> Option<Values> {
         let known =
             self.known.as_ref().filter(|known| selection.counted() && known.update_counter == update_counter)?;
-        read.iter()
-            .all(|(key, value)| known.values.get(key).is_none_or(|old| old == value))
-            .then(|| known.values.clone())
+        if self.contradicted(update_counter, read) {
+            return None;
+        }
+        let key = |pcr| (selection.bank(), pcr);
+        selection
+            .pcrs()
+            .map(|pcr| {
+                let value = read.get(&key(pcr)).or_else(|| known.values.get(&key(pcr)))?;
+                Some((key(pcr), value.clone()))
+            })
+            .collect()
     }
 
-    /// Asks for the reset counts again if the session alone doesn't prove that they still hold.
+    /// Whether another value was read at this counter before.
+    fn contradicted(&self, update_counter: u32, read: &Values) -> bool {
+        self.known.as_ref().is_some_and(|known| {
+            known.update_counter == update_counter
+                && read.iter().any(|(key, value)| known.values.get(key).is_some_and(|before| before != value))
+        })
+    }
+
+    /// Remembers values of one moment beside others of the same counter.
+    fn know(&mut self, update_counter: u32, values: &Values) {
+        let mut all = match self.known.take() {
+            Some(known) if known.update_counter == update_counter => known.values,
+            _ => Values::new(),
+        };
+        all.extend(values.iter().map(|(key, value)| (*key, value.clone())));
+        self.known = Some(Known { update_counter, values: all });
+    }
+
+    /// Asks for the reset counts again, where the session alone doesn't prove that they still hold.
     fn anchor_again(&mut self, connection: &mut Connection, update_counter: u32) -> Result<(), Fault> {
-        if update_counter == self.anchor.update_counter && !self.anchor.suspended_since() {
-            return Ok(());
-        }
         let suspended = suspended();
         let counts = session::anchor(connection, self.ak, &self.ak_key)?;
         if counts != self.anchor.counts {

@@ -104,7 +104,8 @@ impl Appraised {
     /// The claims of a lease on this result.
     ///
     /// # Errors
-    /// The verdict's refusal if it isn't affirming; [`codes::VERIFY_NODE`] while the node enrols.
+    /// The verdict's refusal if it isn't affirming; [`codes::VERIFY_NODE`] while the node enrols;
+    /// [`codes::VERIFY_LEASE`] for a term or profile out of its bounds, see [`LeaseClaims`].
     pub fn lease(&self, terms: &LeaseTerms) -> Result<LeaseClaims, Refusal> {
         if let Verdict::Contraindicated(refusal) = &self.verdict {
             return Err(refusal.clone());
@@ -115,7 +116,7 @@ impl Appraised {
             .clone()
             .ok_or_else(|| Refusal::new(codes::VERIFY_NO_REFERENCE, "no reference values for this node"))?;
         let certified = terms.grade == Grade::Certified;
-        Ok(LeaseClaims {
+        let claims = LeaseClaims {
             node,
             ak_name: self.ak_name(),
             node_key_name: self.node_key_name(),
@@ -130,7 +131,9 @@ impl Appraised {
             vector: if certified { self.vector.genuine() } else { self.vector },
             issued_at: terms.issued_at,
             epoch: terms.epoch,
-        })
+        };
+        claims.check()?;
+        Ok(claims)
     }
 
     /// The verdict.

@@ -115,7 +115,8 @@ impl Authentic {
         }
         // A nonce is handed out with the answer before, so a quote over it may have been made at
         // once and kept until the node was no longer as quoted. While neither count changed the
-        // TPM was powered all the time, so its clock must have gone on with ours.
+        // TPM was powered all the time, so its clock must have gone on with ours. Should a TPM
+        // sleep without counting that as a restart, a fresh nonce still gets its node through.
         if clock.counts == prior.counts && nonce_age > QUICK {
             let least = (prior.elapsed / 4 * 3).saturating_sub(CLOCK_SLACK);
             let passed = Duration::from_millis(clock.clock_ms.saturating_sub(prior.clock_ms));
@@ -124,7 +125,12 @@ impl Authentic {
                     codes::VERIFY_QUOTE_STALE,
                     format!("the TPM counted {} s since the quote before", passed.as_secs()),
                 )
-                .expected(format!("at least {} s of {}", least.as_secs(), prior.elapsed.as_secs())));
+                .expected(format!(
+                    "at least {} s of {}, or a nonce younger than {} s",
+                    least.as_secs(),
+                    prior.elapsed.as_secs(),
+                    QUICK.as_secs()
+                )));
             }
         }
         let within_boot = self.claims.boot_id == prior.boot_id && clock.counts != prior.counts;

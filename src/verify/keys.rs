@@ -1,6 +1,8 @@
 //! The two keys a node attests with, each of the one template that is accepted.
 
+use der::{Decode, Encode};
 use p256::ecdsa::VerifyingKey;
+use x509_cert::Certificate;
 
 use crate::codes::{self, Refusal};
 use crate::identity::NodeId;
@@ -164,6 +166,17 @@ pub struct EnrolledKeys {
     pub node_key: NodeKey,
     /// The nonce the node key's certification must be over.
     pub certification_nonce: [u8; 32],
+}
+
+/// DER of the SubjectPublicKeyInfo of a certificate (DER): what [`super::authenticate`] compares
+/// with the node key, and what names an issuer.
+///
+/// # Errors
+/// [`codes::VERIFY_CHANNEL`] when it is no certificate.
+pub fn certificate_spki(der: &[u8]) -> Result<Vec<u8>, Refusal> {
+    Certificate::from_der(der)
+        .and_then(|certificate| certificate.tbs_certificate().subject_public_key_info().to_der())
+        .map_err(|e| Refusal::new(codes::VERIFY_CHANNEL, format!("no certificate: {e}")))
 }
 
 /// What both templates share besides attributes.

@@ -3,13 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use der::Decode;
-use der::Encode;
 use p256::pkcs8::DecodePublicKey;
 use serde_cbor::Value;
 use sha2::{Digest, Sha256};
-use x509_cert::Certificate;
 
+use super::keys::certificate_spki;
 use super::trust::TrustVector;
 use crate::clock::{BootId, BootInstant, WallTime};
 use crate::codes::{self, Refusal};
@@ -149,6 +147,11 @@ impl LeaseClaims {
         cbor::encode(&Value::Map(map))
     }
 
+    /// Whether a lease of these claims can be read again: every value within its bounds.
+    pub(super) fn check(&self) -> Result<(), Refusal> {
+        Self::decode(&self.encode()).map(drop).map_err(|what| Refusal::new(codes::VERIFY_LEASE, what))
+    }
+
     fn decode(payload: &[u8]) -> Result<Self, String> {
         let mut claims = Claims::of(cbor::decode(payload)?)?;
         claims.take(key::PROFILE, |value| (read::text(value)? == LEASE_PROFILE).then_some(()))?;
@@ -255,8 +258,7 @@ fn key_id(spki: &[u8]) -> [u8; 32] {
 
 /// The key of a CA certificate, if it is the one that is meant.
 fn issuer_key(certificate: &[u8], wanted: &[u8; 32]) -> Option<p256::ecdsa::VerifyingKey> {
-    let certificate = Certificate::from_der(certificate).ok()?;
-    let spki = certificate.tbs_certificate().subject_public_key_info().to_der().ok()?;
+    let spki = certificate_spki(certificate).ok()?;
     if key_id(&spki) != *wanted {
         return None;
     }

@@ -25,7 +25,7 @@ pub use appraised::{Appraised, LeaseTerms, Replayed, Verdict};
 pub use authentic::{Authentic, authenticate};
 pub use endorsement::{EkRoots, Grade};
 pub use fresh::{Fresh, Note, PriorQuote};
-pub use keys::{AkPublic, EnrolledKeys, NodeKey};
+pub use keys::{AkPublic, EnrolledKeys, NodeKey, certificate_spki};
 pub use lease::{LEASE_CDDL, LEASE_PROFILE, Lease, LeaseClaims, LeaseExpectation};
 pub use references::ReferenceSet;
 pub use trust::TrustVector;

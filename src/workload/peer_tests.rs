@@ -84,7 +84,7 @@ fn helper() {
         "exec" => panic!("{}", Command::new("sh").args(["-c", "echo done; exec sleep 60"]).exec()),
         "setuid" => nix::unistd::setuid(STRANGER.into()).unwrap(),
         // The connection outlives the one who made it: `cat` reads on until we close it.
-        "hand over" => drop(Command::new("cat").stdin(OwnedFd::from(stream)).stdout(Stdio::null()).spawn().unwrap()),
+        "hand over" => drop(Command::new("cat").stdin(OwnedFd::from(stream)).spawn().unwrap()),
         role => panic!("no role `{role}`"),
     }
     println!("done");

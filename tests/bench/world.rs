@@ -1,6 +1,7 @@
 //! A control plane and nodes as users run them: the built binaries, configuration files, sockets.
 
 use std::fs::File;
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -152,17 +153,30 @@ impl Server {
         serde_json::from_str(&self.admin(&all)).unwrap()
     }
 
-    /// The codes of the event log, oldest first.
-    pub fn codes(&self) -> Vec<String> {
-        self.admin(&["audit", "tail", "--json", "--limit", "100000"])
-            .lines()
-            .map(|line| serde_json::from_str::<Value>(line).unwrap()["code"].as_str().unwrap_or_default().to_owned())
-            .collect()
+    /// The record of decisions, oldest first.
+    pub fn records(&self) -> Vec<Value> {
+        let printed = self.admin(&["--json", "audit", "tail", "--lines", "1000000"]);
+        printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// What was decided or refused, oldest first: an action's name or a refusal's code.
+    pub fn decided(&self) -> Vec<String> {
+        self.records().iter().map(|record| record["what"].as_str().unwrap_or_default().to_owned()).collect()
     }
 
     pub fn ca_hash(&self) -> String {
         let shown = self.json(&["ca", "show"]);
-        shown["ca_hash"].as_str().unwrap().to_owned()
+        let active = shown["cas"].as_array().unwrap().iter().find(|ca| ca["state"] == "active").unwrap();
+        active["hash"].as_str().unwrap().to_owned()
+    }
+
+    /// The metrics in the Prometheus text format.
+    pub fn metrics(&self) -> String {
+        let mut socket = std::os::unix::net::UnixStream::connect(self.path("admin.sock")).unwrap();
+        socket.write_all(b"GET /metrics HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).unwrap();
+        answer
     }
 }
 
@@ -234,7 +248,7 @@ impl Node {
         let id = self.until(|status| status["node"].is_string()).await["node"].as_str().unwrap().to_owned();
         server.admin(&["node", "approve", &id]);
         let since = BootInstant::now();
-        while !server.json(&["node", "show", &id])["quoted"].as_bool().unwrap_or(false) {
+        while server.json(&["node", "show", &id])["quote"].is_null() {
             assert!(BootInstant::now().since(since) < PATIENCE, "no quote: {}\n{}", self.log(), server.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

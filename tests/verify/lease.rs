@@ -113,6 +113,10 @@ fn a_lease_for_anything_else_is_refused() {
         let claims = LeaseClaims { term: Duration::from_secs(term), ..claims.clone() };
         assert!(Lease::verify(&sign(&claims, &signing_key(9)), &[&issuer], &good).is_err());
     }
+    let node = Node::honest();
+    let appraised = appraised(&node, Some(&references(&node)));
+    let day_and_more = LeaseTerms { term: Duration::from_secs(86_401), ..TERMS };
+    assert_eq!(appraised.lease(&day_and_more).unwrap_err().code, codes::VERIFY_LEASE);
     // Evidence is no lease, and a lease no evidence.
     assert!(Lease::verify(&Node::honest().evidence(), &[&issuer], &good).is_err());
     assert!(UnverifiedEvidence::decode(&bytes).is_err());

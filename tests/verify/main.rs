@@ -2,7 +2,10 @@
 
 mod cddl;
 mod endorsement;
+mod fresh;
 mod lease;
+mod listed;
+mod made;
 mod node;
 mod property;
 mod real_tpm;

@@ -132,9 +132,9 @@ async fn enrol(
     Ok(match unenrolled.answer(&answer).await.map_err(refusal)? {
         Enrolment::Admitted(membership, _) => {
             let node = NodeId::from_bytes(membership.node).to_string();
-            let mut remembered = Remembered::new(trust_domain, attester.node_key.name(), membership, certification);
+            let mut remembered = Remembered::new(trust_domain, &attester, membership, certification)?;
             // The sequence floor of an earlier membership of this TPM stays.
-            if let Some(old) = memory.recall(trust_domain, &attester.node_key.name()) {
+            if let Some(old) = memory.recall(trust_domain, &attester) {
                 (remembered.epoch, remembered.last_sequence) = (old.epoch, old.last_sequence);
             }
             memory.keep(&remembered)?;

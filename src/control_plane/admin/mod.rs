@@ -1,4 +1,4 @@
-//! The admin socket's one route: a command in, facts or a refusal out.
+//! The admin socket: a command in, facts or a refusal out; liveness, readiness and metrics beside it.
 
 pub mod commands;
 pub mod facts;
@@ -30,6 +30,7 @@ pub async fn serve(listener: UnixListener, shared: Arc<Shared>, stop: Cancellati
         .route(PATH, post(command))
         .route("/live", get(|| async { "live\n" }))
         .route("/ready", get(ready))
+        .route("/metrics", get(|State(shared): State<Arc<Shared>>| async move { shared.metrics.render() }))
         .with_state(shared);
     let served = axum::serve(socket::Guarded(listener), router).with_graceful_shutdown(stop.cancelled_owned()).await;
     if let Err(error) = served {

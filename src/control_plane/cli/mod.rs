@@ -42,7 +42,7 @@ pub fn main() -> ExitCode {
     telemetry::start(shared.log_format);
     match command {
         Command::Run => run::run(&shared),
-        Command::Dev(arguments) => run::dev(arguments),
+        Command::Dev(arguments) => run::dev(arguments, shared.json),
         command => match administer(&shared, command) {
             Ok(code) => ExitCode::from(code),
             Err(refusal) => complain(&refusal),

@@ -23,12 +23,12 @@ pub fn run(options: &Shared) -> ExitCode {
 }
 
 /// Runs `dev`.
-pub fn dev(arguments: DevArguments) -> ExitCode {
+pub fn dev(arguments: DevArguments, json: bool) -> ExitCode {
     let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(refusal) => return complain(&refusal),
     };
-    match runtime.block_on(dev::command::run(arguments)) {
+    match runtime.block_on(dev::command::run(arguments, json)) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("leasehold-server: {error:#}");

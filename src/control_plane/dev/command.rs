@@ -16,7 +16,7 @@ use crate::shutdown;
 use crate::tpm::{Bank, PcrSelection};
 
 /// `dev` and what can be done to what it runs.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct DevArguments {
     #[command(subcommand)]
@@ -24,12 +24,9 @@ pub struct DevArguments {
     /// Where everything goes; a temporary directory, removed at the end, unless given.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// Print one JSON object (schema 1) when everything runs.
-    #[arg(long)]
-    json: bool,
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 enum DevCommand {
     /// Extend a PCR of the software TPM, as a change of what booted or runs would.
     Drift {
@@ -39,20 +36,17 @@ enum DevCommand {
         /// The PCR, 0 to 23.
         #[arg(long, value_name = "N")]
         pcr: u8,
-        /// Print JSON (schema 1).
-        #[arg(long)]
-        json: bool,
     },
 }
 
-/// Carries it out; returns the exit code.
+/// Carries it out; returns the exit code. With `json`, what is printed is one JSON object (schema 1).
 ///
 /// # Errors
 /// When something is missing or does not start, with the end of its log.
-pub async fn run(arguments: DevArguments) -> anyhow::Result<u8> {
+pub async fn run(arguments: DevArguments, json: bool) -> anyhow::Result<u8> {
     match arguments.command {
-        Some(DevCommand::Drift { dir, pcr, json }) => drift(&dir, pcr, json),
-        None => dev(arguments.dir, arguments.json).await,
+        Some(DevCommand::Drift { dir, pcr }) => drift(&dir, pcr, json),
+        None => dev(arguments.dir, json).await,
     }
 }
 

@@ -30,6 +30,7 @@ mod authority;
 mod limits;
 
 mod messages;
+mod repeats;
 
 mod server;
 

@@ -87,7 +87,7 @@ async fn rounds(part: u32) {
 async fn one_round(server: &Server, oracle: &Oracle, round: u32) {
     let mut node = Node::boot(server).await;
     let measured_at = BootInstant::now();
-    node.settle(server).await;
+    node.settle_as(server, &format!("round-{round}")).await;
     oracle.record(What::LeaseGranted { measured_at, expires_at: measured_at.after(Duration::from_secs(600)) });
 
     let stop = Arc::new(AtomicBool::new(false));

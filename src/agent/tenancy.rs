@@ -156,8 +156,7 @@ impl Tenancy {
             Enrolment::Admitted(membership, nonce) => {
                 self.keeper.reachable(true);
                 tracing::info!(node = %NodeId::from_bytes(membership.node), "admitted");
-                let remembered =
-                    Remembered::new(&self.trust_domain, attester, membership, certification)?;
+                let remembered = Remembered::new(&self.trust_domain, attester, membership, certification)?;
                 self.remember(&remembered)?;
                 Ok((remembered, nonce, asked_at))
             }

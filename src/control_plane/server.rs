@@ -16,7 +16,7 @@ use super::limiter::Limiter;
 use super::settings::Settings;
 use super::store::{Epoch, Generation, Store, Transaction, signed};
 use super::tls::{self, Tls};
-use super::{admin, nonces, routes};
+use super::{admin, nonces, replay, routes};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::config::ServerConfig;
@@ -231,6 +231,8 @@ async fn round(shared: &Arc<Shared>, renew_at: &mut WallTime) -> Result<(), Refu
             tx.execute("DELETE FROM enrolments WHERE expires_at < ?1", [signed(now.0)])?;
             let changed = of_work.authority.turn(tx, now)?;
             if changed {
+                // Kept answers hold the bundle from before.
+                replay::forget(tx, None)?;
                 audit::done(tx, now, "ca.turned", None, serde_json::json!({}))?;
             }
             Ok(changed)

@@ -1,22 +1,20 @@
 //! Who is on the other end of a connection: the one function every node's call goes through.
 
 use der::{Decode, Encode};
-use x509_cert::ext::pkix::SubjectAltName;
-use x509_cert::ext::pkix::name::GeneralName;
 
 use super::registry::nodes::{self, Node, State};
 use super::store::Transaction;
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
-use crate::identity::TrustDomain;
+use crate::identity::{self, SpiffeId, TrustDomain};
 
 /// What a client certificate says. Its path to one of our CAs was verified in the handshake.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Peer {
     /// SubjectPublicKeyInfo, DER.
     pub spki: Vec<u8>,
-    /// Its one URI name.
-    pub uri: String,
+    /// Its SPIFFE ID: its one URI name.
+    pub id: SpiffeId,
     /// The end of its validity: a connection may outlive the certificate it was opened with.
     pub not_after: WallTime,
     /// The middle of its validity: from then on it is renewed.
@@ -27,24 +25,17 @@ impl Peer {
     /// Reads a verified client certificate.
     ///
     /// # Errors
-    /// [`codes::PROTOCOL_CLIENT_CERTIFICATE`] when it has not exactly one URI name.
+    /// [`codes::PROTOCOL_CLIENT_CERTIFICATE`] when it has not exactly one URI name, a SPIFFE ID.
     pub fn from_certificate(certificate: &[u8]) -> Result<Self, Refusal> {
         let refuse = |what: String| Refusal::new(codes::PROTOCOL_CLIENT_CERTIFICATE, what);
         let parsed = x509_cert::Certificate::from_der(certificate).map_err(|e| refuse(e.to_string()))?;
         let tbs = parsed.tbs_certificate();
-        let names = tbs.get_extension::<SubjectAltName>().map_err(|e| refuse(e.to_string()))?;
-        let mut uris = names.iter().flat_map(|(_, names)| &names.0).filter_map(|name| match name {
-            GeneralName::UniformResourceIdentifier(uri) => Some(uri.as_str().to_owned()),
-            _ => None,
-        });
-        let (Some(uri), None) = (uris.next(), uris.next()) else {
-            return Err(refuse("the certificate has not exactly one URI name".to_owned()));
-        };
+        let id = identity::certified_id(&parsed).map_err(|refusal| refuse(refusal.to_string()))?;
         let not_before = tbs.validity().not_before.to_unix_duration().as_secs();
         let not_after = tbs.validity().not_after.to_unix_duration().as_secs();
         Ok(Self {
             spki: tbs.subject_public_key_info().to_der().map_err(|e| refuse(e.to_string()))?,
-            uri,
+            id,
             not_after: WallTime(not_after),
             half_life: WallTime(not_before.midpoint(not_after)),
         })
@@ -59,14 +50,14 @@ impl Peer {
 pub fn admitted(tx: &Transaction<'_>, peer: &Peer, trust_domain: &TrustDomain, now: WallTime) -> Result<Node, Refusal> {
     let refuse = |what: &str| {
         Refusal::new(codes::PROTOCOL_CLIENT_CERTIFICATE, what)
-            .at(peer.uri.clone())
+            .at(peer.id.to_string())
             .expected("the certificate that enrolment gave an admitted node")
     };
     if peer.not_after < now {
         return Err(refuse("the certificate has expired"));
     }
     let node = nodes::find_by_key(tx, &peer.spki)?.ok_or_else(|| refuse("no admitted node has this key"))?;
-    if node.id.spiffe_id(trust_domain).to_string() != peer.uri {
+    if node.id.spiffe_id(trust_domain) != peer.id {
         return Err(refuse("the certificate names another node than its key"));
     }
     match node.state {

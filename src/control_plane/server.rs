@@ -16,7 +16,7 @@ use super::limiter::Limiter;
 use super::settings::Settings;
 use super::store::{Epoch, Generation, Store, Transaction, signed};
 use super::tls::{self, Tls};
-use super::{admin, nonces, routes};
+use super::{admin, nonces, replay, routes};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::config::ServerConfig;
@@ -132,7 +132,7 @@ impl Shared {
         let shared = self.clone();
         let configuration = self
             .store
-            .transaction(move |tx| certify(tx, &shared.settings, &shared.authority, &shared.server_key, shared.now()))
+            .transaction(move |tx| certify(tx, &shared.settings, &shared.authority, &shared.server_key, &shared.now))
             .await?;
         self.tls.replace(configuration);
         self.hub.push(Audience::All, Event::Attest);
@@ -160,7 +160,7 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
     let server_key = keys::generate()?;
     let time = now();
     let (authority, epoch, configuration) = store.transaction_blocking(|tx| {
-        let (epoch, restored) = generation.enter(tx)?;
+        let (epoch, restored) = generation.enter(tx, time)?;
         if restored {
             audit::done(
                 tx,
@@ -171,7 +171,7 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
             )?;
         }
         let authority = Authority::open(tx, wrapping.clone(), settings.trust_domain.clone(), settings.ca, time)?;
-        let configuration = certify(tx, &settings, &authority, &server_key, time)?;
+        let configuration = certify(tx, &settings, &authority, &server_key, &now)?;
         Ok((authority, epoch, configuration))
     })?;
     store.transaction_blocking(|tx| generation.witness(tx))?;
@@ -198,13 +198,13 @@ fn certify(
     settings: &Settings,
     authority: &Authority,
     key: &p256::ecdsa::SigningKey,
-    now: WallTime,
+    now: &Now,
 ) -> Result<Arc<rustls::ServerConfig>, Refusal> {
     let issuing = authority.current();
     let spki = super::issuer::spki_of_key(key)?;
     let id = identity::server_id(&settings.trust_domain);
-    let leaf = issuing.issue(tx, &id, &spki, now, settings.own_certificates)?;
-    tls::configuration(&issuing.chain(&leaf), key, &issuing.bundle)
+    let leaf = issuing.issue(tx, &id, &spki, now(), settings.own_certificates)?;
+    tls::configuration(&issuing.chain(&leaf), key, &issuing.bundle, now)
 }
 
 /// Does what is due, again and again.
@@ -231,6 +231,8 @@ async fn round(shared: &Arc<Shared>, renew_at: &mut WallTime) -> Result<(), Refu
             tx.execute("DELETE FROM enrolments WHERE expires_at < ?1", [signed(now.0)])?;
             let changed = of_work.authority.turn(tx, now)?;
             if changed {
+                // Kept answers hold the bundle from before.
+                replay::forget(tx, None)?;
                 audit::done(tx, now, "ca.turned", None, serde_json::json!({}))?;
             }
             Ok(changed)

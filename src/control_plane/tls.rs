@@ -10,8 +10,9 @@ use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::time_provider::TimeProvider;
 use rustls::{RootCertStore, ServerConfig};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -20,6 +21,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::authn::Peer;
 use super::keys;
+use super::server::Now;
 use crate::codes::{self, Refusal};
 use crate::protocol::Bundle;
 use crate::shutdown::Shutdown;
@@ -65,7 +67,7 @@ impl Tls {
 }
 
 /// The configuration of a server with this certificate chain and key, whose clients' certificates
-/// lead to `bundle`.
+/// lead to `bundle` and are valid by the clock `now`.
 ///
 /// # Errors
 /// [`codes::STORE_FAILED`] when the parts don't fit together: never with certificates of ours.
@@ -73,6 +75,7 @@ pub fn configuration(
     chain: &[impl AsRef<[u8]>],
     key: &p256::ecdsa::SigningKey,
     bundle: &Bundle,
+    now: &Now,
 ) -> Result<Arc<ServerConfig>, Refusal> {
     let bug = |what: String| Refusal::new(codes::STORE_FAILED, format!("BUG: TLS can't be set up: {what}"));
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -87,7 +90,7 @@ pub fn configuration(
         .map_err(|e| bug(e.to_string()))?;
     let chain = chain.iter().map(|der| CertificateDer::from(der.as_ref().to_vec())).collect();
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(keys::to_pkcs8(key)?.to_vec()));
-    let mut config = ServerConfig::builder_with_provider(provider)
+    let mut config = ServerConfig::builder_with_details(provider, Arc::new(Clock(now.clone())))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|e| bug(e.to_string()))?
         .with_client_cert_verifier(verifier)
@@ -99,6 +102,21 @@ pub fn configuration(
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.max_early_data_size = 0;
     Ok(Arc::new(config))
+}
+
+/// The server's clock, as rustls reads it.
+struct Clock(Now);
+
+impl TimeProvider for Clock {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(Duration::from_secs((self.0)().0)))
+    }
+}
+
+impl std::fmt::Debug for Clock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Clock")
+    }
 }
 
 /// Accepts connections until `shutdown`, each served by `router` on a task of its own.
@@ -133,7 +151,9 @@ pub async fn serve(listener: TcpListener, tls: Arc<Tls>, router: Router, shutdow
             };
             let peer = match peer(&stream) {
                 Ok(peer) => peer,
-                Err(refusal) => return tracing::info!(%address, %refusal, "client certificate refused"),
+                Err(refusal) => {
+                    return tracing::info!(%address, refusal = ?refusal.to_string(), "client certificate refused");
+                }
             };
             let (_permit, age) = match &peer {
                 None => (permit, ANONYMOUS_AGE),

@@ -11,12 +11,16 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Transaction, fixed, meta};
+use super::{Transaction, fixed, meta, params, signed};
+use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::secret;
 
 /// Random for each store and each restore of it; named in leases.
 pub type Epoch = [u8; 16];
+
+/// How far numbers jump after a restore: more than an hour's worth of one a second.
+const SKIPPED: u64 = 4096;
 
 /// The counter and where its witness lies.
 #[derive(Clone, Debug)]
@@ -36,13 +40,20 @@ impl Generation {
     ///
     /// # Errors
     /// [`codes::STORE_FAILED`]; [`codes::CONFIG_INVALID`] for an unreadable witness.
-    pub fn enter(&self, tx: &Transaction<'_>) -> Result<(Epoch, bool), Refusal> {
+    pub fn enter(&self, tx: &Transaction<'_>, now: WallTime) -> Result<(Epoch, bool), Refusal> {
         let stored = counter(tx)?;
         let witnessed = self.witnessed()?;
         let restored = stored < witnessed;
         if restored {
             tx.execute_batch("DELETE FROM nonces; DELETE FROM enrolments; DELETE FROM requests;")?;
-            tx.execute("UPDATE leases SET ends_at = 0, ended_code = ?1", [codes::PROTOCOL_EPOCH.as_str()])?;
+            // What was numbered after the backup isn't known; the numbers go on well above it.
+            let ahead = now.0.saturating_add(SKIPPED);
+            tx.execute(
+                "UPDATE leases SET ends_at = 0, ended_code = ?1, sequence = max(sequence, ?2)",
+                params![codes::PROTOCOL_EPOCH.as_str(), signed(ahead)],
+            )?;
+            let bundle = meta::number(tx, "bundle_sequence")?;
+            meta::set_number(tx, "bundle_sequence", bundle.max(ahead))?;
             meta::set(tx, "epoch", &random_epoch()?)?;
         }
         let epoch = match meta::get(tx, "epoch")? {
@@ -101,7 +112,7 @@ fn random_epoch() -> Result<Epoch, Refusal> {
 
 /// The next number of a sequence that never goes back, not even after a restore: one more than the
 /// last, but at least the present time in seconds. (It is used less than once a second on average.)
-pub fn next_sequence(last: u64, now: crate::clock::WallTime) -> u64 {
+pub fn next_sequence(last: u64, now: WallTime) -> u64 {
     last.saturating_add(1).max(now.0)
 }
 
@@ -117,7 +128,7 @@ mod tests {
         let generation = Generation::new(dir.path().join("elsewhere"));
         let start = |path: &Path| {
             let store = Store::open(path).unwrap();
-            let entered = store.transaction_blocking(|tx| generation.enter(tx)).unwrap();
+            let entered = store.transaction_blocking(|tx| generation.enter(tx, WallTime(7))).unwrap();
             store.transaction_blocking(|tx| generation.witness(tx)).unwrap();
             entered
         };
@@ -136,7 +147,7 @@ mod tests {
 
     #[test]
     fn sequences_grow_even_from_nothing() {
-        let now = crate::clock::WallTime(1_000);
+        let now = WallTime(1_000);
         assert_eq!(next_sequence(0, now), 1_000);
         assert_eq!(next_sequence(1_000, now), 1_001);
     }

@@ -123,6 +123,7 @@ impl Tenancy {
                     tokio::select! {
                         () = tokio::time::sleep(jittered(Duration::from_millis(pause).max(at_least))) => {}
                         () = self.attest_now.notified() => {}
+                        () = self.keeper.drifted() => {}
                     }
                 }
             }

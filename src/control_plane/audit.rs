@@ -77,6 +77,25 @@ pub fn refused(
     write(tx, now, refusal.code.as_str(), node, None, detail)
 }
 
+/// Records the refusal of somebody who is no admitted node, and how many such records were
+/// suppressed since the last one.
+///
+/// # Errors
+/// As [`done`].
+pub fn stranger_refused(
+    tx: &Transaction<'_>,
+    now: WallTime,
+    suppressed: u64,
+    refusal: &Refusal,
+    node: Option<NodeId>,
+    context: &str,
+) -> Result<(), Refusal> {
+    if suppressed > 0 {
+        done(tx, now, "audit.suppressed", None, serde_json::json!({ "records": suppressed }))?;
+    }
+    refused(tx, now, refusal, node, context)
+}
+
 /// The `limit` newest records after number `after`, oldest first.
 ///
 /// # Errors

@@ -31,6 +31,8 @@ use crate::verify::{AkPublic, EnrolledKeys, Grade, NodeKey, authenticate, creden
 const TERM: u64 = 60;
 /// Enrolments under way at once; further ones push out the oldest.
 const UNDER_WAY: i64 = 10_000;
+/// Nodes that may wait for approval at once.
+const WAITING: u32 = 1_000;
 /// Other EKs, and intermediate certificates, that a TPM may present.
 const PRESENTED: usize = 8;
 /// Bounds of the pause between two questions of a waiting node, in seconds: somebody who sets up a
@@ -136,6 +138,7 @@ pub fn finish(
                 .expected("the keys it was admitted with"));
         }
     }
+    let is_known = before.is_some();
     let known = known(tx, &ek)?;
     let grade = row.grade_now(known.is_some());
     let node = match before {
@@ -145,6 +148,9 @@ pub fn finish(
         }
         before => row.node(id, &keys, grade, before, now).join(admission(shared, grade, known), now),
     };
+    if node.state == State::Waiting && !is_known {
+        nodes::make_room(tx, WAITING)?;
+    }
     // Two waiting rows may hold one key; two nodes may not.
     if node.state == State::Admitted {
         if nodes::find_by_key(tx, &node.node_key_spki)?.is_some_and(|other| other.id != id) {
@@ -193,9 +199,11 @@ fn result(tx: &Transaction<'_>, shared: &Shared, node: &Node, now: WallTime) -> 
         let waiting = Refusal::new(codes::ENROL_WAITING, format!("grade `{}`, and nobody has admitted it", node.grade))
             .at(format!("node {}", node.id))
             .expected(format!("`leasehold-server node approve {}` on the control plane", node.id));
-        // Once, not at each of its questions.
-        if node.last_refusal.is_none() {
-            audit::refused(tx, now, &waiting, Some(node.id), "enrolment")?;
+        // Once, not at each of its questions, and not for everything that calls itself a TPM.
+        if node.last_refusal.is_none()
+            && let Some(suppressed) = shared.strangers.pass(now)
+        {
+            audit::stranger_refused(tx, now, suppressed, &waiting, Some(node.id), "enrolment")?;
             nodes::seen(tx, node.id, now, Some(&waiting))?;
         }
         result.waiting = Some(waiting);

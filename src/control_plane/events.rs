@@ -20,8 +20,6 @@ pub const ALIVE: Duration = Duration::from_secs(5);
 pub enum Audience {
     /// One node.
     Node(NodeId),
-    /// Every node of a group.
-    Group(String),
     /// Every node.
     All,
 }
@@ -57,11 +55,10 @@ pub trait Standing: Send + Sync + 'static {
     fn check(&self) -> impl Future<Output = Result<(), Refusal>> + Send;
 }
 
-/// The body of `GET /v1/events` for a node of `group`: frames of `Event`s. It ends after
-/// [`Event::Revoked`] and when `stop` is cancelled.
+/// The body of `GET /v1/events` for a node: frames of `Event`s. It ends after [`Event::Revoked`]
+/// and when `stop` is cancelled.
 pub fn body(
     node: NodeId,
-    group: Option<String>,
     receiver: broadcast::Receiver<(Audience, Event)>,
     standing: impl Standing,
     stop: CancellationToken,
@@ -72,14 +69,14 @@ pub fn body(
     let state = Some((receiver, alive, Some(Event::Alive)));
     let standing = std::sync::Arc::new(standing);
     Body::from_stream(stream::unfold(state, move |state| {
-        let (group, standing, stop) = (group.clone(), standing.clone(), stop.clone());
+        let (standing, stop) = (standing.clone(), stop.clone());
         async move {
             let (mut receiver, mut alive, first) = state?;
             let event = match first {
                 Some(event) => event,
                 None => tokio::select! {
                     () = stop.cancelled() => return None,
-                    event = next(&mut receiver, node, group.as_deref(), &*standing) => event,
+                    event = next(&mut receiver, node, &*standing) => event,
                     _ = alive.tick() => Event::Alive,
                 },
             };
@@ -91,18 +88,12 @@ pub fn body(
 }
 
 /// The next event for this node.
-async fn next(
-    receiver: &mut broadcast::Receiver<(Audience, Event)>,
-    node: NodeId,
-    group: Option<&str>,
-    standing: &impl Standing,
-) -> Event {
+async fn next(receiver: &mut broadcast::Receiver<(Audience, Event)>, node: NodeId, standing: &impl Standing) -> Event {
     loop {
         match receiver.recv().await {
             Ok((audience, event)) => {
                 let ours = match &audience {
                     Audience::Node(id) => *id == node,
-                    Audience::Group(name) => Some(name.as_str()) == group,
                     Audience::All => true,
                 };
                 if ours {

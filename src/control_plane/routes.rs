@@ -9,7 +9,7 @@ use axum::extract::Request;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, on};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::authn::{self, Peer};
 use super::events::{self, Standing};
@@ -70,12 +70,21 @@ type NodesWork = fn(&Transaction<'_>, &Shared, &Node, &Peer, &[u8], WallTime) ->
 const BODY_TIME: Duration = Duration::from_secs(30);
 /// Strangers' calls at work at once: each waits for the one writer, nodes must not wait behind many.
 const STRANGERS: usize = 4;
+/// KiB of strangers' bodies in memory at once, and of nodes': who sends much waits, not the server.
+const STRANGERS_BODIES: usize = 64 << 10;
+const NODES_BODIES: usize = 256 << 10;
 /// How long a stranger waits for its turn.
 const TURN: Duration = Duration::from_secs(5);
 
 /// The router over [`ROUTES`].
 pub fn router(shared: Arc<Shared>, stop: CancellationToken) -> Router {
-    let server = Server { shared, stop, strangers: Arc::new(Semaphore::new(STRANGERS)) };
+    let server = Server {
+        shared,
+        stop,
+        strangers: Arc::new(Semaphore::new(STRANGERS)),
+        strangers_bodies: Arc::new(Semaphore::new(STRANGERS_BODIES)),
+        nodes_bodies: Arc::new(Semaphore::new(NODES_BODIES)),
+    };
     let mut router = Router::new();
     for route in ROUTES {
         let server = server.clone();
@@ -103,6 +112,8 @@ struct Server {
     shared: Arc<Shared>,
     stop: CancellationToken,
     strangers: Arc<Semaphore>,
+    strangers_bodies: Arc<Semaphore>,
+    nodes_bodies: Arc<Semaphore>,
 }
 
 impl Server {
@@ -117,7 +128,8 @@ impl Server {
             }
             (true, _) => return Err(self.stranger(no_certificate(), route.path).await),
         };
-        let body = match body(request, route.limit).await {
+        let room = if peer.is_some() { &self.nodes_bodies } else { &self.strangers_bodies };
+        let (body, _room) = match body(request, route.limit, room).await {
             Ok(body) => body,
             Err(refusal) => return Err(self.stranger(refusal, route.path).await),
         };
@@ -226,7 +238,7 @@ impl Server {
         let receiver = self.shared.hub.subscribe();
         let node = self.standing(peer.clone(), path).await?;
         let standing = Ask { shared: self.shared.clone(), peer };
-        let body = events::body(node.id, node.group, receiver, standing, self.stop.clone());
+        let body = events::body(node.id, receiver, standing, self.stop.clone());
         Ok(([(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE))], body).into_response())
     }
 
@@ -251,12 +263,10 @@ impl Server {
             && let Some(suppressed) = self.shared.strangers.pass(now)
         {
             let recorded = refusal.clone();
-            let written = self.shared.store.transaction(move |tx| {
-                if suppressed > 0 {
-                    audit::done(tx, now, "audit.suppressed", None, serde_json::json!({ "records": suppressed }))?;
-                }
-                audit::refused(tx, now, &recorded, None, path)
-            });
+            let written = self
+                .shared
+                .store
+                .transaction(move |tx| audit::stranger_refused(tx, now, suppressed, &recorded, None, path));
             if let Err(error) = written.await {
                 tracing::error!(%error, %refusal, "a refusal can't be recorded");
             }
@@ -327,20 +337,33 @@ fn no_certificate() -> Refusal {
         .expected("the certificate that enrolment gave an admitted node")
 }
 
-/// Reads a body of at most `limit` bytes; one that says that it is larger isn't read at all.
-async fn body(request: Request, limit: usize) -> Result<Vec<u8>, Refusal> {
+/// Reads a body of at most `limit` bytes; one that says that it is larger isn't read at all. The
+/// room it takes is held until the work on it is done.
+async fn body(
+    request: Request,
+    limit: usize,
+    room: &Arc<Semaphore>,
+) -> Result<(Vec<u8>, OwnedSemaphorePermit), Refusal> {
     let too_large =
         |found: String| Refusal::new(codes::PROTOCOL_TOO_LARGE, found).expected(format!("at most {limit} bytes"));
     let stated = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    if let Some(stated) = stated.filter(|stated: &u64| *stated > limit as u64) {
-        return Err(too_large(format!("{stated} bytes")));
+    let most = stated.unwrap_or(limit);
+    if most > limit {
+        return Err(too_large(format!("{most} bytes")));
     }
-    match tokio::time::timeout(BODY_TIME, axum::body::to_bytes(request.into_body(), limit)).await {
-        Ok(Ok(bytes)) => Ok(bytes.to_vec()),
-        // Too much, or the connection broke, and then nobody reads the answer.
-        Ok(Err(_)) => Err(too_large("more".to_owned())),
-        Err(_) => Err(Refusal::new(codes::PROTOCOL_MALFORMED, "the body didn't arrive in time")),
-    }
+    let kib = u32::try_from(most / 1024 + 1).unwrap_or(u32::MAX);
+    let read = async {
+        let held = room.clone().acquire_many_owned(kib).await;
+        let held = held.map_err(|_| Refusal::new(codes::PROTOCOL_BUSY, "the server is stopping"))?;
+        match axum::body::to_bytes(request.into_body(), limit).await {
+            Ok(bytes) => Ok((bytes.to_vec(), held)),
+            // Too much, or the connection broke, and then nobody reads the answer.
+            Err(_) => Err(too_large("more".to_owned())),
+        }
+    };
+    tokio::time::timeout(BODY_TIME, read)
+        .await
+        .unwrap_or_else(|_| Err(Refusal::new(codes::PROTOCOL_BUSY, "the body didn't arrive in time")))
 }
 
 fn answered(body: Vec<u8>) -> Response {

@@ -16,7 +16,7 @@ use super::limiter::Limiter;
 use super::settings::Settings;
 use super::store::{Epoch, Generation, Store, Transaction, signed};
 use super::tls::{self, Tls};
-use super::{admin, nonces, routes};
+use super::{admin, nonces, replay, routes};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::config::ServerConfig;
@@ -155,7 +155,7 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
     let empty = store.transaction_blocking(|tx| {
         Ok(tx.query_row("SELECT NOT EXISTS (SELECT 1 FROM ca_keys)", [], |row| row.get(0))?)
     })?;
-    let wrapping = Arc::new(WrappingKey::open(&wrapping_path, empty)?);
+    let wrapping = Arc::new(WrappingKey::of(config, empty)?);
     let generation = Generation::new(wrapping_path.with_added_extension("generation"));
     let server_key = keys::generate()?;
     let time = now();
@@ -231,6 +231,8 @@ async fn round(shared: &Arc<Shared>, renew_at: &mut WallTime) -> Result<(), Refu
             tx.execute("DELETE FROM enrolments WHERE expires_at < ?1", [signed(now.0)])?;
             let changed = of_work.authority.turn(tx, now)?;
             if changed {
+                // Kept answers hold the bundle from before.
+                replay::forget(tx, None)?;
                 audit::done(tx, now, "ca.turned", None, serde_json::json!({}))?;
             }
             Ok(changed)

@@ -151,7 +151,9 @@ pub async fn serve(listener: TcpListener, tls: Arc<Tls>, router: Router, shutdow
             };
             let peer = match peer(&stream) {
                 Ok(peer) => peer,
-                Err(refusal) => return tracing::info!(%address, %refusal, "client certificate refused"),
+                Err(refusal) => {
+                    return tracing::info!(%address, refusal = ?refusal.to_string(), "client certificate refused");
+                }
             };
             let (_permit, age) = match &peer {
                 None => (permit, ANONYMOUS_AGE),

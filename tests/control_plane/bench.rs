@@ -234,13 +234,15 @@ impl Client {
 pub struct SoftTpm {
     pub ek: SigningKey,
     pub aliases: Vec<SigningKey>,
+    /// DER of the EK's certificate.
+    pub certificate: Option<Vec<u8>>,
     pub node: Node,
 }
 
 impl SoftTpm {
     pub fn new() -> Self {
         let node = Node { ak: random_key(), node_key: random_key(), id: None, ..Node::honest() };
-        Self { ek: random_key(), aliases: Vec::new(), node }
+        Self { ek: random_key(), aliases: Vec::new(), certificate: None, node }
     }
 
     pub fn id(&self) -> NodeId {
@@ -251,7 +253,7 @@ impl SoftTpm {
     pub fn request(&self) -> EnrolRequest {
         let presented = |ek: &SigningKey| PresentedEk { public: ek_public(ek), certificate: None };
         EnrolRequest {
-            ek: presented(&self.ek),
+            ek: PresentedEk { certificate: self.certificate.clone(), ..presented(&self.ek) },
             aliases: self.aliases.iter().map(presented).collect(),
             chain: Vec::new(),
             ak_public: self.node.ak_public(),

@@ -106,7 +106,7 @@ async fn no_svid_outlives_entry_configuration_or_lease() {
     let term = async |id: &str| {
         let issued = member.credential(id).await.unwrap().0.answers.remove(0);
         let leaf = x509_cert::Certificate::from_der(&issued.chain[0]).unwrap();
-        let validity = leaf.tbs_certificate().validity().clone();
+        let validity = *leaf.tbs_certificate().validity();
         let life = validity.not_after.to_unix_duration() - validity.not_before.to_unix_duration();
         assert_eq!(life.as_secs(), issued.term_seconds + 60, "backdated by a minute");
         issued.term_seconds

@@ -2,6 +2,7 @@
 
 use leasehold::codes;
 use leasehold::protocol::{EnrolChallenge, EnrolResult};
+use p256::pkcs8::EncodePrivateKey;
 
 use crate::bench::{Server, SoftTpm, ek_public, random_key};
 use crate::node;
@@ -60,11 +61,69 @@ async fn a_named_ek_joins_at_once_in_its_group() {
     assert_eq!(server.admin(&["ek", "list"]).await["eks"].as_array().unwrap().len(), 1);
 }
 
+/// A TPM manufacturer.
+struct Maker {
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+    root: String,
+}
+
+impl Maker {
+    fn new() -> Self {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let root = params.self_signed(&key).unwrap().pem();
+        Self { issuer: rcgen::Issuer::new(params, key), root }
+    }
+
+    /// A TPM with an EK certificate.
+    fn tpm(&self) -> SoftTpm {
+        let mut tpm = SoftTpm::new();
+        let key = tpm.ek.to_pkcs8_der().unwrap();
+        let key = rcgen::KeyPair::try_from(key.as_bytes()).unwrap();
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "an EK");
+        // tcg-kp-EKCertificate.
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::Other(vec![2, 23, 133, 8, 1])];
+        tpm.certificate = Some(params.signed_by(&key, &self.issuer).unwrap().der().to_vec());
+        tpm
+    }
+}
+
 #[tokio::test]
 async fn a_join_rule_needs_its_grade() {
-    let rule = "[[admission.join]]\nname = \"fleet\"\ngrade = \"certified\"\n";
-    let server = Server::start_with(rule).await;
+    let maker = Maker::new();
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("maker.pem"), &maker.root).unwrap();
+    let roots = format!("[admission]\nek_roots = [\"{}\"]\n", dir.path().display());
+    let rule = "[[admission.join]]\nname = \"fleet\"\ngrade = \"certified\"\ngroup = \"fleet\"\n";
+    let server = Server::start_with(&format!("{roots}{rule}")).await;
     assert!(SoftTpm::new().enrol(&server.stranger()).await.unwrap().admitted.is_none());
+    let mut genuine = maker.tpm();
+    let result = genuine.enrol(&server.stranger()).await.unwrap();
+    assert_eq!((result.grade.as_str(), result.admitted.is_some()), ("certified", true));
+    let shown = server.admin(&["node", "show", &genuine.id().to_string()]).await;
+    assert_eq!((shown["group"].as_str(), shown["admitted_by"].as_str()), (Some("fleet"), Some("join rule `fleet`")));
+    let refused = Maker::new().tpm().enrol(&server.stranger()).await.unwrap_err();
+    assert_eq!(refused.code(), codes::VERIFY_EK_UNKNOWN_CA);
+    // A certificate, and no rule: genuine, and nobody's.
+    let server = Server::start_with(&roots).await;
+    let result = maker.tpm().enrol(&server.stranger()).await.unwrap();
+    assert_eq!((result.grade.as_str(), result.admitted.is_some()), ("certified", false));
+}
+
+#[tokio::test]
+async fn an_ek_can_be_named_by_its_certificate() {
+    let server = Server::start().await;
+    let mut tpm = Maker::new().tpm();
+    let file = server.dir.path().join("ek.der");
+    std::fs::write(&file, tpm.certificate.clone().unwrap()).unwrap();
+    server.admin(&["ek", "add", "--cert", file.to_str().unwrap(), "--label", "rack 9"]).await;
+    assert_eq!(server.admin(&["ek", "list"]).await["eks"][0]["kind"], "key");
+    // Also when the TPM doesn't show its certificate.
+    tpm.certificate = None;
+    let result = tpm.enrol(&server.stranger()).await.unwrap();
+    assert_eq!((result.grade.as_str(), result.admitted.is_some()), ("listed", true));
 }
 
 #[tokio::test]

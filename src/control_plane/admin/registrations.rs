@@ -12,8 +12,8 @@ use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::events::Audience;
 use crate::control_plane::registry::eks::{self, Kind};
-use crate::control_plane::registry::owners;
 use crate::control_plane::registry::workloads::{self, Stated, Target, Workload};
+use crate::control_plane::registry::{nodes, owners};
 use crate::control_plane::store::Transaction;
 use crate::control_plane::{audit, replay};
 use crate::identity::TrustDomain;
@@ -160,17 +160,14 @@ pub fn workload_remove(
 
 /// The nodes that must attest anew, since what they may hold has changed.
 fn told(tx: &Transaction<'_>, workload: &Workload) -> Result<Vec<(Audience, Event)>, Refusal> {
-    let audience = match &workload.target {
-        Target::Node(id) => {
-            replay::forget(tx, Some(*id))?;
-            Audience::Node(*id)
-        }
-        Target::Group(group) => {
-            replay::forget(tx, None)?;
-            Audience::Group(group.clone())
-        }
+    let nodes = match &workload.target {
+        Target::Node(id) => vec![*id],
+        Target::Group(group) => nodes::of_group(tx, group)?,
     };
-    Ok(vec![(audience, Event::Attest)])
+    for node in &nodes {
+        replay::forget(tx, Some(*node))?;
+    }
+    Ok(nodes.into_iter().map(|node| (Audience::Node(node), Event::Attest)).collect())
 }
 
 fn unhex(at: &str, text: &str) -> Result<Vec<u8>, Refusal> {

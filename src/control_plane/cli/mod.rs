@@ -55,7 +55,7 @@ fn complain(refusal: &Refusal) -> ExitCode {
     eprintln!("leasehold-server: {}", print::plain(&refusal.to_string()));
     ExitCode::from(match refusal.code {
         codes::CONFIG_INVALID | codes::CONFIG_MODE | codes::ADMIN_INVALID => USAGE,
-        codes::PROTOCOL_UNREACHABLE => UNAVAILABLE,
+        codes::PROTOCOL_UNREACHABLE | codes::TPM_UNAVAILABLE | codes::TPM_LOCKOUT => UNAVAILABLE,
         _ => FAILED,
     })
 }

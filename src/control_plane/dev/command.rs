@@ -107,10 +107,10 @@ fn next_commands(facts: &Facts) -> String {
     )
 }
 
-/// What `dev drift` did.
+/// What `dev drift` did. Schema version 1.
 #[derive(Debug, Serialize)]
 struct Drift {
-    schema: &'static str,
+    schema: u32,
     pcr: u8,
     before: String,
     after: String,
@@ -129,7 +129,7 @@ fn drift(directory: &Path, pcr: u8, json: bool) -> anyhow::Result<u8> {
     let before = read(&mut tpm)?;
     let event = Sha256::digest(b"leasehold dev: something changed");
     wire::check(&swtpm::exchange(&mut tpm, &wire::pcr_extend(pcr, Bank::Sha256, &event))?, "TPM2_PCR_Extend")?;
-    let drift = Drift { schema: "leasehold/dev-drift/1", pcr, before, after: read(&mut tpm)? };
+    let drift = Drift { schema: 1, pcr, before, after: read(&mut tpm)? };
     if json {
         println!("{}", serde_json::to_string(&drift)?);
     } else {

@@ -34,11 +34,11 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// The PCRs that a simulated boot extends, all in the control plane's default selection.
 const BOOT_PCRS: [u8; 11] = [0, 1, 2, 3, 4, 5, 6, 7, 9, 11, 14];
 
-/// What was set up and where: printed, and kept as `dev.json` for `dev drift`.
+/// What was set up and where: printed, and kept as `dev.json` for `dev drift`. Schema version 1.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Facts {
-    pub(super) schema: String,
+    pub(super) schema: u32,
     pub(super) directory: PathBuf,
     pub(super) trust_domain: String,
     pub(super) node: String,
@@ -130,7 +130,7 @@ impl Household {
         .await?;
 
         let facts = Facts {
-            schema: "leasehold/dev/1".to_owned(),
+            schema: 1,
             node,
             spiffe_id,
             trust_domain: TRUST_DOMAIN.to_owned(),

@@ -118,6 +118,44 @@ pub fn all(tx: &Transaction<'_>) -> Result<Vec<Node>, Refusal> {
     Ok(nodes)
 }
 
+/// The nodes of a group.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn of_group(tx: &Transaction<'_>, group: &str) -> Result<Vec<NodeId>, Refusal> {
+    let mut statement = tx.prepare_cached("SELECT id FROM nodes WHERE node_group = ?1")?;
+    let rows = statement.query_map([group], |row| row.get::<_, Vec<u8>>(0))?;
+    rows.map(|id| Ok(NodeId::from_bytes(fixed(&id?, "a node id")?))).collect()
+}
+
+/// Makes room for a waiting node: anybody can invent TPMs, so only so many wait at once, and the
+/// one not heard of for longest goes. A machine that is really there asks again in seconds.
+///
+/// # Errors
+/// [`codes::PROTOCOL_BUSY`] when an operator has registered something for each of them.
+pub fn make_room(tx: &Transaction<'_>, waiting: u32) -> Result<(), Refusal> {
+    let count: u32 = tx.query_row("SELECT count(*) FROM nodes WHERE state = 'waiting'", [], |row| row.get(0))?;
+    if count < waiting {
+        return Ok(());
+    }
+    let oldest: Option<Vec<u8>> = tx
+        .query_row(
+            "SELECT id FROM nodes WHERE state = 'waiting'
+             AND NOT EXISTS (SELECT 1 FROM workloads WHERE node = nodes.id)
+             AND NOT EXISTS (SELECT 1 FROM reference_sets WHERE node = nodes.id)
+             ORDER BY last_seen_at, enrolled_at LIMIT 1",
+            [],
+            |row| row.get(0),
+        )
+        .optional()?;
+    let oldest = oldest.ok_or_else(|| Refusal::new(codes::PROTOCOL_BUSY, "too many nodes wait for approval"))?;
+    for table in ["quotes", "high_water", "nonces", "requests", "leases", "issuances"] {
+        tx.execute(&format!("DELETE FROM {table} WHERE node = ?1"), [&oldest])?;
+    }
+    tx.execute("DELETE FROM nodes WHERE id = ?1", [&oldest])?;
+    Ok(())
+}
+
 /// The node whose id starts with `text`.
 ///
 /// # Errors
@@ -279,4 +317,100 @@ fn read(row: &rusqlite::Row<'_>) -> Result<Node, Refusal> {
         last_seen_at: time(18)?.unwrap_or(WallTime(0)),
         last_refusal: row.get(19)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control_plane::store::Store;
+
+    fn waiting(number: u8) -> Node {
+        Node {
+            id: NodeId::from_bytes([number; 32]),
+            state: State::Waiting,
+            grade: "unknown".to_owned(),
+            ek_name: vec![number],
+            ek_public: Vec::new(),
+            ek_certificate: None,
+            aliases: vec![vec![number, 1]],
+            ak_public: Vec::new(),
+            node_key_public: Vec::new(),
+            node_key_spki: vec![number],
+            certification_nonce: [0; 32],
+            agent_version: String::new(),
+            group: None,
+            admitted_by: None,
+            enrolled_at: WallTime(1),
+            admitted_at: None,
+            revoked_at: None,
+            revoked_reason: None,
+            last_seen_at: WallTime(u64::from(number)),
+            last_refusal: None,
+        }
+    }
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store.db")).unwrap();
+        (dir, store)
+    }
+
+    #[test]
+    fn so_many_wait_and_the_one_silent_for_longest_goes() {
+        let (_dir, store) = store();
+        let left = store.transaction_blocking(|tx| {
+            put(tx, &Node { state: State::Admitted, ..waiting(1) })?;
+            for number in 2..=9 {
+                make_room(tx, 4)?;
+                put(tx, &waiting(number))?;
+            }
+            all(tx)
+        });
+        let left: Vec<u8> = left.unwrap().iter().map(|node| node.id.as_bytes()[0]).collect();
+        assert_eq!(left, [1, 6, 7, 8, 9]);
+    }
+
+    #[test]
+    fn the_start_of_an_id_names_one_node_or_none() {
+        let (_dir, store) = store();
+        store
+            .transaction_blocking(|tx| {
+                let mut id = [7; 32];
+                put(tx, &Node { id: NodeId::from_bytes(id), ..waiting(7) })?;
+                id[31] = 8;
+                put(tx, &Node { id: NodeId::from_bytes(id), ..waiting(8) })?;
+                let seven = NodeId::from_bytes([7; 32]).to_string();
+                assert_eq!(resolve(tx, &seven.to_uppercase())?.id.to_string(), seven);
+                for (text, code) in [
+                    (&seven[..10], codes::ADMIN_INVALID),
+                    ("07", codes::ADMIN_INVALID),
+                    ("070707%", codes::ADMIN_INVALID),
+                    ("080808", codes::ADMIN_UNKNOWN),
+                ] {
+                    assert_eq!(resolve(tx, text).unwrap_err().code, code, "{text}");
+                }
+                Ok(())
+            })
+            .unwrap();
+    }
+
+    #[test]
+    fn eks_belong_to_one_node() {
+        let (_dir, store) = store();
+        store
+            .transaction_blocking(|tx| {
+                let one = Node { state: State::Admitted, ..waiting(1) };
+                let two = Node { aliases: vec![vec![1]], ..waiting(2) };
+                put(tx, &one)?;
+                put(tx, &two)?;
+                claim_eks(tx, &one)?;
+                claim_eks(tx, &one)?;
+                assert_eq!(claim_eks(tx, &two).unwrap_err().code, codes::ENROL_ID_TAKEN);
+                put(tx, &Node { state: State::Revoked, ..one })?;
+                assert_eq!(claim_eks(tx, &two).unwrap_err().code, codes::ENROL_REVOKED);
+                assert_eq!(owner_of_ek(tx, &[2])?, None);
+                Ok(())
+            })
+            .unwrap();
+    }
 }

@@ -14,10 +14,13 @@ const WINDOW: Duration = Duration::from_secs(10);
 /// As many (user, code) pairs are remembered; beyond that everything is forgotten and begins anew.
 const MOST: usize = 1024;
 
+/// When a user was last told of a code in the log, and how often not since.
+type Logged = BTreeMap<(u32, &'static str), (BootInstant, u64)>;
+
 /// What was logged lately.
 #[derive(Debug, Default)]
 pub(super) struct Repeats {
-    logged: Mutex<BTreeMap<(u32, &'static str), (BootInstant, u64)>>,
+    logged: Mutex<Logged>,
 }
 
 impl Repeats {

@@ -100,11 +100,14 @@ pub fn router(shared: Arc<Shared>, stop: CancellationToken) -> Router {
             }),
         );
     }
-    router.fallback(|request: Request| async move {
-        let found = format!("{} {}", request.method(), request.uri().path());
-        let refusal = Refusal::new(codes::PROTOCOL_MALFORMED, audit::clipped(&found)).expected("a route of version 1");
-        refuse(&Refused { refusal, next: None })
-    })
+    router.fallback(unknown).method_not_allowed_fallback(unknown)
+}
+
+/// The answer to whatever isn't in [`ROUTES`].
+async fn unknown(request: Request) -> Response {
+    let found = format!("{} {}", request.method(), request.uri().path());
+    let refusal = Refusal::new(codes::PROTOCOL_MALFORMED, audit::clipped(&found)).expected("a route of version 1");
+    refuse(&Refused { refusal, next: None })
 }
 
 #[derive(Clone)]

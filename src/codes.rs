@@ -118,6 +118,7 @@ table! {
     TPM_RESET = "tpm.reset", "The TPM was reset: the session that vouched for its readings is gone.";
     TPM_REFUSED = "tpm.refused", "The TPM refused a command.";
     TPM_SWAPPED = "tpm.swapped", "Another TPM answers than the one this agent started with.";
+    TPM_SEALED_ELSEWHERE = "tpm.sealed_elsewhere", "A secret is sealed to another TPM, or to this one before it was cleared.";
     TPM_STRUCTURE = "tpm.structure", "A TPM structure is malformed.";
 
     EVIDENCE_TOO_LARGE = "evidence.too_large", "The evidence is larger than 4 MiB.";

@@ -175,7 +175,8 @@ pub struct KeysConfig {
     /// The file of the 32-byte wrapping key, 0600; made at the first start. Default: `wrapping.key`
     /// in the state directory. Put it on other storage than the backups of the state directory.
     pub wrapping_key: Option<PathBuf>,
-    /// Seals the wrapping key to this TPM (`device:PATH` or `swtpm:…`) instead of leaving it in the file.
+    /// Seals the wrapping key to this TPM (`device:PATH` or `swtpm:…`): the file then opens on it
+    /// only. A key that already lies in the file is sealed at the next start.
     pub tpm: Option<String>,
 }
 

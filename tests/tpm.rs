@@ -1,4 +1,11 @@
 //! The TPM room against a private software TPM for each test.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 #![cfg(feature = "agent")]
 
 mod tpm {

@@ -1,5 +1,12 @@
 //! The Workload API's generated code is checked in, so that a build needs no generator; this test
 //! regenerates it from `workload.proto` and compares. `LEASEHOLD_REGENERATE=1` writes it anew.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 #![cfg(feature = "agent")]
 
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! The keeper: holds the gate and the credentials, and answers the Workload API from both.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, broadcast, watch};
@@ -30,6 +30,8 @@ struct Holdings {
     registered: Vec<Registered>,
     /// Workloads the issuer refused, and why.
     refused: BTreeMap<String, Refusal>,
+    /// What was read last: a change of it is worth an attestation, with or without a lease.
+    last_reading: Option<Arc<PcrReading>>,
     /// What the watcher last failed with; `None` after a reading.
     tpm_trouble: Option<TpmError>,
     control_plane_reachable: bool,
@@ -69,6 +71,7 @@ impl Keeper {
             store: Store::default(),
             registered: Vec::new(),
             refused: BTreeMap::new(),
+            last_reading: None,
             tpm_trouble: None,
             control_plane_reachable: false,
         };
@@ -204,12 +207,15 @@ impl Keeper {
     }
 
     fn judge(&self, observation: &Observation) {
-        let closed = {
+        let (closed, moved) = {
             let mut holdings = self.holdings();
             let was_open = holdings.gate.lease().is_some();
+            let mut moved = false;
             match observation {
                 Ok(reading) => {
                     holdings.tpm_trouble = None;
+                    let last = holdings.last_reading.replace(Arc::clone(reading));
+                    moved = last.is_some_and(|last| last.values != reading.values || last.counts != reading.counts);
                     // Its own start as the request's arrival: the reading itself is what is judged.
                     let _ = holdings.gate.judge(reading, reading.started_at, BootInstant::now());
                 }
@@ -224,8 +230,13 @@ impl Keeper {
             if closed && holdings.gate.standing() == Standing::Contraindicated {
                 holdings.store.clear();
             }
-            closed.then(|| holdings.gate.reason().cloned()).flatten()
+            // A node that stands badly and then changed may stand well again: that isn't left to a pause.
+            let moved = moved && holdings.gate.standing() == Standing::Contraindicated;
+            (closed.then(|| holdings.gate.reason().cloned()).flatten(), moved)
         };
+        if moved {
+            self.drifted.notify_one();
+        }
         if let Some(reason) = closed {
             tracing::warn!(code = %reason.refusal.code, standing = %reason.standing, "the lease ended: {}", reason.refusal);
             self.changed();

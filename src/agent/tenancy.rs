@@ -22,7 +22,7 @@ use crate::protocol::{
 };
 use crate::secret::random;
 use crate::shutdown::CancellationToken;
-use crate::tpm::{PcrSelection, Tpm};
+use crate::tpm::Tpm;
 use crate::verify::{Lease, LeaseExpectation};
 
 /// The pauses between tries: the last one plus a request stays well within 10 s (promise 8).
@@ -62,7 +62,6 @@ struct Tenant {
     remembered: Remembered,
     enrolled: Enrolled,
     next: Option<(FreshNonce, BootInstant)>,
-    selection: PcrSelection,
     /// When the present lease should be renewed.
     renew_at: BootInstant,
 }
@@ -124,6 +123,7 @@ impl Tenancy {
                     tokio::select! {
                         () = tokio::time::sleep(jittered(Duration::from_millis(pause).max(at_least))) => {}
                         () = self.attest_now.notified() => {}
+                        () = self.keeper.drifted() => {}
                     }
                 }
             }
@@ -143,8 +143,7 @@ impl Tenancy {
         let enrolled = self.unenrolled.enrolled(&remembered.membership, &self.tpm).map_err(failed)?;
         self.node.send_replace(Some(NodeId::from_bytes(remembered.membership.node)));
         self.client.send_replace(Some(enrolled.clone()));
-        let selection = self.watcher.selection();
-        Ok(Tenant { attester, remembered, enrolled, next, selection, renew_at: BootInstant::now() })
+        Ok(Tenant { attester, remembered, enrolled, next, renew_at: BootInstant::now() })
     }
 
     async fn enrol(&self, attester: &Attester) -> Result<(Remembered, FreshNonce, BootInstant), Setback> {
@@ -186,7 +185,7 @@ impl Tenancy {
             _ => tenant.enrolled.nonce().await.map_err(|f| self.failure(f))?,
         };
         let gathered =
-            tenant.attester.gather(nonce.nonce, Some(node), tenant.selection, &tenant.remembered.certification).await?;
+            tenant.attester.gather(nonce.nonce, Some(node), nonce.selection, &tenant.remembered.certification).await?;
         let request = AttestRequest { request_id: fresh_id()?, evidence: gathered.evidence.clone() };
         let asked_at = BootInstant::now();
         let answer = match tenant.enrolled.attest(&request).await {
@@ -200,8 +199,6 @@ impl Tenancy {
         };
         self.keeper.reachable(true);
         tenant.next = Some((answer.next.clone(), asked_at));
-        tenant.selection = answer.selection;
-        self.watcher.select(answer.selection);
         self.keeper.provision(answer.entries.clone(), &answer.bundle);
         self.renew_membership(tenant, &answer)?;
         let Some(lease) = &answer.lease else {
@@ -219,6 +216,8 @@ impl Tenancy {
         };
         let lease = Lease::verify(lease, &issuers, &expected)?;
         let (sequence, term, epoch) = (lease.claims().sequence, lease.claims().term, lease.claims().epoch);
+        // What is watched is what the lease stands on, whatever is to be quoted next.
+        self.watcher.select(lease.claims().pcrs.selection());
         // Sequences count within an epoch: a control plane whose store was restored begins anew.
         if epoch == tenant.remembered.epoch && sequence <= tenant.remembered.last_sequence {
             let refusal = Refusal::new(codes::GATE_LEASE_ORDER, format!("sequence {sequence}"));

@@ -71,11 +71,17 @@ pub fn attest(
         lease,
         refusal,
         differences: appraised.differences().to_vec(),
-        next: nonces::issue(tx, node.id, Purpose::Attest, now, shared.settings.lease.as_secs())?,
+        next: nonces::issue(
+            tx,
+            node.id,
+            Purpose::Attest,
+            now,
+            shared.settings.lease.as_secs(),
+            shared.settings.selection,
+        )?,
         entries,
         bundle: shared.authority.current().bundle.clone(),
         certificate: renew(tx, shared, node, peer, now)?,
-        selection: shared.settings.selection,
     })
 }
 

@@ -181,7 +181,14 @@ fn result(tx: &Transaction<'_>, shared: &Shared, node: &Node, now: WallTime) -> 
         result.admitted = Some(Admitted {
             certificate: issuing.chain(&leaf),
             bundle: issuing.bundle.clone(),
-            nonce: nonces::issue(tx, node.id, Purpose::Attest, now, shared.settings.nonce_seconds)?,
+            nonce: nonces::issue(
+                tx,
+                node.id,
+                Purpose::Attest,
+                now,
+                shared.settings.nonce_seconds,
+                shared.settings.selection,
+            )?,
         });
         let detail = serde_json::json!({
             "grade": node.grade, "by": node.admitted_by, "group": node.group,

@@ -1,7 +1,11 @@
 //! Keys at rest: every private key in the store lies under one wrapping key (AES-256-GCM).
 //!
 //! The wrapping key is a file of 32 bytes, mode 0600, best kept on other storage than the backups
-//! of the state directory: a stolen store alone then holds no key.
+//! of the state directory: a stolen store alone then holds no key. With `keys.tpm` the file holds it
+//! sealed to this machine's TPM: a stolen machine image then holds no key either.
+
+#[cfg(feature = "tpm-device")]
+mod sealed;
 
 use std::path::{Path, PathBuf};
 
@@ -12,6 +16,7 @@ use p256::pkcs8::{DecodePrivateKey, EncodePrivateKey};
 use crate::codes::{self, Refusal};
 use crate::config::ServerConfig;
 use crate::secret::{self, ExposeSecret, Zeroizing};
+use crate::tpm::Sealed;
 
 /// The key that wraps the others.
 pub struct WrappingKey(LessSafeKey);
@@ -22,26 +27,52 @@ impl WrappingKey {
         config.keys.wrapping_key.clone().unwrap_or_else(|| config.state_dir.join("wrapping.key"))
     }
 
-    /// Reads the wrapping key. Makes it if it is missing and `may_create`, which is only right
-    /// while the store holds nothing that another wrapping key has wrapped.
+    /// Opens the wrapping key as this configuration keeps it. Makes it if it is missing and
+    /// `may_create`, which is only right while the store holds nothing that another wrapping key
+    /// has wrapped. With `keys.tpm`, a key that lies in the clear is sealed first.
     ///
     /// # Errors
-    /// [`codes::CONFIG_MODE`] for a file open to others, [`codes::CONFIG_INVALID`] for one that is
-    /// missing or of another length.
+    /// [`codes::CONFIG_MODE`] for a file open to others; [`codes::CONFIG_INVALID`] for one that is
+    /// missing, of another length, or sealed while there is no `keys.tpm`;
+    /// [`codes::TPM_SEALED_ELSEWHERE`] and the TPM's other refusals. The file then is as it was.
+    pub fn of(config: &ServerConfig, may_create: bool) -> Result<Self, Refusal> {
+        let path = Self::path(config);
+        match &config.keys.tpm {
+            None => Self::open(&path, may_create),
+            Some(address) => Self::open_sealed(&path, address, may_create),
+        }
+    }
+
+    /// As [`Self::of`], without a TPM.
+    ///
+    /// # Errors
+    /// As [`Self::of`].
     pub fn open(path: &Path, may_create: bool) -> Result<Self, Refusal> {
-        let at = |found: String| Refusal::new(codes::CONFIG_INVALID, found).at(path.display().to_string());
         if !path.exists() {
-            if !may_create {
-                return Err(at("the wrapping key is missing, and the store holds keys under it".to_owned())
-                    .expected("the file that the first start made here, from its backup"));
-            }
-            let key = Zeroizing::new(secret::random::<32>().map_err(|e| at(e.to_string()))?);
-            secret::write_atomically(path, key.as_slice()).map_err(|e| at(e.to_string()))?;
+            let key = fresh(path, may_create)?;
+            secret::write_atomically(path, key.as_slice()).map_err(|e| invalid(path, e.to_string()))?;
         }
         let bytes = secret::read_private(path)?;
-        let bytes = bytes.expose_secret();
+        if Sealed::looks_like(bytes.expose_secret()) {
+            return Err(invalid(path, "the wrapping key is sealed to a TPM, and the configuration names none")
+                .expected("`keys.tpm` as it was when the key was sealed, e.g. `tpm = \"device:/dev/tpmrm0\"`"));
+        }
+        Self::new(path, bytes.expose_secret())
+    }
+
+    #[cfg(feature = "tpm-device")]
+    fn open_sealed(path: &Path, address: &str, may_create: bool) -> Result<Self, Refusal> {
+        Self::new(path, &sealed::open(path, address, may_create)?)
+    }
+
+    #[cfg(not(feature = "tpm-device"))]
+    fn open_sealed(_: &Path, address: &str, _: bool) -> Result<Self, Refusal> {
+        check_address(address).and(Err(failed("keys.tpm", "BUG: passed without a TPM")))
+    }
+
+    fn new(path: &Path, bytes: &[u8]) -> Result<Self, Refusal> {
         let key = UnboundKey::new(&AES_256_GCM, bytes)
-            .map_err(|_| at(format!("{} bytes", bytes.len())).expected("exactly 32 bytes"))?;
+            .map_err(|_| invalid(path, format!("{} bytes", bytes.len())).expected("exactly 32 bytes"))?;
         Ok(Self(LessSafeKey::new(key)))
     }
 
@@ -118,6 +149,39 @@ pub fn to_pkcs8(key: &SigningKey) -> Result<Zeroizing<Vec<u8>>, Refusal> {
 /// [`codes::STORE_FAILED`] when it is none.
 pub fn from_pkcs8(der: &[u8]) -> Result<SigningKey, Refusal> {
     SigningKey::from_pkcs8_der(der).map_err(|e| failed("a key", &e.to_string()))
+}
+
+/// Checks `keys.tpm` without asking the TPM.
+///
+/// # Errors
+/// [`codes::CONFIG_INVALID`].
+#[cfg(feature = "tpm-device")]
+pub fn check_address(address: &str) -> Result<(), Refusal> {
+    crate::tpm::TpmAddress::parse(address).map(|_| ()).map_err(|refusal| refusal.at("keys.tpm"))
+}
+
+/// Refuses `keys.tpm`: else a key thought sealed would lie in a file.
+///
+/// # Errors
+/// [`codes::CONFIG_INVALID`], always.
+#[cfg(not(feature = "tpm-device"))]
+pub fn check_address(address: &str) -> Result<(), Refusal> {
+    Err(Refusal::new(codes::CONFIG_INVALID, format!("`{address}`, and this build can't use a TPM"))
+        .at("keys.tpm")
+        .expected("a build with the feature `tpm-device`, or no `keys.tpm`"))
+}
+
+/// A new wrapping key, where one may be made.
+fn fresh(path: &Path, may_create: bool) -> Result<Zeroizing<[u8; 32]>, Refusal> {
+    if !may_create {
+        return Err(invalid(path, "the wrapping key is missing, and the store holds keys under it")
+            .expected("the file that the first start made here, from its backup"));
+    }
+    secret::random().map(Zeroizing::new).map_err(|e| invalid(path, e.to_string()))
+}
+
+fn invalid(path: &Path, found: impl Into<String>) -> Refusal {
+    Refusal::new(codes::CONFIG_INVALID, found).at(path.display().to_string())
 }
 
 fn failed(what: &str, why: &str) -> Refusal {

@@ -8,6 +8,7 @@ use crate::codes::{self, Refusal};
 use crate::identity::NodeId;
 use crate::protocol::FreshNonce;
 use crate::secret;
+use crate::tpm::PcrSelection;
 
 /// How many unused nonces a node may have at once; asking for more drops the oldest.
 const UNUSED: i64 = 16;
@@ -31,7 +32,7 @@ impl Purpose {
     }
 }
 
-/// A new nonce for `node`, good for `term` seconds.
+/// A new nonce for `node`, good for `term` seconds, to quote `selection` over.
 ///
 /// # Errors
 /// [`codes::STORE_FAILED`], also when the kernel has no randomness.
@@ -41,6 +42,7 @@ pub fn issue(
     purpose: Purpose,
     now: WallTime,
     term: u64,
+    selection: PcrSelection,
 ) -> Result<FreshNonce, Refusal> {
     let nonce: [u8; 32] = secret::random().map_err(|e| Refusal::new(codes::STORE_FAILED, e.to_string()))?;
     tx.prepare_cached("INSERT INTO nonces(nonce, node, purpose, issued_at, expires_at) VALUES (?1, ?2, ?3, ?4, ?5)")?
@@ -50,7 +52,7 @@ pub fn issue(
          (SELECT rowid FROM nonces WHERE node = ?1 AND used_at IS NULL ORDER BY issued_at DESC, rowid DESC LIMIT ?2)",
     )?
     .execute(params![node.as_bytes(), UNUSED])?;
-    Ok(FreshNonce { nonce, term_seconds: term })
+    Ok(FreshNonce { nonce, term_seconds: term, selection })
 }
 
 /// Spends a nonce and returns its age. The transaction it is spent in is the one that does what it

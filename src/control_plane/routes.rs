@@ -149,7 +149,14 @@ impl Server {
             (Call::Nonce, Some(peer)) => {
                 self.for_node(route, peer, body, |tx, shared, node, _, _, now| {
                     let term = shared.settings.nonce_seconds;
-                    protocol::encode(&nonces::issue(tx, node.id, Purpose::Attest, now, term)?)
+                    protocol::encode(&nonces::issue(
+                        tx,
+                        node.id,
+                        Purpose::Attest,
+                        now,
+                        term,
+                        shared.settings.selection,
+                    )?)
                 })
                 .await
             }
@@ -322,7 +329,7 @@ fn next_nonce(
     if call != Call::Attest {
         return Ok(None);
     }
-    nonces::issue(tx, node, Purpose::Attest, now, shared.settings.nonce_seconds).map(Some)
+    nonces::issue(tx, node, Purpose::Attest, now, shared.settings.nonce_seconds, shared.settings.selection).map(Some)
 }
 
 fn no_certificate() -> Refusal {

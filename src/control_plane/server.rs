@@ -155,7 +155,7 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
     let empty = store.transaction_blocking(|tx| {
         Ok(tx.query_row("SELECT NOT EXISTS (SELECT 1 FROM ca_keys)", [], |row| row.get(0))?)
     })?;
-    let wrapping = Arc::new(WrappingKey::open(&wrapping_path, empty)?);
+    let wrapping = Arc::new(WrappingKey::of(config, empty)?);
     let generation = Generation::new(wrapping_path.with_added_extension("generation"));
     let server_key = keys::generate()?;
     let time = now();

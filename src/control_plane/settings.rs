@@ -7,6 +7,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 use super::ca::CaTerms;
+use super::keys;
 use super::registry::workloads::check_group;
 use crate::codes::{self, Refusal};
 use crate::config::{JoinRule, ServerConfig, TermsConfig};
@@ -58,12 +59,7 @@ impl Settings {
     /// [`codes::CONFIG_INVALID`], naming the key.
     pub fn check(config: &ServerConfig) -> Result<Self, Refusal> {
         if let Some(address) = &config.keys.tpm {
-            // Refused rather than ignored: else a key thought sealed would lie in a file.
-            return Err(invalid(
-                "keys.tpm",
-                format!("`{address}`: sealing the wrapping key to a TPM is not built yet"),
-            )
-            .expected("no `keys.tpm`; the wrapping key then is a file of mode 0600, see `keys.wrapping_key`"));
+            keys::check_address(address)?;
         }
         let selection = config.pcrs.parse().map_err(|what: String| invalid("pcrs", what))?;
         let TermsConfig { lease_seconds, svid_seconds, nonce_seconds, ca_days } = config.terms;
@@ -159,7 +155,7 @@ mod tests {
     fn mistakes_are_named() {
         check("").unwrap();
         for (text, at) in [
-            ("[keys]\ntpm = \"device:/dev/tpmrm0\"", "keys.tpm"),
+            ("[keys]\ntpm = \"/dev/tpmrm0\"", "keys.tpm"),
             ("pcrs = \"sha1:0\"", "pcrs"),
             ("[terms]\nlease_seconds = 1", "terms.lease_seconds"),
             ("[terms]\nca_days = 0", "terms.ca_days"),

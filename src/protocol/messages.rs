@@ -133,7 +133,7 @@ pub struct Bundle {
     pub sequence: u64,
 }
 
-/// A single-use nonce of 32 bytes.
+/// What to attest with next: a single-use nonce of 32 bytes, and the PCRs to quote over it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FreshNonce {
@@ -142,6 +142,9 @@ pub struct FreshNonce {
     pub nonce: [u8; 32],
     /// Seconds for which it can be used.
     pub term_seconds: u64,
+    /// The PCRs to quote. It comes with the nonce, so that an agent that was just started, or one
+    /// whose control plane asks for other PCRs since, quotes the right ones.
+    pub selection: PcrSelection,
 }
 
 /// Attestation: one round trip.
@@ -175,8 +178,6 @@ pub struct AttestAnswer {
     pub bundle: Bundle,
     /// A renewed node certificate, when the present one is past half its life.
     pub certificate: Option<Vec<serde_bytes::ByteBuf>>,
-    /// The PCRs to quote next time.
-    pub selection: PcrSelection,
 }
 
 /// A workload that may run on this node.
@@ -291,7 +292,8 @@ mod tests {
 
     #[test]
     fn messages_survive_the_wire_and_unknown_fields_do_not() {
-        let nonce = FreshNonce { nonce: [7; 32], term_seconds: 60 };
+        let selection = "sha256:0-7".parse().unwrap();
+        let nonce = FreshNonce { nonce: [7; 32], term_seconds: 60, selection };
         let bytes = encode(&nonce).unwrap();
         assert_eq!(decode::<FreshNonce>(&bytes).unwrap(), nonce);
         assert_eq!(decode::<Wanted>(&bytes).unwrap_err().code, codes::PROTOCOL_MALFORMED);

@@ -327,10 +327,19 @@ pub(super) fn primary(
     connection: &mut Connection,
     template: tss_esapi::Result<Public>,
 ) -> Result<(KeyHandle, Public), Fault> {
+    primary_in(connection, Hierarchy::Endorsement, template)
+}
+
+/// Creates a primary key.
+pub(super) fn primary_in(
+    connection: &mut Connection,
+    hierarchy: Hierarchy,
+    template: tss_esapi::Result<Public>,
+) -> Result<(KeyHandle, Public), Fault> {
     const COMMAND: &str = "TPM2_CreatePrimary";
     let template = template.map_err(|e| Fault::refused(COMMAND, e.to_string()))?;
     let created = connection.call(COMMAND, PASSWORD, |context| {
-        context.create_primary(Hierarchy::Endorsement, template.clone(), None, None, None, None)
+        context.create_primary(hierarchy, template.clone(), None, None, None, None)
     })?;
     Ok((created.key_handle, created.out_public))
 }

@@ -235,7 +235,7 @@ fn persistent(connection: &mut Connection, handle: u32, kind: EkKind) -> Result<
 }
 
 /// The result of the work; if cleaning up after it failed, the TPM is opened again, which cleans up.
-fn cleaned<T>(result: Result<T, Fault>, cleaning: Result<(), Fault>) -> Result<T, Fault> {
+pub(super) fn cleaned<T>(result: Result<T, Fault>, cleaning: Result<(), Fault>) -> Result<T, Fault> {
     let Err(fault) = cleaning else { return result };
     Err(Fault { lost: true, ..result.err().unwrap_or(fault) })
 }
@@ -252,6 +252,6 @@ fn has_p256(connection: &mut Connection) -> Result<bool, Fault> {
     Ok(curves.into_inner().contains(&p256))
 }
 
-fn encode(public: &Public) -> Result<Vec<u8>, Fault> {
+pub(super) fn encode(public: &Public) -> Result<Vec<u8>, Fault> {
     public.marshall().map_err(|e| Fault::lost(format!("a public area can't be encoded: {e}")))
 }

@@ -1,34 +1,42 @@
 //! The TPM: the only code that talks to the device, and the structures it signs.
 //!
-//! [`pcr`] and [`structures`] need no device. With the feature `agent`, [`Tpm`] is a cloneable
-//! handle to one named thread that owns the TSS context; every request has a deadline.
+//! [`pcr`], [`structures`] and [`Sealed`] need no device. With the feature `tpm-device`, [`Tpm`] is a
+//! cloneable handle to one named thread that owns the TSS context, and [`Vault`] seals secrets to
+//! the TPM of this machine; every request has a deadline.
 
 pub mod pcr;
 
 pub mod structures;
 
-#[cfg(feature = "agent")]
+mod sealed;
+
+#[cfg(feature = "tpm-device")]
 mod connection;
-#[cfg(feature = "agent")]
+#[cfg(feature = "tpm-device")]
 mod device;
-#[cfg(feature = "agent")]
+#[cfg(feature = "tpm-device")]
 mod endorsement;
-#[cfg(feature = "agent")]
+#[cfg(feature = "tpm-device")]
 mod handle;
-#[cfg(feature = "agent")]
+#[cfg(feature = "tpm-device")]
 mod nv;
-#[cfg(feature = "agent")]
+#[cfg(feature = "tpm-device")]
 mod reading;
-#[cfg(feature = "agent")]
+#[cfg(feature = "tpm-device")]
 mod session;
-#[cfg(feature = "agent")]
+#[cfg(feature = "tpm-device")]
 mod templates;
-#[cfg(feature = "agent")]
+#[cfg(feature = "tpm-device")]
+mod vault;
+#[cfg(feature = "tpm-device")]
 mod words;
 
-#[cfg(feature = "agent")]
+#[cfg(feature = "tpm-device")]
 pub use handle::{Tpm, TpmAddress, TpmThread};
 pub use pcr::{Bank, PcrDifference, PcrReading, PcrSelection, PcrValues, ResetCounts};
+pub use sealed::Sealed;
+#[cfg(feature = "tpm-device")]
+pub use vault::Vault;
 
 use crate::codes::{self, Refusal};
 
@@ -92,6 +100,16 @@ pub enum TpmError {
         /// Hexadecimal name expected.
         expected: String,
     },
+    /// The secret was sealed by another TPM, or by this one before it was cleared.
+    #[error(
+        "it is sealed to the TPM with the SRK name {expected}, this one's is {found}: another TPM, or one that was cleared"
+    )]
+    SealedElsewhere {
+        /// Hexadecimal name found.
+        found: String,
+        /// Hexadecimal name expected.
+        expected: String,
+    },
     /// The TPM understood and refused.
     #[error("{command} was refused: {reason}")]
     Refused {
@@ -116,6 +134,7 @@ impl From<TpmError> for Refusal {
             TpmError::Lockout { .. } => codes::TPM_LOCKOUT,
             TpmError::Reset => codes::TPM_RESET,
             TpmError::Swapped { .. } => codes::TPM_SWAPPED,
+            TpmError::SealedElsewhere { .. } => codes::TPM_SEALED_ELSEWHERE,
             TpmError::Refused { .. } => codes::TPM_REFUSED,
         };
         Self::new(code, error.to_string())

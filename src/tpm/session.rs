@@ -34,22 +34,26 @@ pub(super) enum Purpose {
     Audit,
     /// A policy session that also encrypts the first parameter both ways.
     Secret,
+    /// Authorises with the empty value and encrypts the command's first parameter.
+    SecretIn,
+    /// Authorises with the empty value and encrypts the answer's first parameter.
+    SecretOut,
 }
 
-/// Starts a session salted to `ek`, whose name the caller has compared with the pinned one.
+/// Starts a session salted to `key`, whose name the caller has compared with the pinned one.
 pub(super) fn start(
     connection: &mut Connection,
-    ek: KeyHandle,
+    key: KeyHandle,
     purpose: Purpose,
     hash: HashingAlgorithm,
 ) -> Result<AuthSession, Fault> {
     let kind = match purpose {
-        Purpose::Audit => SessionType::Hmac,
+        Purpose::Audit | Purpose::SecretIn | Purpose::SecretOut => SessionType::Hmac,
         Purpose::Secret => SessionType::Policy,
     };
     let session = connection
         .call("TPM2_StartAuthSession", NONE, |context| {
-            context.start_auth_session(Some(ek), None, None, kind, SymmetricDefinition::AES_128_CFB, hash)
+            context.start_auth_session(Some(key), None, None, kind, SymmetricDefinition::AES_128_CFB, hash)
         })?
         .ok_or_else(|| Fault::lost("TPM2_StartAuthSession answered without a session"))?;
     let (attributes, mask) = match purpose {
@@ -57,6 +61,8 @@ pub(super) fn start(
         Purpose::Secret => {
             SessionAttributesBuilder::new().with_continue_session(true).with_decrypt(true).with_encrypt(true)
         }
+        Purpose::SecretIn => SessionAttributesBuilder::new().with_continue_session(true).with_decrypt(true),
+        Purpose::SecretOut => SessionAttributesBuilder::new().with_continue_session(true).with_encrypt(true),
     }
     .build();
     connection

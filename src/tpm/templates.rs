@@ -9,9 +9,9 @@ use tss_esapi::interface_types::algorithm::{HashingAlgorithm, PublicAlgorithm};
 use tss_esapi::interface_types::ecc::EccCurve;
 use tss_esapi::interface_types::key_bits::RsaKeyBits;
 use tss_esapi::structures::{
-    Digest, EccParameter, EccPoint, EccScheme, HashScheme, KeyDerivationFunctionScheme, Public, PublicBuilder,
-    PublicEccParametersBuilder, PublicKeyRsa, PublicRsaParametersBuilder, RsaExponent, RsaScheme,
-    SymmetricDefinitionObject,
+    Digest, EccParameter, EccPoint, EccScheme, HashScheme, KeyDerivationFunctionScheme, KeyedHashScheme, Public,
+    PublicBuilder, PublicEccParametersBuilder, PublicKeyRsa, PublicKeyedHashParameters, PublicRsaParametersBuilder,
+    RsaExponent, RsaScheme, SymmetricDefinitionObject,
 };
 
 /// PolicySecret(TPM_RH_ENDORSEMENT) with SHA-256: "PolicyA" (TCG EK Credential Profile 2.5, B.6.2).
@@ -140,40 +140,105 @@ impl EkKind {
 
     /// Whether `public` is this template with a key filled in.
     pub fn matches(self, public: &Public) -> bool {
-        self.template().is_ok_and(|template| match (template, public.clone()) {
-            (
-                Public::Ecc { object_attributes, name_hashing_algorithm, auth_policy, parameters, .. },
-                Public::Ecc {
-                    object_attributes: other_attributes,
-                    name_hashing_algorithm: other_hash,
-                    auth_policy: other_policy,
-                    parameters: other_parameters,
-                    ..
-                },
-            ) => {
-                object_attributes == other_attributes
-                    && name_hashing_algorithm == other_hash
-                    && auth_policy == other_policy
-                    && parameters == other_parameters
-            }
-            (
-                Public::Rsa { object_attributes, name_hashing_algorithm, auth_policy, parameters, .. },
-                Public::Rsa {
-                    object_attributes: other_attributes,
-                    name_hashing_algorithm: other_hash,
-                    auth_policy: other_policy,
-                    parameters: other_parameters,
-                    ..
-                },
-            ) => {
-                object_attributes == other_attributes
-                    && name_hashing_algorithm == other_hash
-                    && auth_policy == other_policy
-                    && parameters == other_parameters
-            }
-            _ => false,
-        })
+        self.template().is_ok_and(|template| same_template(&template, public))
     }
+}
+
+/// Whether two public areas differ in nothing but their unique fields.
+pub(super) fn same_template(one: &Public, other: &Public) -> bool {
+    match (one, other) {
+        (
+            Public::Ecc { object_attributes, name_hashing_algorithm, auth_policy, parameters, .. },
+            Public::Ecc {
+                object_attributes: other_attributes,
+                name_hashing_algorithm: other_hash,
+                auth_policy: other_policy,
+                parameters: other_parameters,
+                ..
+            },
+        ) => {
+            object_attributes == other_attributes
+                && name_hashing_algorithm == other_hash
+                && auth_policy == other_policy
+                && parameters == other_parameters
+        }
+        (
+            Public::Rsa { object_attributes, name_hashing_algorithm, auth_policy, parameters, .. },
+            Public::Rsa {
+                object_attributes: other_attributes,
+                name_hashing_algorithm: other_hash,
+                auth_policy: other_policy,
+                parameters: other_parameters,
+                ..
+            },
+        ) => {
+            object_attributes == other_attributes
+                && name_hashing_algorithm == other_hash
+                && auth_policy == other_policy
+                && parameters == other_parameters
+        }
+        (
+            Public::KeyedHash { object_attributes, name_hashing_algorithm, auth_policy, parameters, .. },
+            Public::KeyedHash {
+                object_attributes: other_attributes,
+                name_hashing_algorithm: other_hash,
+                auth_policy: other_policy,
+                parameters: other_parameters,
+                ..
+            },
+        ) => {
+            object_attributes == other_attributes
+                && name_hashing_algorithm == other_hash
+                && auth_policy == other_policy
+                && parameters == other_parameters
+        }
+        _ => false,
+    }
+}
+
+/// The storage root key: ECC P-256, attributes 0x00030472 (TCG TPM v2.0 Provisioning Guidance 1.0,
+/// 7.5.1: the EK's template L-2 without its policy, usable with the empty authorisation, `noDA`).
+pub(super) fn storage_root_key() -> tss_esapi::Result<Public> {
+    let attributes = ObjectAttributesBuilder::new()
+        .with_fixed_tpm(true)
+        .with_fixed_parent(true)
+        .with_sensitive_data_origin(true)
+        .with_user_with_auth(true)
+        .with_no_da(true)
+        .with_restricted(true)
+        .with_decrypt(true)
+        .build()?;
+    PublicBuilder::new()
+        .with_public_algorithm(PublicAlgorithm::Ecc)
+        .with_name_hashing_algorithm(HashingAlgorithm::Sha256)
+        .with_object_attributes(attributes)
+        .with_ecc_parameters(
+            PublicEccParametersBuilder::new_restricted_decryption_key(
+                SymmetricDefinitionObject::AES_128_CFB,
+                EccCurve::NistP256,
+            )
+            .build()?,
+        )
+        .with_ecc_unique_identifier(point(vec![0; 32], vec![0; 32])?)
+        .build()
+}
+
+/// A sealed secret: a keyed hash object that neither signs nor decrypts, attributes 0x00000452
+/// (Part 3, 12.1: such an object holds data for TPM2_Unseal).
+pub(super) fn sealed_data() -> tss_esapi::Result<Public> {
+    let attributes = ObjectAttributesBuilder::new()
+        .with_fixed_tpm(true)
+        .with_fixed_parent(true)
+        .with_user_with_auth(true)
+        .with_no_da(true)
+        .build()?;
+    PublicBuilder::new()
+        .with_public_algorithm(PublicAlgorithm::KeyedHash)
+        .with_name_hashing_algorithm(HashingAlgorithm::Sha256)
+        .with_object_attributes(attributes)
+        .with_keyed_hash_parameters(PublicKeyedHashParameters::new(KeyedHashScheme::Null))
+        .with_keyed_hash_unique_identifier(Digest::default())
+        .build()
 }
 
 /// The attestation key: restricted ECDSA P-256 with SHA-256, attributes 0x00050472.
@@ -274,6 +339,8 @@ mod tests {
         assert_eq!(attributes(EkKind::P384High.template().unwrap()), "000300f2");
         assert_eq!(attributes(attestation_key().unwrap()), "00050472");
         assert_eq!(attributes(node_key("example.org").unwrap()), "00040472");
+        assert_eq!(attributes(storage_root_key().unwrap()), "00030472");
+        assert_eq!(attributes(sealed_data().unwrap()), "00000452");
     }
 
     #[test]

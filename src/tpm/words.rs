@@ -188,7 +188,7 @@ fn format_one_words(code: u32) -> String {
         0x05 => "the hierarchy is disabled or the wrong one",
         0x07 => "the key size is not supported",
         0x0A => "the wrong type",
-        0x0E | 0x22 => "the authorisation is wrong (is an authorisation value set on the endorsement hierarchy?)",
+        0x0E | 0x22 => "the authorisation is wrong (is an authorisation value set on the hierarchy?)",
         0x0F => "the nonce is wrong",
         0x12 => "the scheme is not supported",
         0x15 => "the size is wrong",

@@ -5,11 +5,12 @@ use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
 use super::process::FileId;
+use crate::clock::WallTime;
 
 /// Larger programs have no digest, and so match no `unix:sha256`.
 const LIMIT: u64 = 1 << 30;
@@ -41,8 +42,7 @@ impl State {
     }
 
     fn settled(&self) -> bool {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        u64::try_from(self.changed.0).is_ok_and(|changed| changed.saturating_add(SETTLED.as_secs()) < now)
+        u64::try_from(self.changed.0).is_ok_and(|changed| WallTime(changed).after(SETTLED) < WallTime::now())
     }
 }
 

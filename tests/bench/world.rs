@@ -235,11 +235,16 @@ impl Node {
     /// Starts, admits and teaches the node, registers a workload for this uid, and waits until
     /// its SVID is held.
     pub async fn settle(&mut self, server: &Server) -> String {
+        self.settle_as(server, "app").await
+    }
+
+    /// The same with another name for the workload, where several nodes share a control plane.
+    pub async fn settle_as(&mut self, server: &Server, name: &str) -> String {
         self.start();
         let id = self.admit(server).await;
         server.admin(&["reference", "learn", "--node", &id, "--yes"]);
-        self.register(server, &id, "app");
-        self.until(|status| holds_svid(status)).await;
+        self.register(server, &id, name);
+        self.until(holds_svid).await;
         id
     }
 

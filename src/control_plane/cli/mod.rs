@@ -55,7 +55,7 @@ fn complain(refusal: &Refusal) -> ExitCode {
     eprintln!("leasehold-server: {}", print::plain(&refusal.to_string()));
     ExitCode::from(match refusal.code {
         codes::CONFIG_INVALID | codes::CONFIG_MODE | codes::ADMIN_INVALID => USAGE,
-        codes::PROTOCOL_UNREACHABLE => UNAVAILABLE,
+        codes::PROTOCOL_UNREACHABLE | codes::TPM_UNAVAILABLE | codes::TPM_LOCKOUT => UNAVAILABLE,
         _ => FAILED,
     })
 }
@@ -73,7 +73,7 @@ fn administer(cli: &Shared, command: Command) -> Result<u8, Refusal> {
     let facts = client.call(&command)?;
     print::facts(&facts, cli.json);
     Ok(match explains {
-        true if facts["contraindicated"] == Value::Bool(true) => CONTRAINDICATED,
+        true if holds(&facts, "contraindicated") => CONTRAINDICATED,
         true if !all_hold(&facts) => WARNING,
         _ => DONE,
     })
@@ -145,7 +145,7 @@ fn learn(cli: &Shared, client: &client::Client, node: String, yes: bool) -> Resu
     } else if !cli.json {
         print::facts(&preview, false);
     }
-    let text = |key: &str| preview[key].as_str().unwrap_or_default().to_owned();
+    let text = |key: &str| preview.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
     let command = admin::Command::ReferenceLearn { node: text("node"), fingerprint: text("fingerprint") };
     print::facts(&client.call(&command)?, cli.json);
     Ok(DONE)
@@ -155,9 +155,9 @@ fn learn(cli: &Shared, client: &client::Client, node: String, yes: bool) -> Resu
 fn tail(cli: &Shared, client: &client::Client, mut after: u64, mut limit: u64, follow: bool) -> Result<u8, Refusal> {
     loop {
         let facts = client.call(&admin::Command::AuditTail { after, limit })?;
-        for record in facts["records"].as_array().into_iter().flatten() {
+        for record in facts.get("records").and_then(Value::as_array).into_iter().flatten() {
             print::record(record, cli.json);
-            after = record["id"].as_u64().unwrap_or(after);
+            after = record.get("id").and_then(Value::as_u64).unwrap_or(after);
         }
         if !follow {
             return Ok(DONE);
@@ -168,5 +168,10 @@ fn tail(cli: &Shared, client: &client::Client, mut after: u64, mut limit: u64, f
 }
 
 fn all_hold(facts: &Value) -> bool {
-    facts["steps"].as_array().is_some_and(|steps| steps.iter().all(|step| step["holds"] == Value::Bool(true)))
+    facts.get("steps").and_then(Value::as_array).is_some_and(|steps| steps.iter().all(|step| holds(step, "holds")))
+}
+
+/// Whether this member is there and true.
+fn holds(value: &Value, key: &str) -> bool {
+    value.get(key) == Some(&Value::Bool(true))
 }

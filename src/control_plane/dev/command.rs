@@ -39,7 +39,7 @@ enum DevCommand {
     },
 }
 
-/// Carries it out; returns the exit code. With `json`, what is printed is one JSON object (schema 1).
+/// Carries it out; returns the exit code. With `json`, what is printed is one JSON object.
 ///
 /// # Errors
 /// When something is missing or does not start, with the end of its log.

@@ -30,13 +30,14 @@ mod authority;
 mod limits;
 
 mod messages;
+mod repeats;
 
 mod server;
 
 mod service;
 
 #[rustfmt::skip]
-#[allow(clippy::all, clippy::pedantic, missing_docs, reason = "generated")]
+#[allow(clippy::all, clippy::pedantic, clippy::allow_attributes_without_reason, missing_docs, reason = "generated")]
 mod generated;
 
 pub use limits::Limits;

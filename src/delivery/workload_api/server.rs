@@ -105,7 +105,7 @@ impl<S: Source> Server<S> {
     fn routes(&self) -> io::Result<Routes> {
         let reflection =
             || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
-        let service = Service { source: Arc::clone(&self.source), retry: self.limits.retry };
+        let service = Service { source: Arc::clone(&self.source), retry: self.limits.retry, repeats: Arc::default() };
         Ok(Routes::new(SpiffeWorkloadApiServer::new(service).max_decoding_message_size(LARGEST_REQUEST))
             .add_service(reflection().build_v1().map_err(io::Error::other)?)
             .add_service(reflection().build_v1alpha().map_err(io::Error::other)?)

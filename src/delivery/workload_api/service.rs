@@ -16,6 +16,7 @@ use super::generated::{
     ValidateJwtsvidResponse, X509BundlesRequest, X509BundlesResponse, X509svidRequest, X509svidResponse,
 };
 use super::limits::Slot;
+use super::repeats::Repeats;
 use super::{CODE_METADATA, Denied, NO_IDENTITY, Source, messages};
 use crate::clock::BootInstant;
 use crate::codes::{self, Refusal};
@@ -55,6 +56,7 @@ impl Caller {
 pub(super) struct Service<S> {
     pub(super) source: Arc<S>,
     pub(super) retry: Duration,
+    pub(super) repeats: Arc<Repeats>,
 }
 
 type Answers<M> = Pin<Box<dyn Stream<Item = Result<M, Status>> + Send>>;
@@ -108,6 +110,7 @@ impl<S: Source> Service<S> {
             source: Arc::clone(&self.source),
             caller,
             retry: self.retry,
+            repeats: Arc::clone(&self.repeats),
             waiting: false,
             sent: [0; 32],
         };
@@ -175,6 +178,7 @@ struct Open<S> {
     caller: Caller,
     changes: watch::Receiver<u64>,
     retry: Duration,
+    repeats: Arc<Repeats>,
     /// The last question had no answer: ask again without a change, too.
     waiting: bool,
     /// The fingerprint of the last message.
@@ -223,7 +227,9 @@ impl<S: Source> Open<S> {
     }
 
     fn refuse(&self, refusal: &Refusal, status: fn(&Refusal) -> Status) -> Status {
-        tracing::info!(peer = %self.caller.peer, code = %refusal.code, %refusal, "nothing released");
+        if let Some(before) = self.repeats.due(self.caller.peer.uid(), refusal.code, BootInstant::now()) {
+            tracing::info!(peer = %self.caller.peer, code = %refusal.code, %refusal, held_back = before, "nothing released");
+        }
         status(refusal)
     }
 

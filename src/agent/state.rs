@@ -60,6 +60,11 @@ impl Remembered {
             last_sequence: 0,
         })
     }
+
+    /// Whether there is a node certificate: it goes when the control plane refuses it.
+    pub fn is_member(&self) -> bool {
+        !self.membership.certificate.is_empty()
+    }
 }
 
 /// The file the memory is kept in.
@@ -105,11 +110,6 @@ impl Memory {
         tracing::warn!(path = %self.path.display(), why, "the enrolment is put aside; enrolling again");
         let _ = std::fs::rename(&self.path, self.path.with_extension("cbor.unusable"));
         None
-    }
-
-    /// Forgets the membership: the control plane doesn't accept it any longer.
-    pub fn forget(&self) {
-        let _ = std::fs::rename(&self.path, self.path.with_extension("cbor.unusable"));
     }
 
     /// Keeps `remembered`, whole or not at all.

@@ -112,7 +112,9 @@ impl Tenancy {
                         Setback::Pause(refusal) => (refusal, Duration::ZERO),
                         Setback::Wait(refusal, pause) => (refusal, pause),
                         Setback::Reenrol(refusal) => {
-                            tenant = None;
+                            if let Some(tenant) = tenant.take() {
+                                self.lose_certificate(tenant.remembered);
+                            }
                             self.client.send_replace(None);
                             (refusal, Duration::ZERO)
                         }
@@ -134,9 +136,9 @@ impl Tenancy {
     async fn admitted(&self) -> Result<Tenant, Setback> {
         let attester = Attester::new(self.tpm.clone()).await?;
         let (remembered, next) = match self.memory.recall(&self.trust_domain, &attester) {
-            Some(remembered) => (remembered, None),
-            None => {
-                let (remembered, nonce, asked_at) = self.enrol(&attester).await?;
+            Some(remembered) if remembered.is_member() => (remembered, None),
+            before => {
+                let (remembered, nonce, asked_at) = self.enrol(&attester, before).await?;
                 (remembered, Some((nonce, asked_at)))
             }
         };
@@ -146,16 +148,29 @@ impl Tenancy {
         Ok(Tenant { attester, remembered, enrolled, next, renew_at: BootInstant::now() })
     }
 
-    async fn enrol(&self, attester: &Attester) -> Result<(Remembered, FreshNonce, BootInstant), Setback> {
-        let challenge = self.unenrolled.begin(&attester.presentation()).await.map_err(|f| self.failure(f))?;
+    /// Enrols; `before` is what is left of an earlier enrolment.
+    async fn enrol(
+        &self,
+        attester: &Attester,
+        before: Option<Remembered>,
+    ) -> Result<(Remembered, FreshNonce, BootInstant), Setback> {
+        // The CA that the configuration names may have been replaced since.
+        let unenrolled = match &before {
+            Some(before) => self.unenrolled.trusting(&before.membership.bundle),
+            None => self.unenrolled.clone(),
+        };
+        let challenge = unenrolled.begin(&attester.presentation()).await.map_err(|f| self.failure(f))?;
         self.watcher.select(challenge.selection);
         let asked_at = BootInstant::now();
         let (answer, certification) = attester.answer(&challenge).await?;
-        match self.unenrolled.answer(&answer).await.map_err(|f| self.failure(f))? {
+        match unenrolled.answer(&answer).await.map_err(|f| self.failure(f))? {
             Enrolment::Admitted(membership, nonce) => {
                 self.keeper.reachable(true);
                 tracing::info!(node = %NodeId::from_bytes(membership.node), "admitted");
-                let remembered = Remembered::new(&self.trust_domain, attester, membership, certification)?;
+                let mut remembered = Remembered::new(&self.trust_domain, attester, membership, certification)?;
+                if let Some(before) = before {
+                    (remembered.epoch, remembered.last_sequence) = (before.epoch, before.last_sequence);
+                }
                 self.remember(&remembered)?;
                 Ok((remembered, nonce, asked_at))
             }
@@ -310,6 +325,15 @@ impl Tenancy {
         Setback::Wait(refusal, Duration::from_secs(4))
     }
 
+    /// Forgets the certificate that the control plane doesn't take any more, and only that: its CA
+    /// certificates are still what it is known by.
+    fn lose_certificate(&self, mut remembered: Remembered) {
+        remembered.membership.certificate.clear();
+        if let Err(error) = self.memory.keep(&remembered) {
+            tracing::warn!(%error, "the enrolment can't be changed on disk; it will be refused again");
+        }
+    }
+
     fn remember(&self, remembered: &Remembered) -> Result<(), Setback> {
         self.memory.keep(remembered).map_err(|e| {
             Setback::Pause(Refusal::new(codes::STORE_FAILED, e.to_string()).at("the agent's state directory"))
@@ -331,10 +355,7 @@ impl Tenancy {
                         self.keeper.close(Reason::new(Standing::Contraindicated, refusal.clone()));
                         Setback::Wait(refusal, Duration::from_secs(4))
                     }
-                    codes::PROTOCOL_CLIENT_CERTIFICATE => {
-                        self.memory.forget();
-                        Setback::Reenrol(refusal)
-                    }
+                    codes::PROTOCOL_CLIENT_CERTIFICATE => Setback::Reenrol(refusal),
                     _ => Setback::Pause(refusal),
                 }
             }

@@ -213,7 +213,7 @@ fn certify(
     authority: &Authority,
     key: &p256::ecdsa::SigningKey,
     now: &Now,
-) -> Result<Arc<rustls::ServerConfig>, Refusal> {
+) -> Result<tls::Configuration, Refusal> {
     let issuing = authority.current();
     let spki = super::issuer::spki_of_key(key)?;
     let id = identity::server_id(&settings.trust_domain);

@@ -115,18 +115,24 @@ impl Unenrolled {
         Ok(Enrolment::Waiting { node: NodeId::from_bytes(result.node), refusal, retry_after })
     }
 
+    /// The same, knowing the control plane by the CA certificates of an earlier answer as well.
+    pub fn trusting(&self, bundle: &Bundle) -> Self {
+        let mut place = self.place.clone();
+        // The configured anchors stay: an operator who pins a new CA must be heard.
+        for certificate in &bundle.certificates {
+            if !place.anchors.certificates.iter().any(|known| *known == **certificate) {
+                place.anchors.certificates.push(certificate.to_vec());
+            }
+        }
+        Self { place }
+    }
+
     /// The client of an admitted node, whose TLS key is in `tpm`.
     ///
     /// # Errors
     /// When the certificates can't be used.
     pub fn enrolled(&self, membership: &Membership, tpm: &Tpm) -> Result<Enrolled, Failure> {
-        let mut place = self.place.clone();
-        // The configured anchors stay: an operator who pins a new CA must be heard.
-        for certificate in &membership.bundle.certificates {
-            if !place.anchors.certificates.iter().any(|known| *known == **certificate) {
-                place.anchors.certificates.push(certificate.to_vec());
-            }
-        }
+        let place = self.trusting(&membership.bundle).place;
         let chain = membership.certificate.iter().map(|der| der.to_vec()).collect();
         let client = connect(&place, Some((chain, tpm.clone())))?;
         Ok(Enrolled { place, client })

@@ -107,11 +107,6 @@ impl Memory {
         None
     }
 
-    /// Forgets the membership: the control plane doesn't accept it any longer.
-    pub fn forget(&self) {
-        let _ = std::fs::rename(&self.path, self.path.with_extension("cbor.unusable"));
-    }
-
     /// Keeps `remembered`, whole or not at all.
     ///
     /// # Errors

@@ -94,9 +94,13 @@ impl Tenancy {
     async fn hold(&self) {
         let mut tenant: Option<Tenant> = None;
         let mut failures = 0_usize;
+        let mut certificate_refused = false;
         loop {
             let round = match &mut tenant {
-                None => self.admitted().await.map(|admitted| tenant = Some(admitted)),
+                None => self.admitted(certificate_refused).await.map(|admitted| {
+                    tenant = Some(admitted);
+                    certificate_refused = false;
+                }),
                 Some(tenant) => self.round(tenant).await,
             };
             match round {
@@ -113,6 +117,7 @@ impl Tenancy {
                         Setback::Wait(refusal, pause) => (refusal, pause),
                         Setback::Reenrol(refusal) => {
                             tenant = None;
+                            certificate_refused = true;
                             self.client.send_replace(None);
                             (refusal, Duration::ZERO)
                         }
@@ -130,13 +135,18 @@ impl Tenancy {
         }
     }
 
-    /// A membership: the remembered one, or a new one by enrolment.
-    async fn admitted(&self) -> Result<Tenant, Setback> {
+    /// A membership: the remembered one, or a new one by enrolment, also when the remembered
+    /// `certificate_refused`. It is replaced, not forgotten: its bundle says whom to enrol with.
+    async fn admitted(&self, certificate_refused: bool) -> Result<Tenant, Setback> {
         let attester = Attester::new(self.tpm.clone()).await?;
         let (remembered, next) = match self.memory.recall(&self.trust_domain, &attester) {
-            Some(remembered) => (remembered, None),
-            None => {
-                let (remembered, nonce, asked_at) = self.enrol(&attester).await?;
+            Some(remembered) if !certificate_refused => (remembered, None),
+            recalled => {
+                let unenrolled = match &recalled {
+                    Some(recalled) => self.unenrolled.trusting(&recalled.membership.bundle),
+                    None => self.unenrolled.clone(),
+                };
+                let (remembered, nonce, asked_at) = self.enrol(&unenrolled, &attester).await?;
                 (remembered, Some((nonce, asked_at)))
             }
         };
@@ -146,12 +156,16 @@ impl Tenancy {
         Ok(Tenant { attester, remembered, enrolled, next, renew_at: BootInstant::now() })
     }
 
-    async fn enrol(&self, attester: &Attester) -> Result<(Remembered, FreshNonce, BootInstant), Setback> {
-        let challenge = self.unenrolled.begin(&attester.presentation()).await.map_err(|f| self.failure(f))?;
+    async fn enrol(
+        &self,
+        unenrolled: &Unenrolled,
+        attester: &Attester,
+    ) -> Result<(Remembered, FreshNonce, BootInstant), Setback> {
+        let challenge = unenrolled.begin(&attester.presentation()).await.map_err(|f| self.failure(f))?;
         self.watcher.select(challenge.selection);
         let asked_at = BootInstant::now();
         let (answer, certification) = attester.answer(&challenge).await?;
-        match self.unenrolled.answer(&answer).await.map_err(|f| self.failure(f))? {
+        match unenrolled.answer(&answer).await.map_err(|f| self.failure(f))? {
             Enrolment::Admitted(membership, nonce) => {
                 self.keeper.reachable(true);
                 tracing::info!(node = %NodeId::from_bytes(membership.node), "admitted");
@@ -233,9 +247,10 @@ impl Tenancy {
     }
 
     /// Asks for the SVIDs that are missing or past half their life.
-    async fn fetch(&self, tenant: &Tenant) -> Result<(), Setback> {
+    async fn fetch(&self, tenant: &mut Tenant) -> Result<(), Setback> {
         let Some((sequence, lease_end)) = self.keeper.sequence() else { return Ok(()) };
         let due = self.keeper.due();
+        let bundle = self.keeper.bundle();
         for batch in due.chunks(BATCH) {
             let mut pending = Vec::new();
             let mut wanted = Vec::new();
@@ -258,6 +273,12 @@ impl Tenancy {
                     Some(refusal) => refused.push((id, refusal)),
                     None => {
                         let svid = key.complete(answer.chain.into_iter().map(|der| der.into_vec()).collect())?;
+                        if !svid.leads_to(&bundle) {
+                            // The CA was rotated since the last attestation: the next one brings it.
+                            tenant.renew_at = BootInstant::now();
+                            let refusal = Refusal::new(codes::ISSUER_BUNDLE, "its CA isn't in the bundle").at(id);
+                            return Err(refusal.into());
+                        }
                         let until = asked_at.after(Duration::from_secs(answer.term_seconds)).min(lease_end);
                         issued.push(Held::new(svid, asked_at, until));
                     }
@@ -331,10 +352,7 @@ impl Tenancy {
                         self.keeper.close(Reason::new(Standing::Contraindicated, refusal.clone()));
                         Setback::Wait(refusal, Duration::from_secs(4))
                     }
-                    codes::PROTOCOL_CLIENT_CERTIFICATE => {
-                        self.memory.forget();
-                        Setback::Reenrol(refusal)
-                    }
+                    codes::PROTOCOL_CLIENT_CERTIFICATE => Setback::Reenrol(refusal),
                     _ => Setback::Pause(refusal),
                 }
             }

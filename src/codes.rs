@@ -202,6 +202,7 @@ table! {
     ISSUER_NO_LEASE = "issuer.no_lease", "The node has no live lease.";
     ISSUER_NOT_THIS_NODE = "issuer.not_this_node", "The workload is not registered for this node.";
     ISSUER_UNKNOWN_WORKLOAD = "issuer.unknown_workload", "No such workload is registered.";
+    ISSUER_BUNDLE = "issuer.bundle", "An SVID doesn't lead to the bundle held: an attestation brings the newer one.";
     ISSUER_REQUEST = "issuer.request", "The certificate request can't be used.";
 
     GATE_STARTING = "gate.starting", "The agent has no lease yet.";

@@ -1,4 +1,4 @@
-//! The table of refusals: every code a user, a log or a script can meet, in one place.
+//! The table of refusals: every code a user, a log or a script can meet, in one place; and the exit codes.
 //!
 //! A code is `room.what` and stays; the words beside it may improve.
 
@@ -101,6 +101,22 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
+/// The exit codes of both binaries.
+pub mod exit {
+    /// Done.
+    pub const DONE: u8 = 0;
+    /// Failed.
+    pub const FAILED: u8 = 1;
+    /// Wrong usage or configuration.
+    pub const USAGE: u8 = 2;
+    /// The verdict is a warning.
+    pub const WARNING: u8 = 3;
+    /// The verdict is contraindicated.
+    pub const CONTRAINDICATED: u8 = 4;
+    /// Unavailable: try later.
+    pub const UNAVAILABLE: u8 = 5;
+}
+
 macro_rules! table {
     ($($name:ident = $code:literal, $meaning:literal;)*) => {
         $(#[doc = $meaning] pub const $name: Code = Code($code);)*
@@ -186,6 +202,7 @@ table! {
     ISSUER_NO_LEASE = "issuer.no_lease", "The node has no live lease.";
     ISSUER_NOT_THIS_NODE = "issuer.not_this_node", "The workload is not registered for this node.";
     ISSUER_UNKNOWN_WORKLOAD = "issuer.unknown_workload", "No such workload is registered.";
+    ISSUER_BUNDLE = "issuer.bundle", "An SVID doesn't lead to the bundle held: an attestation brings the newer one.";
     ISSUER_REQUEST = "issuer.request", "The certificate request can't be used.";
 
     GATE_STARTING = "gate.starting", "The agent has no lease yet.";

@@ -151,6 +151,11 @@ impl Keeper {
         self.changed();
     }
 
+    /// The CA certificates of the last answer, DER.
+    pub fn bundle(&self) -> Vec<Vec<u8>> {
+        self.holdings().store.bundle().to_vec()
+    }
+
     /// The workloads whose SVIDs are due, unless the issuer refused them before.
     pub fn due(&self) -> Vec<String> {
         let holdings = self.holdings();

@@ -19,6 +19,10 @@ use crate::codes::{self, Refusal};
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::protocol::Bundle;
 
+/// How many retired CAs the listener's chain leads to besides the active one, the newest first.
+/// Rotations are weeks apart; the bound keeps the chain small whatever an operator does.
+const LINKS: usize = 8;
+
 /// What the CA keys are wrapped for.
 const PURPOSE: &str = "ca key";
 
@@ -49,6 +53,8 @@ pub struct Issuing {
     pub ca: Ca,
     /// Every CA certificate of the trust domain; the active one first.
     pub bundle: Bundle,
+    /// For each retired CA its certificate for the active key, and its own.
+    links: Vec<ByteBuf>,
 }
 
 /// A CA as shown to an operator.
@@ -81,7 +87,7 @@ impl Authority {
         now: WallTime,
     ) -> Result<Self, Refusal> {
         turn(tx, &wrapping, &trust_domain, terms, now)?;
-        let current = RwLock::new(Arc::new(load(tx, &wrapping)?));
+        let current = RwLock::new(Arc::new(load(tx, &wrapping, &trust_domain)?));
         Ok(Self { wrapping, trust_domain, terms, current })
     }
 
@@ -95,7 +101,7 @@ impl Authority {
     /// # Errors
     /// [`codes::STORE_FAILED`].
     pub fn reload(&self, tx: &Transaction<'_>) -> Result<(), Refusal> {
-        let loaded = Arc::new(load(tx, &self.wrapping)?);
+        let loaded = Arc::new(load(tx, &self.wrapping, &self.trust_domain)?);
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = loaded;
         Ok(())
     }
@@ -162,6 +168,14 @@ impl Issuing {
     /// The leaf and its CA, DER: a chain in which a peer that pins the CA's hash finds it.
     pub fn chain(&self, leaf: &Leaf) -> Vec<ByteBuf> {
         vec![ByteBuf::from(leaf.certificate.clone()), ByteBuf::from(self.ca.certificate().to_vec())]
+    }
+
+    /// The chain for the listener: it also leads to each retired CA, so that a node that was away
+    /// while its CA was retired, or one that pins it, still knows this server.
+    pub fn server_chain(&self, leaf: &Leaf) -> Vec<ByteBuf> {
+        let mut chain = self.chain(leaf);
+        chain.extend_from_slice(&self.links);
+        chain
     }
 }
 
@@ -295,17 +309,31 @@ fn advance_bundle(tx: &Transaction<'_>, now: WallTime) -> Result<(), Refusal> {
     meta::set_number(tx, "bundle_sequence", next_sequence(last, now))
 }
 
-fn load(tx: &Transaction<'_>, wrapping: &WrappingKey) -> Result<Issuing, Refusal> {
-    let (id, certificate, wrapped, not_after) =
-        tx.query_row("SELECT id, certificate, key, not_after FROM ca_keys WHERE state = 'active'", [], |row| {
-            Ok((row.get(0)?, row.get::<_, Vec<u8>>(1)?, row.get::<_, Vec<u8>>(2)?, row.get(3)?))
-        })?;
-    let key = keys::from_pkcs8(&wrapping.unwrap(PURPOSE, &wrapped)?)?;
-    let ca = Ca::from_parts(key, certificate, WallTime(unsigned(not_after)))?;
+fn load(tx: &Transaction<'_>, wrapping: &WrappingKey, trust_domain: &TrustDomain) -> Result<Issuing, Refusal> {
+    let row = |row: &rusqlite::Row<'_>| {
+        let time = |column| row.get(column).map(|at| WallTime(unsigned(at)));
+        Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?, row.get::<_, Vec<u8>>(2)?, time(3)?, time(4)?))
+    };
+    let open = |certificate, wrapped: &[u8], not_after| {
+        Ca::from_parts(keys::from_pkcs8(&wrapping.unwrap(PURPOSE, wrapped)?)?, certificate, not_after)
+    };
+    const COLUMNS: &str = "SELECT id, certificate, key, not_after, created_at FROM ca_keys";
+    let (id, certificate, wrapped, not_after, created) =
+        tx.query_row(&format!("{COLUMNS} WHERE state = 'active'"), [], row)?;
+    let ca = open(certificate, &wrapped, not_after)?;
+    let mut links = Vec::new();
+    let mut statement = tx.prepare(&format!("{COLUMNS} WHERE state = 'retired' ORDER BY id DESC LIMIT {LINKS}"))?;
+    for retired in statement.query_map([], row)? {
+        let (_, certificate, wrapped, not_after, _) = retired?;
+        let retired = open(certificate, &wrapped, not_after)?;
+        if let Some(link) = retired.link(&ca, trust_domain, created)? {
+            links.extend([ByteBuf::from(link), ByteBuf::from(retired.certificate().to_vec())]);
+        }
+    }
     let mut statement = tx.prepare("SELECT certificate FROM ca_keys ORDER BY state = 'active' DESC, id DESC")?;
     let certificates =
         statement.query_map([], |row| Ok(ByteBuf::from(row.get::<_, Vec<u8>>(0)?)))?.collect::<Result<_, _>>()?;
-    Ok(Issuing { id, ca, bundle: Bundle { certificates, sequence: meta::number(tx, "bundle_sequence")? } })
+    Ok(Issuing { id, ca, bundle: Bundle { certificates, sequence: meta::number(tx, "bundle_sequence")? }, links })
 }
 
 #[cfg(test)]

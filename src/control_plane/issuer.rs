@@ -73,6 +73,32 @@ impl Ca {
         Ok(Self { key, certificate, not_after })
     }
 
+    /// This CA's certificate for the key of its successor: with it, a chain of the successor also
+    /// leads to this CA, for peers that know nothing newer. DER; none if the two share no time.
+    ///
+    /// # Errors
+    /// When there is no randomness; otherwise never.
+    pub fn link(
+        &self,
+        successor: &Self,
+        trust_domain: &TrustDomain,
+        from: WallTime,
+    ) -> Result<Option<Vec<u8>>, Refusal> {
+        let until = self.not_after.min(successor.not_after);
+        if until <= from {
+            return Ok(None);
+        }
+        let mut params = params(uri(&format!("spiffe://{trust_domain}"))?, from, until)?;
+        params.serial_number = Some(SerialNumber::from_slice(&serial()?));
+        params.distinguished_name = successor.key.name();
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let mut issuer_params = CertificateParams::default();
+        issuer_params.distinguished_name = self.key.name();
+        let issuer = Issuer::from_params(&issuer_params, &self.key);
+        Ok(Some(params.signed_by(&successor.key, &issuer).map_err(bug)?.der().to_vec()))
+    }
+
     /// The certificate, DER.
     pub fn certificate(&self) -> &[u8] {
         &self.certificate

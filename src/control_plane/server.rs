@@ -218,7 +218,7 @@ fn certify(
     let spki = super::issuer::spki_of_key(key)?;
     let id = identity::server_id(&settings.trust_domain);
     let leaf = issuing.issue(tx, &id, &spki, now(), settings.own_certificates)?;
-    tls::configuration(&issuing.chain(&leaf), key, &issuing.bundle, now)
+    tls::configuration(&issuing.server_chain(&leaf), key, &issuing.bundle, now)
 }
 
 /// Does what is due, again and again.

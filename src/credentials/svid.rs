@@ -7,6 +7,8 @@ use der::asn1::BitString;
 use p256::ecdsa::signature::Signer;
 use p256::ecdsa::{DerSignature, SigningKey};
 use p256::pkcs8::{EncodePrivateKey, EncodePublicKey};
+use rustls::pki_types::{CertificateDer, UnixTime};
+use webpki::{ALL_VERIFICATION_ALGS, EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use x509_cert::attr::Attributes;
 use x509_cert::request::{CertReq, CertReqInfo, Version};
 use x509_cert::spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
@@ -108,6 +110,22 @@ pub struct X509Svid {
     pub chain: Vec<Vec<u8>>,
     /// PKCS#8, DER, unencrypted as the Workload API asks; wiped on drop.
     pub key: Zeroizing<Vec<u8>>,
+}
+
+impl X509Svid {
+    /// Whether its chain leads to one of these CA certificates (DER). When it is valid is another
+    /// question, which needs a clock: here it is judged at its own beginning.
+    pub fn leads_to(&self, bundle: &[Vec<u8>]) -> bool {
+        let chain: Vec<_> = self.chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
+        let Some((leaf, intermediates)) = chain.split_first() else { return false };
+        let begins = <x509_cert::Certificate as der::Decode>::from_der(leaf)
+            .map(|leaf| UnixTime::since_unix_epoch(leaf.tbs_certificate().validity().not_before.to_unix_duration()));
+        let bundle: Vec<_> = bundle.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
+        let anchors: Vec<_> = bundle.iter().filter_map(|der| anchor_from_trusted_cert(der).ok()).collect();
+        let (Ok(begins), Ok(leaf)) = (begins, EndEntityCert::try_from(leaf)) else { return false };
+        let usage = KeyUsage::client_auth();
+        leaf.verify_for_usage(ALL_VERIFICATION_ALGS, &anchors, intermediates, begins, usage, None, None).is_ok()
+    }
 }
 
 impl fmt::Debug for X509Svid {

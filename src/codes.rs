@@ -1,4 +1,4 @@
-//! The table of refusals: every code a user, a log or a script can meet, in one place.
+//! The table of refusals: every code a user, a log or a script can meet, in one place; and the exit codes.
 //!
 //! A code is `room.what` and stays; the words beside it may improve.
 
@@ -100,6 +100,22 @@ impl fmt::Display for Refusal {
 }
 
 impl std::error::Error for Refusal {}
+
+/// The exit codes of both binaries.
+pub mod exit {
+    /// Done.
+    pub const DONE: u8 = 0;
+    /// Failed.
+    pub const FAILED: u8 = 1;
+    /// Wrong usage or configuration.
+    pub const USAGE: u8 = 2;
+    /// The verdict is a warning.
+    pub const WARNING: u8 = 3;
+    /// The verdict is contraindicated.
+    pub const CONTRAINDICATED: u8 = 4;
+    /// Unavailable: try later.
+    pub const UNAVAILABLE: u8 = 5;
+}
 
 macro_rules! table {
     ($($name:ident = $code:literal, $meaning:literal;)*) => {

@@ -35,7 +35,7 @@ const REQUESTS_EACH: u64 = 14;
 /// The promise is 1 s. A test bounds it at ten times that, so that only a broken promise fails and
 /// never a slow machine; the figures are printed.
 const RULES: Rules =
-    Rules { local: Duration::from_secs(10), pushed: Duration::from_secs(20), denial_needs_cause: true };
+    Rules { local: Duration::from_secs(10), pushed: Duration::from_secs(20), settle: Duration::from_secs(100) };
 
 /// The PCRs of the default selection: a random one is extended.
 const SELECTED: [u8; 14] = [0, 1, 2, 3, 4, 5, 6, 7, 9, 11, 12, 13, 14, 15];

@@ -69,7 +69,13 @@ async fn the_agent_is_killed_100_times() {
 
     oracle.record(What::Closed);
     // A killed agent's streams just end; their clients see it as unavailable, which is no denial.
-    assert_eq!(check(&oracle.events(), &Rules { local: Duration::from_secs(10), ..Rules::default() }), []);
+    assert_eq!(
+        check(
+            &oracle.events(),
+            &Rules { local: Duration::from_secs(10), settle: Duration::from_secs(100), ..Rules::default() }
+        ),
+        []
+    );
     assert_eq!(server.json(&["node", "show", &id])["id"], id.as_str());
     let admissions = server.decided().iter().filter(|what| what.starts_with("node.admitted")).count();
     assert_eq!(admissions, 1, "no re-enrolment");
@@ -143,7 +149,13 @@ async fn the_control_plane_is_killed_100_times() {
     stop.store(true, Ordering::Relaxed);
     let requests = client.await.unwrap();
     oracle.record(What::Closed);
-    assert_eq!(check(&oracle.events(), &Rules { local: Duration::from_secs(10), ..Rules::default() }), []);
+    assert_eq!(
+        check(
+            &oracle.events(),
+            &Rules { local: Duration::from_secs(10), settle: Duration::from_secs(100), ..Rules::default() }
+        ),
+        []
+    );
     let listed = server.json(&["workload", "list"]).to_string();
     for id in &acknowledged {
         assert!(listed.contains(&format!("\"{id}\"")), "{id} was acknowledged and is lost");

@@ -7,6 +7,7 @@
     clippy::indexing_slicing,
     reason = "a test fails by panicking"
 )]
+#![cfg(feature = "tpm-device")]
 
 mod bench;
 

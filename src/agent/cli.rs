@@ -11,27 +11,11 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 use super::status::Status;
-use crate::codes::{self, Refusal};
+use crate::codes::{self, Refusal, exit};
 use crate::config::{self, AgentConfig};
 use crate::shutdown;
 use crate::telemetry::{self, LogFormat};
 use crate::tpm::TpmError;
-
-/// The exit codes of both binaries.
-pub mod exit {
-    /// Done.
-    pub const DONE: u8 = 0;
-    /// Failed.
-    pub const FAILED: u8 = 1;
-    /// Wrong usage or configuration.
-    pub const USAGE: u8 = 2;
-    /// The verdict is a warning.
-    pub const WARNING: u8 = 3;
-    /// The verdict is contraindicated.
-    pub const CONTRAINDICATED: u8 = 4;
-    /// Unavailable: try later.
-    pub const UNAVAILABLE: u8 = 5;
-}
 
 /// Where the configuration is unless `--config` says otherwise.
 const CONFIG: &str = "/etc/leasehold/agent.toml";

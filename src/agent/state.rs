@@ -60,6 +60,11 @@ impl Remembered {
             last_sequence: 0,
         })
     }
+
+    /// Whether there is a node certificate: it goes when the control plane refuses it.
+    pub fn is_member(&self) -> bool {
+        !self.membership.certificate.is_empty()
+    }
 }
 
 /// The file the memory is kept in.

@@ -94,13 +94,9 @@ impl Tenancy {
     async fn hold(&self) {
         let mut tenant: Option<Tenant> = None;
         let mut failures = 0_usize;
-        let mut certificate_refused = false;
         loop {
             let round = match &mut tenant {
-                None => self.admitted(certificate_refused).await.map(|admitted| {
-                    tenant = Some(admitted);
-                    certificate_refused = false;
-                }),
+                None => self.admitted().await.map(|admitted| tenant = Some(admitted)),
                 Some(tenant) => self.round(tenant).await,
             };
             match round {
@@ -116,8 +112,9 @@ impl Tenancy {
                         Setback::Pause(refusal) => (refusal, Duration::ZERO),
                         Setback::Wait(refusal, pause) => (refusal, pause),
                         Setback::Reenrol(refusal) => {
-                            tenant = None;
-                            certificate_refused = true;
+                            if let Some(tenant) = tenant.take() {
+                                self.lose_certificate(tenant.remembered);
+                            }
                             self.client.send_replace(None);
                             (refusal, Duration::ZERO)
                         }
@@ -135,18 +132,13 @@ impl Tenancy {
         }
     }
 
-    /// A membership: the remembered one, or a new one by enrolment, also when the remembered
-    /// `certificate_refused`. It is replaced, not forgotten: its bundle says whom to enrol with.
-    async fn admitted(&self, certificate_refused: bool) -> Result<Tenant, Setback> {
+    /// A membership: the remembered one, or a new one by enrolment.
+    async fn admitted(&self) -> Result<Tenant, Setback> {
         let attester = Attester::new(self.tpm.clone()).await?;
         let (remembered, next) = match self.memory.recall(&self.trust_domain, &attester) {
-            Some(remembered) if !certificate_refused => (remembered, None),
-            recalled => {
-                let unenrolled = match &recalled {
-                    Some(recalled) => self.unenrolled.trusting(&recalled.membership.bundle),
-                    None => self.unenrolled.clone(),
-                };
-                let (remembered, nonce, asked_at) = self.enrol(&unenrolled, &attester).await?;
+            Some(remembered) if remembered.is_member() => (remembered, None),
+            before => {
+                let (remembered, nonce, asked_at) = self.enrol(&attester, before).await?;
                 (remembered, Some((nonce, asked_at)))
             }
         };
@@ -156,11 +148,17 @@ impl Tenancy {
         Ok(Tenant { attester, remembered, enrolled, next, renew_at: BootInstant::now() })
     }
 
+    /// Enrols; `before` is what is left of an earlier enrolment.
     async fn enrol(
         &self,
-        unenrolled: &Unenrolled,
         attester: &Attester,
+        before: Option<Remembered>,
     ) -> Result<(Remembered, FreshNonce, BootInstant), Setback> {
+        // The CA that the configuration names may have been replaced since.
+        let unenrolled = match &before {
+            Some(before) => self.unenrolled.trusting(&before.membership.bundle),
+            None => self.unenrolled.clone(),
+        };
         let challenge = unenrolled.begin(&attester.presentation()).await.map_err(|f| self.failure(f))?;
         self.watcher.select(challenge.selection);
         let asked_at = BootInstant::now();
@@ -169,7 +167,10 @@ impl Tenancy {
             Enrolment::Admitted(membership, nonce) => {
                 self.keeper.reachable(true);
                 tracing::info!(node = %NodeId::from_bytes(membership.node), "admitted");
-                let remembered = Remembered::new(&self.trust_domain, attester, membership, certification)?;
+                let mut remembered = Remembered::new(&self.trust_domain, attester, membership, certification)?;
+                if let Some(before) = before {
+                    (remembered.epoch, remembered.last_sequence) = (before.epoch, before.last_sequence);
+                }
                 self.remember(&remembered)?;
                 Ok((remembered, nonce, asked_at))
             }
@@ -247,10 +248,9 @@ impl Tenancy {
     }
 
     /// Asks for the SVIDs that are missing or past half their life.
-    async fn fetch(&self, tenant: &mut Tenant) -> Result<(), Setback> {
+    async fn fetch(&self, tenant: &Tenant) -> Result<(), Setback> {
         let Some((sequence, lease_end)) = self.keeper.sequence() else { return Ok(()) };
         let due = self.keeper.due();
-        let bundle = self.keeper.bundle();
         for batch in due.chunks(BATCH) {
             let mut pending = Vec::new();
             let mut wanted = Vec::new();
@@ -273,12 +273,6 @@ impl Tenancy {
                     Some(refusal) => refused.push((id, refusal)),
                     None => {
                         let svid = key.complete(answer.chain.into_iter().map(|der| der.into_vec()).collect())?;
-                        if !svid.leads_to(&bundle) {
-                            // The CA was rotated since the last attestation: the next one brings it.
-                            tenant.renew_at = BootInstant::now();
-                            let refusal = Refusal::new(codes::ISSUER_BUNDLE, "its CA isn't in the bundle").at(id);
-                            return Err(refusal.into());
-                        }
                         let until = asked_at.after(Duration::from_secs(answer.term_seconds)).min(lease_end);
                         issued.push(Held::new(svid, asked_at, until));
                     }
@@ -329,6 +323,15 @@ impl Tenancy {
             if refusal.code == codes::VERIFY_NO_REFERENCE { Standing::Stale } else { Standing::Contraindicated };
         self.keeper.close(Reason { standing, refusal: refusal.clone(), differences: answer.differences.clone() });
         Setback::Wait(refusal, Duration::from_secs(4))
+    }
+
+    /// Forgets the certificate that the control plane doesn't take any more, and only that: its CA
+    /// certificates are still what it is known by.
+    fn lose_certificate(&self, mut remembered: Remembered) {
+        remembered.membership.certificate.clear();
+        if let Err(error) = self.memory.keep(&remembered) {
+            tracing::warn!(%error, "the enrolment can't be changed on disk; it will be refused again");
+        }
     }
 
     fn remember(&self, remembered: &Remembered) -> Result<(), Setback> {

@@ -8,7 +8,7 @@ use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::identity::{self, SpiffeId, TrustDomain};
 
-/// What a client certificate says. Its path to one of our CAs was verified in the handshake.
+/// What a client certificate says whose path to one of our CAs was verified when it connected.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Peer {
     /// SubjectPublicKeyInfo, DER.

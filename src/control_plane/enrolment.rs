@@ -226,8 +226,8 @@ fn known(tx: &Transaction<'_>, ek: &Public) -> Result<Option<KnownEk>, Refusal> 
     eks::lookup(tx, &ek.name(), Sha256::digest(ek.spki_der()?).as_slice())
 }
 
-/// The TPM names of the other EKs. That they are in the same TPM is the node's word: it can only
-/// make trouble for itself with it.
+/// The TPM names of the other EKs. That they are in the same TPM is the node's word alone: it counts
+/// from the moment that somebody admits the node.
 fn alias_names(ek: &Public, aliases: &[PresentedEk]) -> Result<Vec<Vec<u8>>, Refusal> {
     let mut names = Vec::new();
     for alias in aliases {

@@ -100,11 +100,14 @@ pub fn router(shared: Arc<Shared>, stop: CancellationToken) -> Router {
             }),
         );
     }
-    router.fallback(|request: Request| async move {
-        let found = format!("{} {}", request.method(), request.uri().path());
-        let refusal = Refusal::new(codes::PROTOCOL_MALFORMED, audit::clipped(&found)).expected("a route of version 1");
-        refuse(&Refused { refusal, next: None })
-    })
+    router.fallback(unknown).method_not_allowed_fallback(unknown)
+}
+
+/// The answer to whatever isn't in [`ROUTES`].
+async fn unknown(request: Request) -> Response {
+    let found = format!("{} {}", request.method(), request.uri().path());
+    let refusal = Refusal::new(codes::PROTOCOL_MALFORMED, audit::clipped(&found)).expected("a route of version 1");
+    refuse(&Refused { refusal, next: None })
 }
 
 #[derive(Clone)]
@@ -121,12 +124,13 @@ impl Server {
     async fn serve(&self, route: &'static Route, request: Request) -> Result<Response, Refused> {
         let peer = match (route.needs_node, request.extensions().get::<Channel>()) {
             (false, _) => None,
-            (true, Some(Channel(Some(peer)))) => {
+            (true, Some(Channel::Certified(peer))) => {
                 // Before the body: a revoked node sends no four megabytes.
                 self.standing(peer.clone(), route.path).await?;
                 Some(peer.clone())
             }
-            (true, _) => return Err(self.stranger(no_certificate(), route.path).await),
+            (true, Some(Channel::Refused(why))) => return Err(self.stranger((**why).clone(), route.path).await),
+            (true, Some(Channel::Stranger) | None) => return Err(self.stranger(no_certificate(), route.path).await),
         };
         let room = if peer.is_some() { &self.nodes_bodies } else { &self.strangers_bodies };
         let (body, _room) = match body(request, route.limit, room).await {

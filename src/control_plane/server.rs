@@ -14,7 +14,7 @@ use super::events::{Audience, Hub};
 use super::keys::{self, WrappingKey};
 use super::limiter::Limiter;
 use super::settings::Settings;
-use super::store::{Epoch, Generation, Store, Transaction, signed};
+use super::store::{Epoch, Generation, Store, Transaction, meta, signed};
 use super::tls::{self, Tls};
 use super::{admin, nonces, replay, routes};
 use crate::clock::WallTime;
@@ -160,6 +160,7 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
     let server_key = keys::generate()?;
     let time = now();
     let (authority, epoch, configuration) = store.transaction_blocking(|tx| {
+        of_this_domain(tx, &settings)?;
         let (epoch, restored) = generation.enter(tx, time)?;
         if restored {
             audit::done(
@@ -192,6 +193,19 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
     })
 }
 
+/// Everything in a store is named in one trust domain: it can't be moved to another.
+fn of_this_domain(tx: &Transaction<'_>, settings: &Settings) -> Result<(), Refusal> {
+    const NAME: &str = "trust_domain";
+    let configured = settings.trust_domain.as_str();
+    match meta::get(tx, NAME)? {
+        None => meta::set(tx, NAME, configured.as_bytes()),
+        Some(stored) if stored == configured.as_bytes() => Ok(()),
+        Some(stored) => Err(Refusal::new(codes::CONFIG_INVALID, format!("`{configured}`"))
+            .at(NAME)
+            .expected(format!("`{}`, the one that the store was made for", String::from_utf8_lossy(&stored)))),
+    }
+}
+
 /// A certificate for the listener, of the active CA.
 fn certify(
     tx: &Transaction<'_>,
@@ -199,7 +213,7 @@ fn certify(
     authority: &Authority,
     key: &p256::ecdsa::SigningKey,
     now: &Now,
-) -> Result<Arc<rustls::ServerConfig>, Refusal> {
+) -> Result<tls::Configuration, Refusal> {
     let issuing = authority.current();
     let spki = super::issuer::spki_of_key(key)?;
     let id = identity::server_id(&settings.trust_domain);

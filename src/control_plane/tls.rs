@@ -10,10 +10,12 @@ use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use rustls::client::danger::HandshakeSignatureValid;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::time_provider::TimeProvider;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -42,27 +44,41 @@ const PONG: Duration = Duration::from_secs(10);
 /// How long requests under way may take when the server stops.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// The client certificate's say on each request; `None` when there was none.
+/// Who is on the other end of a connection, as its client certificate says; attached to each request.
 #[derive(Clone, Debug)]
-pub struct Channel(pub Option<Arc<Peer>>);
+pub enum Channel {
+    /// There was no certificate.
+    Stranger,
+    /// There was one that leads to none of our CAs, or has expired.
+    Refused(Arc<Refusal>),
+    /// There was one of ours, valid now.
+    Certified(Arc<Peer>),
+}
 
 /// The TLS configuration that new connections get; replaced when a CA or certificate changes.
 #[derive(Debug)]
-pub struct Tls(RwLock<Arc<ServerConfig>>);
+pub struct Tls(RwLock<Configuration>);
+
+/// What a connection is accepted with.
+#[derive(Clone, Debug)]
+pub struct Configuration {
+    config: Arc<ServerConfig>,
+    clients: Arc<Clients>,
+}
 
 impl Tls {
     /// A listener's configuration; see [`configuration`].
-    pub fn new(configuration: Arc<ServerConfig>) -> Self {
+    pub const fn new(configuration: Configuration) -> Self {
         Self(RwLock::new(configuration))
     }
 
     /// Replaces it for connections to come.
-    pub fn replace(&self, configuration: Arc<ServerConfig>) {
+    pub fn replace(&self, configuration: Configuration) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = configuration;
     }
 
-    fn acceptor(&self) -> TlsAcceptor {
-        TlsAcceptor::from(self.0.read().unwrap_or_else(PoisonError::into_inner).clone())
+    fn current(&self) -> Configuration {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -76,7 +92,7 @@ pub fn configuration(
     key: &p256::ecdsa::SigningKey,
     bundle: &Bundle,
     now: &Now,
-) -> Result<Arc<ServerConfig>, Refusal> {
+) -> Result<Configuration, Refusal> {
     let bug = |what: String| Refusal::new(codes::STORE_FAILED, format!("BUG: TLS can't be set up: {what}"));
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut roots = RootCertStore::empty();
@@ -84,16 +100,17 @@ pub fn configuration(
         roots.add(CertificateDer::from(certificate.to_vec())).map_err(|e| bug(e.to_string()))?;
     }
     // Optional here, since enrolment has none yet; each route says whether it needs one.
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+    let path = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
         .allow_unauthenticated()
         .build()
         .map_err(|e| bug(e.to_string()))?;
     let chain = chain.iter().map(|der| CertificateDer::from(der.as_ref().to_vec())).collect();
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(keys::to_pkcs8(key)?.to_vec()));
+    let clients = Arc::new(Clients { path, now: now.clone() });
     let mut config = ServerConfig::builder_with_details(provider, Arc::new(Clock(now.clone())))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|e| bug(e.to_string()))?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(clients.clone())
         .with_single_cert(chain, key)
         .map_err(|e| bug(e.to_string()))?;
     config.alpn_protocols = vec![b"h2".to_vec()];
@@ -101,7 +118,81 @@ pub fn configuration(
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.max_early_data_size = 0;
-    Ok(Arc::new(config))
+    Ok(Configuration { config: Arc::new(config), clients })
+}
+
+/// Client certificates. The handshake proves the possession of a certificate's key; what the
+/// certificate is worth is judged right after it, by [`Clients::channel`]. So a node whose
+/// certificate has expired, or whose CA has gone while the node was off, is told why and enrols
+/// again; a handshake that fails looks to it like a server that is away.
+struct Clients {
+    path: Arc<dyn ClientCertVerifier>,
+    now: Now,
+}
+
+impl Clients {
+    /// Judges what the client sent in its handshake.
+    fn channel(&self, sent: Option<&[CertificateDer<'_>]>) -> Channel {
+        let Some((leaf, intermediates)) = sent.and_then(<[_]>::split_first) else { return Channel::Stranger };
+        let now = UnixTime::since_unix_epoch(Duration::from_secs((self.now)().0));
+        let judged = match self.path.verify_client_cert(leaf, intermediates, now) {
+            Ok(_) => Peer::from_certificate(leaf),
+            Err(error) => Err(Refusal::new(codes::PROTOCOL_CLIENT_CERTIFICATE, error.to_string())
+                .expected("the certificate that enrolment gave an admitted node")),
+        };
+        match judged {
+            Ok(peer) => Channel::Certified(Arc::new(peer)),
+            Err(refusal) => Channel::Refused(Arc::new(refusal)),
+        }
+    }
+}
+
+impl ClientCertVerifier for Clients {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        // None: a node has one certificate, and shows it even when its CA is none of ours any more.
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.2 is not spoken here".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.path.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.path.supported_verify_schemes()
+    }
+}
+
+impl std::fmt::Debug for Clients {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Clients")
+    }
 }
 
 /// The server's clock, as rustls reads it.
@@ -141,23 +232,18 @@ pub async fn serve(listener: TcpListener, tls: Arc<Tls>, router: Router, shutdow
                 continue;
             }
         };
-        let (tls, router, nodes) = (tls.acceptor(), router.clone(), nodes.clone());
+        let (tls, router, nodes) = (tls.current(), router.clone(), nodes.clone());
         let stop = shutdown.token.clone();
         shutdown.tasks.spawn(async move {
-            let stream = match tokio::time::timeout(HANDSHAKE, handshake(tls, stream)).await {
+            let stream = match tokio::time::timeout(HANDSHAKE, handshake(tls.config, stream)).await {
                 Ok(Ok(stream)) => stream,
                 Ok(Err(error)) => return tracing::debug!(%address, %error, "TLS handshake failed"),
                 Err(_) => return tracing::debug!(%address, "TLS handshake took too long"),
             };
-            let peer = match peer(&stream) {
-                Ok(peer) => peer,
-                Err(refusal) => {
-                    return tracing::info!(%address, refusal = ?refusal.to_string(), "client certificate refused");
-                }
-            };
-            let (_permit, age) = match &peer {
-                None => (permit, ANONYMOUS_AGE),
-                Some(_) => {
+            let channel = tls.clients.channel(stream.get_ref().1.peer_certificates());
+            let (_permit, age) = match &channel {
+                Channel::Stranger | Channel::Refused(_) => (permit, ANONYMOUS_AGE),
+                Channel::Certified(_) => {
                     drop(permit);
                     match nodes.try_acquire_owned() {
                         Ok(permit) => (permit, Duration::MAX),
@@ -165,20 +251,14 @@ pub async fn serve(listener: TcpListener, tls: Arc<Tls>, router: Router, shutdow
                     }
                 }
             };
-            connection(stream, Channel(peer), router, age, stop).await;
+            connection(stream, channel, router, age, stop).await;
         });
     }
 }
 
-async fn handshake(tls: TlsAcceptor, stream: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
+async fn handshake(config: Arc<ServerConfig>, stream: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
     stream.set_nodelay(true)?;
-    tls.accept(stream).await
-}
-
-fn peer(stream: &TlsStream<TcpStream>) -> Result<Option<Arc<Peer>>, Refusal> {
-    let (_, connection) = stream.get_ref();
-    let leaf = connection.peer_certificates().and_then(<[_]>::first);
-    leaf.map(|leaf| Peer::from_certificate(leaf).map(Arc::new)).transpose()
+    TlsAcceptor::from(config).accept(stream).await
 }
 
 /// Serves HTTP/2 on one connection until it ends, `age` is over or the server stops.

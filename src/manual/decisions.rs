@@ -55,6 +55,36 @@
 //! variable set. It keeps its process id. Operators who set the variable are left alone.
 //! *Would change our mind.* A libtss2 with an API for it.
 //!
+//! # 2026-11-22 A moved update counter asks the AK again
+//! *Context.* Behind a resource manager, which saves sessions, the standing session survives a TPM Restart
+//! (measured: after Shutdown(STATE) and Startup(CLEAR) a saved HMAC session loads and reads again). So "a reset
+//! kills the session" holds for a Reset alone.
+//! *Choice.* Whenever `pcrUpdateCounter` moved since the anchor, or the machine was suspended, the device has
+//! the AK quote again and compares the counts. To restore PCRs after a Restart takes extends, which move the
+//! counter. It costs one quote for each reading after an extend, and nothing in steady state.
+//! *Would change our mind.* Hosts that extend all the time (IMA) on TPMs that quote slowly: then TPM2_ReadClock
+//! in the audit session, which the Rust layer lacks today.
+//!
+//! # 2026-11-22 What to quote comes with the nonce
+//! *Context.* The selection came with the answer to an attestation, so an agent that was just started quoted the
+//! PCRs of its first reading and was refused for ever. Killing it 100 times showed that.
+//! *Choice.* A nonce carries the selection to quote over it, wherever it comes from: enrolment, an answer, a
+//! refusal, `GET /v1/nonce`. A changed policy needs no restart and no extra round trip.
+//! *Would change our mind.* Nothing.
+//!
+//! # 2026-11-22 One crypto provider, and no `ring` feature yet
+//! *Context.* The design allows a `ring` feature for the smallest builds: 0.8 MB less, no post-quantum key
+//! exchange, and no release in over a year.
+//! *Choice.* aws-lc-rs everywhere: rustls, the issuer, RSA-OAEP and AES-CFB of credential activation.
+//! *Would change our mind.* An edge device for which the 0.8 MB decide.
+//!
+//! # 2026-11-22 The EK of the enrolment is remembered
+//! *Context.* The first EK that answers after a start would be believed for the salt of every session; whoever
+//! sits on the bus could answer with his own and pass everything else on.
+//! *Choice.* The membership on disk names the EK that activated the enrolment's credential. Another one makes the
+//! agent enrol again, where the control plane decides; no reading in its session opens the gate before.
+//! *Would change our mind.* Nothing.
+//!
 //! # 2026-11-22 The wrapping key is sealed with an empty authorisation, and without PCRs
 //! *Context.* The control plane must start unattended. An authorisation value would have to lie where the sealed
 //! file lies. A policy over PCRs would stop the control plane at its machine's next kernel update.

@@ -115,18 +115,7 @@ impl Unenrolled {
         Ok(Enrolment::Waiting { node: NodeId::from_bytes(result.node), refusal, retry_after })
     }
 
-    /// The client of an admitted node, whose TLS key is in `tpm`.
-    ///
-    /// # Errors
-    /// When the certificates can't be used.
-    pub fn enrolled(&self, membership: &Membership, tpm: &Tpm) -> Result<Enrolled, Failure> {
-        let place = self.trusting(&membership.bundle).place;
-        let chain = membership.certificate.iter().map(|der| der.to_vec()).collect();
-        let client = connect(&place, Some((chain, tpm.clone())))?;
-        Ok(Enrolled { place, client })
-    }
-
-    /// The same, knowing the control plane by these CAs too.
+    /// The same, knowing the control plane by the CA certificates of an earlier answer as well.
     pub fn trusting(&self, bundle: &Bundle) -> Self {
         let mut place = self.place.clone();
         // The configured anchors stay: an operator who pins a new CA must be heard.
@@ -136,6 +125,17 @@ impl Unenrolled {
             }
         }
         Self { place }
+    }
+
+    /// The client of an admitted node, whose TLS key is in `tpm`.
+    ///
+    /// # Errors
+    /// When the certificates can't be used.
+    pub fn enrolled(&self, membership: &Membership, tpm: &Tpm) -> Result<Enrolled, Failure> {
+        let place = self.trusting(&membership.bundle).place;
+        let chain = membership.certificate.iter().map(|der| der.to_vec()).collect();
+        let client = connect(&place, Some((chain, tpm.clone())))?;
+        Ok(Enrolled { place, client })
     }
 
     fn connect(&self) -> Result<Client, Failure> {
@@ -348,25 +348,7 @@ fn unreachable_because(error: &reqwest::Error) -> Failure {
         }
         source = cause.source();
     }
-    if refuses_certificate(&words) {
-        let refusal = Refusal::new(codes::PROTOCOL_CLIENT_CERTIFICATE, words)
-            .expected("a certificate that is valid and of a CA in use: the node enrols again for one");
-        return Failure::Refused(Refused { refusal, next: None });
-    }
     let untrusted = words.contains("UnknownIssuer") || words.contains(codes::PROTOCOL_UNTRUSTED.as_str());
-    Failure::Unreachable(match untrusted {
-        true => Refusal::new(codes::PROTOCOL_UNTRUSTED, words).expected(
-            "a control plane under a CA that is pinned or was in the last bundle; if its CA changed while this node \
-             was away, set `control_plane.ca_hash` to what `leasehold-server ca show` prints there",
-        ),
-        false => Refusal::new(codes::PROTOCOL_UNREACHABLE, words),
-    })
-}
-
-/// Whether the server answered our certificate with an alert (RFC 8446, 6.2): it has expired, or
-/// its CA was dropped from the bundle. Between rustls and us HTTP/2 keeps the words only.
-fn refuses_certificate(words: &str) -> bool {
-    use rustls::AlertDescription::{BadCertificate, CertificateExpired, CertificateUnknown, UnknownCA};
-    let alerts = [BadCertificate, CertificateExpired, CertificateUnknown, UnknownCA];
-    alerts.into_iter().any(|alert| words.contains(&rustls::Error::AlertReceived(alert).to_string()))
+    let code = if untrusted { codes::PROTOCOL_UNTRUSTED } else { codes::PROTOCOL_UNREACHABLE };
+    Failure::Unreachable(Refusal::new(code, words))
 }

@@ -9,10 +9,16 @@
     reason = "a test fails by panicking"
 )]
 
+mod admission;
 #[path = "../bench/mod.rs"]
 mod bench;
+mod channel;
+mod clocked;
 mod identity;
 #[path = "../verify/node.rs"]
 #[allow(dead_code, reason = "shared with the verifier's tests, which use all of it")]
 mod node;
+mod replay;
 mod rogue;
+mod time;
+mod workloads;

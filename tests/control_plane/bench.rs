@@ -328,6 +328,7 @@ pub struct Member {
     pub certificate: Vec<ByteBuf>,
     pub next: [u8; 32],
     pub sequence: u64,
+    pub epoch: [u8; 16],
 }
 
 impl Member {
@@ -335,7 +336,7 @@ impl Member {
         let admitted = result.admitted.expect("admitted");
         tpm.node.id = Some(NodeId::from_bytes(result.node));
         let client = server.client(Some((&admitted.certificate, &tpm.node.node_key)));
-        Self { client, tpm, certificate: admitted.certificate, next: admitted.nonce.nonce, sequence: 0 }
+        Self { client, tpm, certificate: admitted.certificate, next: admitted.nonce.nonce, sequence: 0, epoch: [0; 16] }
     }
 
     pub fn id(&self) -> String {
@@ -372,6 +373,7 @@ impl Member {
             };
             let lease = Lease::verify(lease, &answer.bundle.certificates, &expected).unwrap();
             self.sequence = lease.claims().sequence;
+            self.epoch = lease.claims().epoch;
         }
         Ok(answer)
     }

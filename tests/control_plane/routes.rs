@@ -34,14 +34,14 @@ fn expected() -> BTreeMap<&'static str, [Ended; 6]> {
     let no = Refused(codes::PROTOCOL_CLIENT_CERTIFICATE);
     let revoked = Refused(codes::ENROL_REVOKED);
     BTreeMap::from([
-        ("/v1/enrol", [Served, NoConnection, Served, Served, Served, Served]),
+        ("/v1/enrol", [Served, Served, Served, Served, Served, Served]),
         // Each enrolment can be answered once: the matrix makes a new one for each call.
-        ("/v1/enrol/answer", [Served, NoConnection, Served, Served, Served, Served]),
-        ("/v1/nonce", [no, NoConnection, no, revoked, Served, Served]),
-        ("/v1/attest", [no, NoConnection, no, revoked, Refused(codes::VERIFY_NONCE_OTHER_NODE), Served]),
+        ("/v1/enrol/answer", [Served, Served, Served, Served, Served, Served]),
+        ("/v1/nonce", [no, no, no, revoked, Served, Served]),
+        ("/v1/attest", [no, no, no, revoked, Refused(codes::VERIFY_NONCE_OTHER_NODE), Served]),
         // Asked for the right node's workload; what counts here is below, in `credentials_of`.
-        ("/v1/credentials", [no, NoConnection, no, revoked, Refused(codes::ISSUER_NOT_THIS_NODE), Served]),
-        ("/v1/events", [no, NoConnection, no, revoked, Served, Served]),
+        ("/v1/credentials", [no, no, no, revoked, Refused(codes::ISSUER_NOT_THIS_NODE), Served]),
+        ("/v1/events", [no, no, no, revoked, Served, Served]),
     ])
 }
 

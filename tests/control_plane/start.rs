@@ -34,6 +34,15 @@ async fn a_second_server_on_the_same_state_is_refused() {
 }
 
 #[tokio::test]
+async fn a_store_stays_in_its_trust_domain() {
+    let mut server = Server::start().await;
+    server.stop().await;
+    server.config.trust_domain = leasehold::identity::TrustDomain::new("other.org").unwrap();
+    let refusal = server.try_start().await.err().unwrap();
+    assert_eq!((refusal.code, refusal.at.as_str()), (codes::CONFIG_INVALID, "trust_domain"));
+}
+
+#[tokio::test]
 async fn a_stolen_store_holds_no_key() {
     let server = Server::start().await;
     server.leased().await;
@@ -77,8 +86,8 @@ async fn a_restored_store_announces_a_new_epoch_and_every_node_attests_afresh() 
     std::fs::copy(state.join("store.db"), &backup).unwrap();
     server.restart().await;
     member.reconnect(&server);
-    let first = epoch(&member.attest().await.unwrap());
-    let sequence = member.sequence;
+    member.attest().await.unwrap();
+    let (epoch, sequence) = (member.epoch, member.sequence);
     server.stop().await;
     restore(&backup, &state);
     server.restart().await;
@@ -87,8 +96,8 @@ async fn a_restored_store_announces_a_new_epoch_and_every_node_attests_afresh() 
     let refused = member.attest().await.unwrap_err();
     assert_eq!(refused.code(), codes::VERIFY_NONCE);
     member.next = refused.next().nonce;
-    let answer = member.attest().await.unwrap();
-    assert_ne!(epoch(&answer), first);
+    member.attest().await.unwrap();
+    assert_ne!(member.epoch, epoch);
     // The store had forgotten this lease; the next one is later all the same.
     assert!(member.sequence > sequence);
     assert!(server.recorded().await.contains(&"protocol.epoch".to_owned()));
@@ -99,9 +108,4 @@ fn restore(backup: &Path, state: &Path) {
         let _ = std::fs::remove_file(state.join(name));
     }
     std::fs::copy(backup, state.join("store.db")).unwrap();
-}
-
-/// The epoch in a lease, which its bytes hold after its claim key.
-fn epoch(answer: &leasehold::protocol::AttestAnswer) -> Vec<u8> {
-    answer.lease.clone().unwrap()
 }

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::{ask, exit, print_json};
+use super::{ask, print_json};
+use crate::codes::exit;
 use crate::config::{self, AgentConfig};
 use crate::gate::Standing;
 use crate::tpm::TpmAddress;

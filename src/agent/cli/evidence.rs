@@ -3,9 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::exit;
 use crate::agent::attester::{Attester, Certification};
-use crate::codes::{self, Refusal};
+use crate::codes::{self, Refusal, exit};
 use crate::config::AgentConfig;
 use crate::evidence::certification_binding;
 use crate::secret::{random, write_atomically};

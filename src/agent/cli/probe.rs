@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{exit, print_json};
+use super::print_json;
 use crate::agent::attester::Attester;
 use crate::agent::run::anchors;
 use crate::agent::state::{Memory, Remembered};
-use crate::codes::Refusal;
+use crate::codes::{Refusal, exit};
 use crate::config::AgentConfig;
 use crate::identity::{NodeId, TrustDomain};
 use crate::protocol::{Enrolment, Unenrolled};

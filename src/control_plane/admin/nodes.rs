@@ -178,7 +178,14 @@ pub fn revoke(tx: &Transaction<'_>, node: &str, reason: &str, now: WallTime) -> 
             Refusal::new(codes::ADMIN_CONFLICT, "another node has this node key").at(format!("node {}", before.id))
         );
     }
-    let node = Node { state: State::Revoked, revoked_at: Some(now), revoked_reason: Some(reason.to_owned()), ..before };
+    let aliases = match before.state {
+        // Its own EK is proven. What a node that nobody ever admitted says of others is not, and
+        // must not keep their TPMs out.
+        State::Waiting => Vec::new(),
+        State::Admitted | State::Revoked => before.aliases.clone(),
+    };
+    let revoked_reason = Some(reason.to_owned());
+    let node = Node { state: State::Revoked, aliases, revoked_at: Some(now), revoked_reason, ..before };
     nodes::put(tx, &node)?;
     nodes::claim_eks(tx, &node)?;
     leases::end(tx, node.id, codes::GATE_REVOKED)?;

@@ -20,21 +20,9 @@ use args::{
 use super::admin;
 use super::admin::registrations::StatedEk;
 use super::registry::workloads::Stated;
+use crate::codes::exit::{CONTRAINDICATED, DONE, FAILED, UNAVAILABLE, USAGE, WARNING};
 use crate::codes::{self, Refusal};
 use crate::telemetry;
-
-/// Done.
-pub const DONE: u8 = 0;
-/// Failed.
-pub const FAILED: u8 = 1;
-/// Wrong usage or configuration.
-pub const USAGE: u8 = 2;
-/// A verdict with a warning.
-pub const WARNING: u8 = 3;
-/// A contraindicated verdict.
-pub const CONTRAINDICATED: u8 = 4;
-/// Unavailable: try later.
-pub const UNAVAILABLE: u8 = 5;
 
 /// Runs `leasehold-server` with the process's arguments.
 pub fn main() -> ExitCode {

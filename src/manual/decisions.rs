@@ -101,3 +101,20 @@
 //! *Choice.* The membership on disk names the EK that activated the enrolment's credential. Another one makes the
 //! agent enrol again, where the control plane decides; no reading in its session opens the gate before.
 //! *Would change our mind.* Nothing.
+//!
+//! # 2026-11-22 The wrapping key is sealed with an empty authorisation, and without PCRs
+//! *Context.* The control plane must start unattended. An authorisation value would have to lie where the sealed
+//! file lies. A policy over PCRs would stop the control plane at its machine's next kernel update.
+//! *Choice.* A `fixedTPM` object under the SRK with an empty authorisation: file and TPM together open it. The SRK
+//! is made from the TCG's template each time; its name is in the file, so an interposer can't pose as the TPM
+//! when it is opened. When it is sealed the first time no name is known: the first start trusts the bus.
+//! It has its own short path to the TPM (`tpm::Vault`), not the agent's thread: that one holds two of a bare TPM's
+//! three slots. A control plane built without the feature `tpm-device` doesn't link libtss2 and refuses `keys.tpm`.
+//! *Would change our mind.* An operator who signs the control plane's boot states: then PolicyAuthorize.
+//!
+//! # 2026-11-22 The listener's chain leads to retired CAs too
+//! *Context.* A node that is off while a CA is prepared and activated knows only the old one, and so does a new
+//! node with the old `ca_hash`. Both would refuse the listener's certificate although the old CA is still good.
+//! *Choice.* Each retired CA in the bundle certifies the active key (as "new with old" in RFC 4210, 4.4), and the
+//! listener sends that and the retired CA after its own. Bundles for workloads hold self-signed CAs only.
+//! *Would change our mind.* Chains so long that they cost a constrained node's handshake.

@@ -414,6 +414,40 @@ mod tests {
     }
 
     #[test]
+    fn the_listeners_chain_leads_to_every_ca_of_the_bundle() {
+        let bench = bench();
+        for days in [1, 2] {
+            bench.issue(days, 60);
+            let now = START.after(Duration::from_secs(days * DAY));
+            bench.store.transaction_blocking(|tx| bench.authority.prepare(tx, now)).unwrap();
+            bench.store.transaction_blocking(|tx| bench.authority.rotate(tx, now, true)).unwrap();
+            bench.store.transaction_blocking(|tx| bench.authority.reload(tx)).unwrap();
+        }
+        let now = START.after(Duration::from_secs(3 * DAY));
+        let issuing = bench.authority.current();
+        let spki = super::super::issuer::spki_of_key(&keys::generate().unwrap()).unwrap();
+        let id = SpiffeId::new("spiffe://example.org/server").unwrap();
+        let term = Duration::from_secs(DAY);
+        let leaf = bench.store.transaction_blocking(|tx| issuing.issue(tx, &id, &spki, now, term)).unwrap();
+        let chain = issuing.server_chain(&leaf);
+        assert_eq!(issuing.chain(&leaf).len(), 2, "nodes and workloads get no links");
+        let leads_to = |anchor: &[u8], at: WallTime| {
+            use rustls::pki_types::{CertificateDer, UnixTime};
+            let anchor = CertificateDer::from(anchor.to_vec());
+            let anchors = [webpki::anchor_from_trusted_cert(&anchor).unwrap()];
+            let sent: Vec<_> = chain.iter().map(|der| CertificateDer::from(der.to_vec())).collect();
+            let end = webpki::EndEntityCert::try_from(&sent[0]).unwrap();
+            let at = UnixTime::since_unix_epoch(Duration::from_secs(at.0));
+            let (all, usage) = (webpki::ALL_VERIFICATION_ALGS, webpki::KeyUsage::server_auth());
+            end.verify_for_usage(all, &anchors, &sent[1..], at, usage, None, None).is_ok()
+        };
+        assert_eq!(issuing.bundle.certificates.len(), 3);
+        assert!(issuing.bundle.certificates.iter().all(|ca| leads_to(ca, now)));
+        let other = self::bench().authority.current();
+        assert!(!leads_to(other.ca.certificate(), now));
+    }
+
+    #[test]
     fn a_server_that_was_off_for_long_replaces_an_expired_ca() {
         let bench = bench();
         assert!(bench.turn(100));

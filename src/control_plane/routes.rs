@@ -219,7 +219,14 @@ impl Server {
         let done = self.shared.store.transaction(move |tx| {
             let node = match authn::admitted(tx, &peer, &shared.settings.trust_domain, now) {
                 Ok(node) => node,
-                Err(refusal) => return Ok(Err(Refused { refusal, next: None })),
+                Err(refusal) if refusal.code == codes::STORE_FAILED => return Err(refusal),
+                // Revoked since it was let in.
+                Err(refusal) => {
+                    if let Some(suppressed) = shared.strangers.pass(now) {
+                        audit::stranger_refused(tx, now, suppressed, &refusal, None, route.path)?;
+                    }
+                    return Ok(Err(Refused { refusal, next: None }));
+                }
             };
             let refusal = match settled(work(tx, &shared, &node, &peer, &body, now))? {
                 Ok(answer) => return Ok(Ok(answer)),

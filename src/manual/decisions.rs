@@ -72,6 +72,23 @@
 //! refusal, `GET /v1/nonce`. A changed policy needs no restart and no extra round trip.
 //! *Would change our mind.* Nothing.
 //!
+//! # 2026-11-22 A client certificate is judged right after the handshake
+//! *Context.* rustls ends the handshake when a client certificate has expired or leads to an unknown CA. The
+//! server recorded nothing, and an agent that had been off for a week took it for a server that is away.
+//! *Choice.* The handshake proves the possession of the key; the path, by the same webpki verifier, is judged
+//! before the first request, and the result is a type that routes must look into. Such a client is a stranger
+//! with a reason: it is told `protocol.client_certificate`, that is recorded, and an agent enrols again, which
+//! an admitted TPM may at once. It keeps the CA certificates it knows, since the pinned one may be gone.
+//! *Would change our mind.* A way to tell the client the reason within the handshake that it surely receives.
+//!
+//! # 2026-11-22 What a TPM says of its other EKs counts from its admission
+//! *Context.* That two EKs are in one TPM can't be proven without activating both. Nodes state their other EKs,
+//! so that a revoked TPM doesn't return under one of them; a stranger could state anybody's.
+//! *Choice.* A statement binds once somebody admits the node; revoking one that was never admitted binds its
+//! proven EK alone. An admitted node can still hinder the enrolment of EKs it names falsely (the refusal names
+//! it), and one that was silent about an EK and has changed its keys' templates could return under it.
+//! *Would change our mind.* Either happening: then each stated EK is challenged, at the cost of making an RSA key.
+//!
 //! # 2026-11-22 One crypto provider, and no `ring` feature yet
 //! *Context.* The design allows a `ring` feature for the smallest builds: 0.8 MB less, no post-quantum key
 //! exchange, and no release in over a year.
@@ -84,3 +101,20 @@
 //! *Choice.* The membership on disk names the EK that activated the enrolment's credential. Another one makes the
 //! agent enrol again, where the control plane decides; no reading in its session opens the gate before.
 //! *Would change our mind.* Nothing.
+//!
+//! # 2026-11-22 The wrapping key is sealed with an empty authorisation, and without PCRs
+//! *Context.* The control plane must start unattended. An authorisation value would have to lie where the sealed
+//! file lies. A policy over PCRs would stop the control plane at its machine's next kernel update.
+//! *Choice.* A `fixedTPM` object under the SRK with an empty authorisation: file and TPM together open it. The SRK
+//! is made from the TCG's template each time; its name is in the file, so an interposer can't pose as the TPM
+//! when it is opened. When it is sealed the first time no name is known: the first start trusts the bus.
+//! It has its own short path to the TPM (`tpm::Vault`), not the agent's thread: that one holds two of a bare TPM's
+//! three slots. A control plane built without the feature `tpm-device` doesn't link libtss2 and refuses `keys.tpm`.
+//! *Would change our mind.* An operator who signs the control plane's boot states: then PolicyAuthorize.
+//!
+//! # 2026-11-22 The listener's chain leads to retired CAs too
+//! *Context.* A node that is off while a CA is prepared and activated knows only the old one, and so does a new
+//! node with the old `ca_hash`. Both would refuse the listener's certificate although the old CA is still good.
+//! *Choice.* Each retired CA in the bundle certifies the active key (as "new with old" in RFC 4210, 4.4), and the
+//! listener sends that and the retired CA after its own. Bundles for workloads hold self-signed CAs only.
+//! *Would change our mind.* Chains so long that they cost a constrained node's handshake.

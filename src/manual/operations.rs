@@ -24,3 +24,32 @@
 //! The TPM or the control plane may be away: release stops with the TPM and goes on to the lease's end without
 //! the control plane; the agent tries again after 0.1 to 4 s, for ever. A node whose certificate ran out enrols
 //! again by itself, since its keys are in the TPM and its admission is remembered.
+//!
+//! # The control plane's keys at rest
+//! Every private key in the store lies under one wrapping key: `wrapping.key` in the state directory, or where
+//! `keys.wrapping_key` says. It is a file of 32 bytes, 0600; keep it out of the backups of the state directory.
+//! On a machine with a TPM, seal it:
+//! ```toml
+//! [keys]
+//! tpm = "device:/dev/tpmrm0"
+//! ```
+//! At the next start the key is sealed and the file replaced; it then opens only on this TPM, until somebody
+//! clears it (`TPM2_Clear`, often a switch in the firmware). Who may use the TPM and read the file gets the key:
+//! it protects what is stolen, not a running machine. Before sealing, copy the 32 bytes to somewhere offline.
+//! That copy, put in the file's place, is how a control plane moves to another machine; without it the loss of
+//! the TPM is the loss of the CA. A key made under `keys.tpm` has no such copy.
+//!
+//! | at the start | means | do |
+//! |---|---|---|
+//! | exit code 5, `tpm.unavailable` | the TPM doesn't answer within 30 s | let it be started again |
+//! | `tpm.sealed_elsewhere` | another TPM, or this one was cleared; both names are shown | the TPM of before, or the offline copy |
+//! | exit code 2, "sealed to a TPM, and the configuration names none" | `keys.tpm` is missing | put it back |
+//!
+//! # Rotating the CA
+//! It happens by itself: at half of `terms.ca_days` the next CA is published in every bundle, at three quarters it
+//! takes over. By hand: `ca prepare`, and `ca rotate` once every node has had a lease's term to learn of it
+//! (`--early` doesn't wait: nodes get the new bundle within seconds, but those that are off don't). The old CA stays
+//! in the bundle until the last certificate it signed has expired, node certificates included; for as long,
+//! agents that know or pin it (`ca_hash`) are led to the new one, and come back by themselves even if they were off
+//! all the time. After that such an agent says `protocol.untrusted`: set its `control_plane.ca_hash` to what
+//! `ca show` prints. It enrols again without another approval.

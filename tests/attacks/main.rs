@@ -18,6 +18,7 @@ mod identity;
 #[path = "../verify/node.rs"]
 #[allow(dead_code, reason = "shared with the verifier's tests, which use all of it")]
 mod node;
+mod races;
 mod replay;
 mod rogue;
 mod time;

@@ -144,7 +144,7 @@ pub fn finish(
     let node = match before {
         // An admitted node is let in again at once, so an expired certificate strands nobody.
         Some(before) if before.state == State::Admitted => {
-            Node { certification_nonce: row.nonce, grade: grade.to_string(), last_seen_at: now, ..before }
+            Node { grade: grade.to_string(), last_seen_at: now, ..before.enrolled_again(row.nonce) }
         }
         before => row.node(id, &keys, grade, before, now).join(admission(shared, grade, known), now),
     };
@@ -363,6 +363,7 @@ impl Row {
             node_key_public: self.node_key_public,
             node_key_spki: keys.node_key.spki_der().to_vec(),
             certification_nonce: self.nonce,
+            certification_in_use: None,
             agent_version: self.agent_version,
             group: None,
             admitted_by: None,

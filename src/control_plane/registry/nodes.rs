@@ -62,8 +62,10 @@ pub struct Node {
     pub node_key_public: Vec<u8>,
     /// SubjectPublicKeyInfo of the node key, DER.
     pub node_key_spki: Vec<u8>,
-    /// The nonce over which the AK certified the node key.
+    /// The nonce over which the AK certified the node key, in the latest enrolment.
     pub certification_nonce: [u8; 32],
+    /// The same of an earlier enrolment, which a running agent may still attest with.
+    pub certification_in_use: Option<[u8; 32]>,
     /// As it said when it enrolled.
     pub agent_version: String,
     /// Its group.
@@ -86,7 +88,7 @@ pub struct Node {
 
 const COLUMNS: &str = "id, state, grade, ek_name, ek_public, ek_certificate, alias_names, ak_public, node_key_public, \
     node_key_spki, certification_nonce, agent_version, node_group, admitted_by, enrolled_at, admitted_at, revoked_at, \
-    revoked_reason, last_seen_at, last_refusal";
+    revoked_reason, last_seen_at, last_refusal, certification_in_use";
 
 /// The node with this id.
 ///
@@ -190,12 +192,12 @@ pub fn put(tx: &Transaction<'_>, node: &Node) -> Result<(), Refusal> {
     tx.execute(
         &format!(
             "INSERT INTO nodes({COLUMNS}) VALUES
-             (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)
+             (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)
              ON CONFLICT(id) DO UPDATE SET
              state = ?2, grade = ?3, ek_name = ?4, ek_public = ?5, ek_certificate = ?6, alias_names = ?7,
              ak_public = ?8, node_key_public = ?9, node_key_spki = ?10, certification_nonce = ?11,
              agent_version = ?12, node_group = ?13, admitted_by = ?14, admitted_at = ?16, revoked_at = ?17,
-             revoked_reason = ?18, last_seen_at = ?19, last_refusal = ?20"
+             revoked_reason = ?18, last_seen_at = ?19, last_refusal = ?20, certification_in_use = ?21"
         ),
         params![
             node.id.as_bytes(),
@@ -218,6 +220,7 @@ pub fn put(tx: &Transaction<'_>, node: &Node) -> Result<(), Refusal> {
             node.revoked_reason,
             signed(node.last_seen_at.0),
             node.last_refusal,
+            node.certification_in_use,
         ],
     )?;
     Ok(())
@@ -233,6 +236,33 @@ pub fn seen(tx: &Transaction<'_>, id: NodeId, now: WallTime, refusal: Option<&Re
         refusal.map(ToString::to_string),
         id.as_bytes()
     ])?;
+    Ok(())
+}
+
+impl Node {
+    /// Of the certifications that this node may show, the one over `claimed`, or else the latest.
+    pub fn certification(&self, claimed: &[u8; 32]) -> [u8; 32] {
+        self.certification_in_use.filter(|in_use| in_use == claimed).unwrap_or(self.certification_nonce)
+    }
+
+    /// After a further enrolment over `nonce`: beside the new certification the one that a running
+    /// agent holds stays good, however often somebody enrols beside it.
+    pub fn enrolled_again(self, nonce: [u8; 32]) -> Self {
+        let in_use = self.certification_in_use.unwrap_or(self.certification_nonce);
+        Self { certification_nonce: nonce, certification_in_use: Some(in_use), ..self }
+    }
+}
+
+/// Notes the certification that verified evidence of this node came with.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn attested_with(tx: &Transaction<'_>, node: &Node, nonce: [u8; 32]) -> Result<(), Refusal> {
+    if node.certification_in_use == Some(nonce) {
+        return Ok(());
+    }
+    tx.prepare_cached("UPDATE nodes SET certification_in_use = ?1 WHERE id = ?2")?
+        .execute(params![nonce, node.id.as_bytes()])?;
     Ok(())
 }
 
@@ -316,6 +346,10 @@ fn read(row: &rusqlite::Row<'_>) -> Result<Node, Refusal> {
         revoked_reason: row.get(17)?,
         last_seen_at: time(18)?.unwrap_or(WallTime(0)),
         last_refusal: row.get(19)?,
+        certification_in_use: row
+            .get::<_, Option<Vec<u8>>>(20)?
+            .map(|nonce| fixed(&nonce, "a certification nonce"))
+            .transpose()?,
     })
 }
 
@@ -337,6 +371,7 @@ mod tests {
             node_key_public: Vec::new(),
             node_key_spki: vec![number],
             certification_nonce: [0; 32],
+            certification_in_use: None,
             agent_version: String::new(),
             group: None,
             admitted_by: None,

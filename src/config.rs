@@ -198,6 +198,10 @@ pub struct JoinRule {
     pub name: String,
     /// The least grade: `certified` or `listed`. A rule can't admit an `unknown` TPM.
     pub grade: String,
+    /// The one kind of EK that may join: `rsa-2048`, `p-256` or `p-384`; default: any. A TPM often has
+    /// certificates for several EKs, and is told apart from another by the one it comes with.
+    #[serde(default)]
+    pub ek: Option<String>,
     /// The group a joining node is put in.
     #[serde(default)]
     pub group: Option<String>,

@@ -277,41 +277,81 @@ pub fn owner_of_ek(tx: &Transaction<'_>, ek_name: &[u8]) -> Result<Option<NodeId
         .transpose()
 }
 
-/// Records that the node holds its EK and the aliases: from now on no other node may.
+/// Another node's unproven word about an EK of this one: it named the EK as one of its own TPM's.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Claim {
+    /// The EK's TPM name.
+    pub ek_name: Vec<u8>,
+    /// Who claims it.
+    pub by: NodeId,
+    /// Whether that node was revoked.
+    pub revoked: bool,
+}
+
+/// Records that the node holds its EK, which it proved, and the aliases that nobody else named
+/// first. Returns what others claimed of them.
 ///
 /// # Errors
-/// [`codes::ENROL_ID_TAKEN`] when another node holds one of them.
-pub fn claim_eks(tx: &Transaction<'_>, node: &Node) -> Result<(), Refusal> {
-    check_eks(tx, node.id, std::iter::once(&node.ek_name).chain(&node.aliases))?;
-    for name in std::iter::once(&node.ek_name).chain(&node.aliases) {
+/// As [`check_eks`].
+pub fn claim_eks(tx: &Transaction<'_>, node: &Node) -> Result<Vec<Claim>, Refusal> {
+    let claims = check_eks(tx, node.id, &node.ek_name, &node.aliases)?;
+    // What was proven takes the place of what was only said.
+    tx.execute(
+        "INSERT INTO ek_owners(ek_name, node) VALUES (?1, ?2) ON CONFLICT(ek_name) DO UPDATE SET node = ?2",
+        params![node.ek_name, node.id.as_bytes()],
+    )?;
+    for name in &node.aliases {
         tx.execute(
             "INSERT INTO ek_owners(ek_name, node) VALUES (?1, ?2) ON CONFLICT(ek_name) DO NOTHING",
             params![name, node.id.as_bytes()],
         )?;
     }
-    Ok(())
+    Ok(claims)
 }
 
-/// Refuses if another node holds one of these EKs: one TPM is one node, under whichever of its EKs
-/// it comes, so a revoked one doesn't return under another.
+/// Refuses a node that names another's EK as its own: one TPM is one node, under whichever of its
+/// EKs it comes. A node owns an EK that it proved by activating a credential; that another node
+/// merely named it keeps nobody out, and is returned.
 ///
 /// # Errors
 /// [`codes::ENROL_REVOKED`] or [`codes::ENROL_ID_TAKEN`], naming the other node.
-pub fn check_eks<'a>(
-    tx: &Transaction<'_>,
-    id: NodeId,
-    names: impl Iterator<Item = &'a Vec<u8>>,
-) -> Result<(), Refusal> {
-    for name in names {
+pub fn check_eks(tx: &Transaction<'_>, id: NodeId, own: &Vec<u8>, aliases: &[Vec<u8>]) -> Result<Vec<Claim>, Refusal> {
+    let mut claims = Vec::new();
+    for name in std::iter::once(own).chain(aliases) {
         let Some(owner) = owner_of_ek(tx, name)?.filter(|owner| *owner != id) else { continue };
-        let revoked = find(tx, owner)?.is_some_and(|node| node.state == State::Revoked);
-        let (code, what) = match revoked {
-            true => (codes::ENROL_REVOKED, "belongs to the revoked node"),
-            false => (codes::ENROL_ID_TAKEN, "belongs to the node"),
-        };
-        return Err(Refusal::new(code, format!("this TPM's EK {} {what} {owner}", hex::encode(name))));
+        let Some(other) = find(tx, owner)? else { continue };
+        if other.ek_name == *name {
+            return Err(belongs(&format!("EK {}", hex::encode(name)), &other));
+        }
+        claims.push(Claim { ek_name: name.clone(), by: owner, revoked: other.state == State::Revoked });
     }
-    Ok(())
+    Ok(claims)
+}
+
+/// Refuses if another admitted or revoked node has this AK or this node key. Both are made from one
+/// template, so a TPM has the same ones under each of its EKs: who comes with another's is in the
+/// same TPM, whether or not the node ever named both EKs.
+///
+/// # Errors
+/// [`codes::ENROL_REVOKED`] or [`codes::ENROL_ID_TAKEN`], naming the other node.
+pub fn check_keys(tx: &Transaction<'_>, id: NodeId, ak_public: &[u8], spki: &[u8]) -> Result<(), Refusal> {
+    let mut statement = tx.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM nodes WHERE (ak_public = ?1 OR node_key_spki = ?2) AND state <> 'waiting' AND id <> ?3
+         ORDER BY state = 'revoked' DESC LIMIT 1"
+    ))?;
+    let mut rows = statement.query(params![ak_public, spki, id.as_bytes()])?;
+    match rows.next()?.map(read).transpose()? {
+        Some(other) => Err(belongs("attestation or node key", &other)),
+        None => Ok(()),
+    }
+}
+
+fn belongs(what: &str, other: &Node) -> Refusal {
+    let (code, whose) = match other.state {
+        State::Revoked => (codes::ENROL_REVOKED, "the revoked node"),
+        State::Waiting | State::Admitted => (codes::ENROL_ID_TAKEN, "the node"),
+    };
+    Refusal::new(code, format!("this TPM's {what} belongs to {whose} {}", other.id))
 }
 
 fn one(tx: &Transaction<'_>, sql: &str, key: &[u8]) -> Result<Option<Node>, Refusal> {
@@ -430,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn eks_belong_to_one_node() {
+    fn a_proven_ek_belongs_to_one_node_and_a_claim_keeps_nobody_out() {
         let (_dir, store) = store();
         store
             .transaction_blocking(|tx| {
@@ -438,12 +478,18 @@ mod tests {
                 let two = Node { aliases: vec![vec![1]], ..waiting(2) };
                 put(tx, &one)?;
                 put(tx, &two)?;
-                claim_eks(tx, &one)?;
-                claim_eks(tx, &one)?;
+                assert_eq!(claim_eks(tx, &one)?, []);
+                assert_eq!(claim_eks(tx, &one)?, []);
                 assert_eq!(claim_eks(tx, &two).unwrap_err().code, codes::ENROL_ID_TAKEN);
                 put(tx, &Node { state: State::Revoked, ..one })?;
                 assert_eq!(claim_eks(tx, &two).unwrap_err().code, codes::ENROL_REVOKED);
                 assert_eq!(owner_of_ek(tx, &[2])?, None);
+                // The EK that node 1 only named is its owner's once that one proves it.
+                let three = Node { ek_name: vec![1, 1], aliases: Vec::new(), ..waiting(3) };
+                put(tx, &three)?;
+                let by = NodeId::from_bytes([1; 32]);
+                assert_eq!(claim_eks(tx, &three)?, [Claim { ek_name: vec![1, 1], by, revoked: true }]);
+                assert_eq!(owner_of_ek(tx, &[1, 1])?, Some(three.id));
                 Ok(())
             })
             .unwrap();

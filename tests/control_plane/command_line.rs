@@ -161,3 +161,30 @@ async fn the_admin_socket_is_private_and_tells_liveness() {
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }
 }
+
+#[tokio::test]
+async fn a_reader_that_leaves_is_no_panic() {
+    let server = Server::start().await;
+    server.admitted().await;
+    for arguments in [&["node", "list"][..], &["--json", "node", "list"], &["audit", "tail", "--follow"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_leasehold-server"));
+        command.arg("--admin-socket").arg(&server.config.admin_socket).args(arguments);
+        let running = command.stdin(std::process::Stdio::null()).stdout(writer).kill_on_drop(true);
+        let running = running.stderr(std::process::Stdio::piped()).spawn().unwrap().wait_with_output();
+        let output = tokio::time::timeout(std::time::Duration::from_secs(20), running).await.unwrap().unwrap();
+        assert_eq!((output.status.code(), error(&output).as_str()), (Some(0), ""), "{arguments:?}");
+    }
+}
+
+#[tokio::test]
+async fn output_that_can_not_be_written_is_a_failure() {
+    let server = Server::start().await;
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_leasehold-server"));
+    command.arg("--admin-socket").arg(&server.config.admin_socket).args(["ca", "show"]).stdout(full);
+    let output = command.stderr(std::process::Stdio::piped()).output().await.unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(error(&output).contains("standard output"), "{}", error(&output));
+}

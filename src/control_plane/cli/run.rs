@@ -10,6 +10,7 @@ use crate::codes::{self, Refusal};
 use crate::config::{self, ServerConfig};
 use crate::control_plane::dev::{self, command::DevArguments};
 use crate::control_plane::server;
+use crate::output;
 use crate::shutdown;
 
 /// Runs the server until a signal asks it to end.
@@ -29,7 +30,7 @@ pub fn dev(arguments: DevArguments, json: bool) -> ExitCode {
         Err(refusal) => return complain(&refusal),
     };
     match runtime.block_on(dev::command::run(arguments, json)) {
-        Ok(code) => ExitCode::from(code),
+        Ok(code) => ExitCode::from(output::outcome(code)),
         Err(error) => {
             eprintln!("leasehold-server: {error:#}");
             ExitCode::from(FAILED)

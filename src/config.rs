@@ -166,6 +166,9 @@ pub struct ServerConfig {
     /// The PCRs every node quotes, as `BANK:LIST`.
     #[serde(default = "default_selection")]
     pub pcrs: String,
+    /// `run --accept-clock`: the wall clock is right now, though an earlier run had seen a later time.
+    #[serde(skip)]
+    pub accept_clock: bool,
 }
 
 /// How the control plane's private keys are kept.

@@ -31,5 +31,6 @@ mod replay;
 pub mod routes;
 pub mod server;
 mod settings;
+mod steady;
 mod store;
 mod tls;

@@ -30,7 +30,7 @@ pub fn main() -> ExitCode {
     let Cli { shared, command } = Cli::parse();
     telemetry::start(shared.log_format);
     match command {
-        Command::Run => run::run(&shared),
+        Command::Run { accept_clock } => run::run(&shared, accept_clock),
         Command::Dev(arguments) => run::dev(arguments, shared.json),
         command => match administer(&shared, command) {
             Ok(code) => ExitCode::from(output::outcome(code)),
@@ -110,7 +110,10 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         Command::Ca(CaCommand::Show) => Admin::CaShow,
         Command::Ca(CaCommand::Prepare) => Admin::CaPrepare,
         Command::Ca(CaCommand::Rotate { early }) => Admin::CaRotate { early },
-        Command::Run | Command::Dev(_) | Command::Audit(_) | Command::Reference(ReferenceCommand::Learn { .. }) => {
+        Command::Run { .. }
+        | Command::Dev(_)
+        | Command::Audit(_)
+        | Command::Reference(ReferenceCommand::Learn { .. }) => {
             return Err(Refusal::new(codes::ADMIN_INVALID, "BUG: this command is carried out elsewhere"));
         }
     })

@@ -14,9 +14,9 @@ use crate::output;
 use crate::shutdown;
 
 /// Runs the server until a signal asks it to end.
-pub fn run(options: &Shared) -> ExitCode {
+pub fn run(options: &Shared, accept_clock: bool) -> ExitCode {
     raise_descriptor_limit();
-    match runtime().and_then(|runtime| runtime.block_on(serve(options))) {
+    match runtime().and_then(|runtime| runtime.block_on(serve(options, accept_clock))) {
         Ok(true) => ExitCode::from(DONE),
         Ok(false) => ExitCode::from(FAILED),
         Err(refusal) => complain(&refusal),
@@ -45,11 +45,12 @@ fn runtime() -> Result<tokio::runtime::Runtime, Refusal> {
         .map_err(|e| Refusal::new(codes::STORE_FAILED, format!("no runtime: {e}")))
 }
 
-async fn serve(options: &Shared) -> Result<bool, Refusal> {
+async fn serve(options: &Shared, accept_clock: bool) -> Result<bool, Refusal> {
     let file = options.config.as_deref().ok_or_else(|| {
         Refusal::new(codes::CONFIG_INVALID, "no configuration").expected("--config FILE; the least is trust_domain")
     })?;
     let mut config: ServerConfig = config::load(file)?;
+    config.accept_clock = accept_clock;
     if let Some(socket) = &options.admin_socket {
         config.admin_socket = socket.clone();
     }

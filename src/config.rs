@@ -14,8 +14,13 @@ use crate::identity::TrustDomain;
 /// # Errors
 /// [`codes::CONFIG_INVALID`], with the file, the line and, for an unknown key, the nearest known one.
 pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, Refusal> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| Refusal::new(codes::CONFIG_INVALID, e.to_string()).at(path.display().to_string()))?;
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        let refusal = Refusal::new(codes::CONFIG_INVALID, e.to_string()).at(path.display().to_string());
+        match e.kind() {
+            std::io::ErrorKind::NotFound => refusal.expected("a configuration file; `--help` explains a first one"),
+            _ => refusal,
+        }
+    })?;
     parse(&text, &path.display().to_string())
 }
 

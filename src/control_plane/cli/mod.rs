@@ -123,10 +123,10 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
 fn learn(cli: &Shared, client: &client::Client, node: String, yes: bool) -> Result<u8, Refusal> {
     let preview = client.call(&admin::Command::ReferencePreview { node })?;
     if !yes {
+        print::facts(&preview, cli.json);
         if cli.json || !std::io::stdin().is_terminal() {
             return Err(Refusal::new(codes::ADMIN_INVALID, "nobody is there to confirm").expected("--yes"));
         }
-        print::facts(&preview, false);
         output::part(format_args!("Make these values what the node must show? [yes/no] "));
         let mut answer = String::new();
         let read = std::io::stdin().lock().read_line(&mut answer);

@@ -47,7 +47,8 @@ fn runtime() -> Result<tokio::runtime::Runtime, Refusal> {
 
 async fn serve(options: &Shared, accept_clock: bool) -> Result<bool, Refusal> {
     let file = options.config.as_deref().ok_or_else(|| {
-        Refusal::new(codes::CONFIG_INVALID, "no configuration").expected("--config FILE; the least is trust_domain")
+        Refusal::new(codes::CONFIG_INVALID, "no configuration")
+            .expected("--config FILE; `leasehold-server run --help` shows a first one")
     })?;
     let mut config: ServerConfig = config::load(file)?;
     config.accept_clock = accept_clock;

@@ -150,7 +150,7 @@ pub fn finish(
         before => row.node(id, &keys, grade, before, now).join(admission(shared, grade, known, &ek, &claims), now),
     };
     if node.state == State::Waiting && !is_known {
-        nodes::make_room(tx, WAITING)?;
+        nodes::make_room(tx, WAITING, grade)?;
     }
     nodes::put(tx, &node)?;
     if node.state == State::Admitted {

@@ -6,6 +6,7 @@ use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::store::{OptionalExtension, Transaction, damaged, fixed, params, signed, unsigned};
 use crate::identity::NodeId;
+use crate::verify::Grade;
 
 /// Where a node stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -130,12 +131,13 @@ pub fn of_group(tx: &Transaction<'_>, group: &str) -> Result<Vec<NodeId>, Refusa
     rows.map(|id| Ok(NodeId::from_bytes(fixed(&id?, "a node id")?))).collect()
 }
 
-/// Makes room for a waiting node: anybody can invent TPMs, so only so many wait at once, and the
-/// one not heard of for longest goes. A machine that is really there asks again in seconds.
+/// Makes room for a waiting node: anybody can invent TPMs, so only so many wait at once. Of those
+/// that may be inventions, grade `unknown`, the one not heard of for longest goes; others go only
+/// for one that is no invention either. A machine that is really there asks again in seconds.
 ///
 /// # Errors
-/// [`codes::PROTOCOL_BUSY`] when an operator has registered something for each of them.
-pub fn make_room(tx: &Transaction<'_>, waiting: u32) -> Result<(), Refusal> {
+/// [`codes::PROTOCOL_BUSY`] when none can go, e.g. since an operator has registered something for it.
+pub fn make_room(tx: &Transaction<'_>, waiting: u32, grade: Grade) -> Result<(), Refusal> {
     let count: u32 = tx.query_row("SELECT count(*) FROM nodes WHERE state = 'waiting'", [], |row| row.get(0))?;
     if count < waiting {
         return Ok(());
@@ -145,8 +147,9 @@ pub fn make_room(tx: &Transaction<'_>, waiting: u32) -> Result<(), Refusal> {
             "SELECT id FROM nodes WHERE state = 'waiting'
              AND NOT EXISTS (SELECT 1 FROM workloads WHERE node = nodes.id)
              AND NOT EXISTS (SELECT 1 FROM reference_sets WHERE node = nodes.id)
-             ORDER BY last_seen_at, enrolled_at LIMIT 1",
-            [],
+             AND (grade = ?1 OR ?2)
+             ORDER BY grade <> ?1, last_seen_at, enrolled_at LIMIT 1",
+            params![Grade::Unknown.as_str(), grade > Grade::Unknown],
             |row| row.get(0),
         )
         .optional()?;
@@ -436,13 +439,36 @@ mod tests {
         let left = store.transaction_blocking(|tx| {
             put(tx, &Node { state: State::Admitted, ..waiting(1) })?;
             for number in 2..=9 {
-                make_room(tx, 4)?;
+                make_room(tx, 4, Grade::Unknown)?;
                 put(tx, &waiting(number))?;
             }
             all(tx)
         });
         let left: Vec<u8> = left.unwrap().iter().map(|node| node.id.as_bytes()[0]).collect();
         assert_eq!(left, [1, 6, 7, 8, 9]);
+    }
+
+    #[test]
+    fn inventions_go_before_certified_tpms() {
+        let (_dir, store) = store();
+        let left = store.transaction_blocking(|tx| {
+            // The certified ones were silent for longest.
+            for number in [1, 2] {
+                put(tx, &Node { grade: "certified".to_owned(), ..waiting(number) })?;
+            }
+            for number in 3..=9 {
+                make_room(tx, 4, Grade::Unknown)?;
+                put(tx, &waiting(number))?;
+            }
+            for number in 10..=12 {
+                make_room(tx, 4, Grade::Certified)?;
+                put(tx, &Node { grade: "certified".to_owned(), ..waiting(number) })?;
+            }
+            assert_eq!(make_room(tx, 4, Grade::Unknown).unwrap_err().code, codes::PROTOCOL_BUSY);
+            all(tx)
+        });
+        let left: Vec<u8> = left.unwrap().iter().map(|node| node.id.as_bytes()[0]).collect();
+        assert_eq!(left, [2, 10, 11, 12]);
     }
 
     #[test]

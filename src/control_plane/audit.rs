@@ -77,8 +77,8 @@ pub fn refused(
     write(tx, now, refusal.code.as_str(), node, None, detail)
 }
 
-/// Records the refusal of somebody who is no admitted node, and how many such records were
-/// suppressed since the last one.
+/// Records the refusal of somebody who is no admitted node, and how many records of the same
+/// code were suppressed since the last one.
 ///
 /// # Errors
 /// As [`done`].
@@ -91,7 +91,8 @@ pub fn stranger_refused(
     context: &str,
 ) -> Result<(), Refusal> {
     if suppressed > 0 {
-        done(tx, now, "audit.suppressed", None, serde_json::json!({ "records": suppressed }))?;
+        let detail = serde_json::json!({ "what": refusal.code, "records": suppressed });
+        done(tx, now, "audit.suppressed", None, detail)?;
     }
     refused(tx, now, refusal, node, context)
 }

@@ -201,7 +201,7 @@ fn result(tx: &Transaction<'_>, shared: &Shared, node: &Node, now: WallTime) -> 
             .expected(format!("`leasehold-server node approve {}` on the control plane", node.id));
         // Once, not at each of its questions, and not for everything that calls itself a TPM.
         if node.last_refusal.is_none()
-            && let Some(suppressed) = shared.strangers.pass(now)
+            && let Some(suppressed) = shared.strangers.pass(now, waiting.code)
         {
             audit::stranger_refused(tx, now, suppressed, &waiting, Some(node.id), "enrolment")?;
             nodes::seen(tx, node.id, now, Some(&waiting))?;

@@ -222,7 +222,7 @@ impl Server {
                 Err(refusal) if refusal.code == codes::STORE_FAILED => return Err(refusal),
                 // Revoked since it was let in.
                 Err(refusal) => {
-                    if let Some(suppressed) = shared.strangers.pass(now) {
+                    if let Some(suppressed) = shared.strangers.pass(now, refusal.code) {
                         audit::stranger_refused(tx, now, suppressed, &refusal, None, route.path)?;
                     }
                     return Ok(Err(Refused { refusal, next: None }));
@@ -271,7 +271,7 @@ impl Server {
     async fn stranger(&self, refusal: Refusal, path: &'static str) -> Refused {
         let now = self.shared.now();
         if refusal.code != codes::STORE_FAILED
-            && let Some(suppressed) = self.shared.strangers.pass(now)
+            && let Some(suppressed) = self.shared.strangers.pass(now, refusal.code)
         {
             let recorded = refusal.clone();
             let written = self

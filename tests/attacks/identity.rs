@@ -214,6 +214,69 @@ async fn a_key_of_the_wrong_kind_is_no_attestation_key() {
     docket.refused("as EK: a storage key", refused, codes::VERIFY_EK_TEMPLATE);
 }
 
+/// What makes no sense is refused before anything is made of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_and_words_that_make_no_sense_are_refused() {
+    let server = Server::start("");
+    let station = Station::blank().await;
+    let client = Client::stranger(&server);
+    let mut docket = Docket::of(&server);
+    let changed = |change: &dyn Fn(&mut EnrolRequest)| {
+        let mut request = station.request();
+        change(&mut request);
+        request
+    };
+    let off_curve = |public: &[u8]| [&public[..public.len() - 32], &[9; 32]].concat();
+    let rsa = |modulus: &[u8]| {
+        // Template L-1 (TCG EK Credential Profile, B.3.3): RSA-2048 instead of the P-256 parameters.
+        let head = &station.identity.ek.public[2..42];
+        let parameters = [0x00, 0x06, 0x00, 0x80, 0x00, 0x43, 0x00, 0x10, 0x08, 0x00, 0, 0, 0, 0];
+        [&[0x00, 0x01], head, &parameters, &node::sized(modulus)[..]].concat()
+    };
+    type Case<'a> = (&'a str, &'a dyn Fn(&mut EnrolRequest), leasehold::codes::Code);
+    let cases: [Case<'_>; 13] = [
+        ("an EK on no curve", &|r| r.ek.public = off_curve(&r.ek.public), codes::TPM_STRUCTURE),
+        ("an AK on no curve", &|r| r.ak_public = off_curve(&r.ak_public), codes::VERIFY_AK_TEMPLATE),
+        ("a node key on no curve", &|r| r.node_key_public = off_curve(&r.node_key_public), codes::VERIFY_NODE_KEY),
+        ("an RSA EK of zeros", &|r| r.ek.public = rsa(&[0; 256]), codes::TPM_STRUCTURE),
+        ("an RSA EK of one", &|r| r.ek.public = rsa(&[&[0; 255][..], &[1]].concat()), codes::TPM_STRUCTURE),
+        ("an even RSA EK", &|r| r.ek.public = rsa(&[0xFE; 256]), codes::TPM_STRUCTURE),
+        ("a short RSA EK", &|r| r.ek.public = rsa(&[0xFF; 128]), codes::TPM_STRUCTURE),
+        ("bytes after the EK", &|r| r.ek.public.push(0), codes::TPM_STRUCTURE),
+        ("a certificate of nonsense", &|r| r.ek.certificate = Some(vec![0x30; 500]), codes::VERIFY_EK_CERTIFICATE),
+        ("nine other EKs", &|r| r.aliases = vec![r.ek.clone(); 9], codes::PROTOCOL_MALFORMED),
+        ("nine certificates", &|r| r.chain = vec![serde_bytes::ByteBuf::new(); 9], codes::PROTOCOL_MALFORMED),
+        (
+            "a version of two lines",
+            &|r| r.agent_version = "1\n{\"what\":\"node.admitted\"}".into(),
+            codes::PROTOCOL_MALFORMED,
+        ),
+        ("a version of 65 letters", &|r| r.agent_version = "1".repeat(65), codes::PROTOCOL_MALFORMED),
+    ];
+    for (what, change, code) in cases {
+        docket.refused(what, client.begin(&changed(change)).await, code);
+    }
+}
+
+/// Strangers can't fill the record, and can't hide in it either.
+#[tokio::test(flavor = "multi_thread")]
+async fn plenty_of_garbage_hides_no_attack() {
+    let server = Server::start("");
+    let station = Station::blank().await;
+    let client = Client::stranger(&server);
+    for _ in 0..200 {
+        client.send("/v1/enrol", vec![0xA0]).await.unwrap_err();
+    }
+    let garbage = server.decided().iter().filter(|what| *what == codes::PROTOCOL_MALFORMED.as_str()).count();
+    println!("200 pieces of garbage, {garbage} records");
+    // At most two minutes were touched.
+    assert!((60..=120).contains(&garbage));
+    let mut docket = Docket::of(&server);
+    let challenge = client.begin(&station.request()).await.unwrap();
+    let answer = station.answer(&challenge, &random::<32>()).await.0;
+    docket.refused("a forged proof amid garbage", client.answer(&answer).await, codes::ENROL_ACTIVATION);
+}
+
 /// TPMT_PUBLIC template of a P-256 key: a signing key, or one that decrypts structures.
 fn template(attributes: u32, decrypts: bool) -> Vec<u8> {
     let mut template = vec![0x00, 0x23, 0x00, 0x0B];

@@ -92,10 +92,10 @@ async fn a_running_node_whose_certificate_expired_enrols_again() {
     let server = &clocked.server;
     clocked.ahead(-8 * DAY);
     let mut node = Node::boot(server).await;
-    node.settle(server).await;
+    let id = node.settle(server).await;
     clocked.ahead(0);
     // Whatever it asks next is refused with the reason.
-    node.register(server, server.json(&["node", "list"])["nodes"][0]["id"].as_str().unwrap(), "more");
+    node.register(server, &id, "more");
     node.until(|status| status["workloads"].as_array().is_some_and(|all| all.len() == 2) && holds_svid(status)).await;
     let decided = server.decided();
     assert!(decided.iter().any(|what| what == codes::PROTOCOL_CLIENT_CERTIFICATE.as_str()), "{decided:?}");

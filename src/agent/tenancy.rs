@@ -248,9 +248,10 @@ impl Tenancy {
     }
 
     /// Asks for the SVIDs that are missing or past half their life.
-    async fn fetch(&self, tenant: &Tenant) -> Result<(), Setback> {
+    async fn fetch(&self, tenant: &mut Tenant) -> Result<(), Setback> {
         let Some((sequence, lease_end)) = self.keeper.sequence() else { return Ok(()) };
         let due = self.keeper.due();
+        let bundle = self.keeper.bundle();
         for batch in due.chunks(BATCH) {
             let mut pending = Vec::new();
             let mut wanted = Vec::new();
@@ -273,6 +274,12 @@ impl Tenancy {
                     Some(refusal) => refused.push((id, refusal)),
                     None => {
                         let svid = key.complete(answer.chain.into_iter().map(|der| der.into_vec()).collect())?;
+                        if !svid.leads_to(&bundle) {
+                            // The CA was rotated since the last attestation: the next one brings it.
+                            tenant.renew_at = BootInstant::now();
+                            let refusal = Refusal::new(codes::ISSUER_BUNDLE, "its CA isn't in the bundle").at(id);
+                            return Err(refusal.into());
+                        }
                         let until = asked_at.after(Duration::from_secs(answer.term_seconds)).min(lease_end);
                         issued.push(Held::new(svid, asked_at, until));
                     }

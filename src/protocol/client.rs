@@ -349,6 +349,11 @@ fn unreachable_because(error: &reqwest::Error) -> Failure {
         source = cause.source();
     }
     let untrusted = words.contains("UnknownIssuer") || words.contains(codes::PROTOCOL_UNTRUSTED.as_str());
-    let code = if untrusted { codes::PROTOCOL_UNTRUSTED } else { codes::PROTOCOL_UNREACHABLE };
-    Failure::Unreachable(Refusal::new(code, words))
+    Failure::Unreachable(match untrusted {
+        true => Refusal::new(codes::PROTOCOL_UNTRUSTED, words).expected(
+            "a control plane under a CA that is pinned or was in the last bundle; if its CA changed while this node \
+             was away, set `control_plane.ca_hash` to what `leasehold-server ca show` prints there",
+        ),
+        false => Refusal::new(codes::PROTOCOL_UNREACHABLE, words),
+    })
 }

@@ -106,9 +106,19 @@ fn it_releases_what_is_held_and_has_not_expired() {
     let held = [Held::new("alive", at(100), at(120)), Held::new("over", at(90), at(110))];
     let permit = gate.judge(&reading(at(109), values(7, 7), COUNTS), at(109), now).unwrap();
     assert_eq!(permit.lease_sequence(), 5);
-    let released = permit.release(&held.iter().collect::<Vec<_>>());
+    let released = permit.release(&held.iter().collect::<Vec<_>>(), now).unwrap();
     assert_eq!(released.get(), &["alive"]);
     assert!(!format!("{released:?}").contains("alive"), "Debug shows no value");
+}
+
+#[test]
+fn a_permit_grows_old_and_ends_with_the_lease() {
+    let held = [Held::new("alive", at(100), at(1_000))];
+    let held: Vec<_> = held.iter().collect();
+    let permit = open().judge(&reading(at(109), values(7, 7), COUNTS), at(109), at(110)).unwrap();
+    assert!(permit.release(&held, at(112)).is_err());
+    let permit = open().judge(&reading(at(159), values(7, 7), COUNTS), at(159), at(159)).unwrap();
+    assert!(permit.release(&held, at(160)).is_err());
 }
 
 #[test]
@@ -183,6 +193,7 @@ fn it_does_not_open_on_a_state_that_is_gone() {
     let issuer = Issuer::new();
     let mut gate = Gate::default();
     assert!(gate.open(issuer.lease(1, [0; 16], at(100), 60), &reading(at(99), values(7, 7), COUNTS), at(101)).is_err());
+    assert!(gate.lease().is_none(), "it stays closed on an old reading, too");
     let mut gate = Gate::default();
     assert!(
         gate.open(issuer.lease(1, [0; 16], at(100), 60), &reading(at(101), values(7, 9), COUNTS), at(102)).is_err()

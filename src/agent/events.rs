@@ -24,28 +24,40 @@ pub async fn follow(
     mut client: watch::Receiver<Option<Enrolled>>,
     token: CancellationToken,
 ) {
+    // Whether a stream was open before: what was pushed while none was is made up for.
+    let mut opened = false;
     loop {
         let present = client.borrow_and_update().clone();
         tokio::select! {
             () = token.cancelled() => return,
             // Another client (a new certificate, a new bundle): start over with it.
             changed = client.changed() => if changed.is_err() { return },
-            () = listen(&keeper, &attest_now, present) => tokio::time::sleep(PAUSE).await,
+            () = listen(&keeper, &attest_now, present, &mut opened) => tokio::time::sleep(PAUSE).await,
         }
     }
 }
 
-async fn listen(keeper: &Keeper, attest_now: &Notify, client: Option<Enrolled>) {
+async fn listen(keeper: &Keeper, attest_now: &Notify, client: Option<Enrolled>, opened: &mut bool) {
     let Some(client) = client else { return std::future::pending().await };
     let mut events = match client.events().await {
         Ok(events) => events,
         Err(failure) => {
             tracing::debug!("no event stream: {failure}");
+            match failure.refusal().code {
+                // Said here instead of on the stream.
+                codes::ENROL_REVOKED | codes::GATE_REVOKED => {
+                    keeper.close(Reason::new(Standing::Contraindicated, failure.refusal().clone()));
+                    attest_now.notify_one();
+                }
+                codes::PROTOCOL_CLIENT_CERTIFICATE => attest_now.notify_one(),
+                _ => {}
+            }
             return;
         }
     };
-    // Whatever was pushed while nobody listened is made up for by one attestation.
-    let mut missed = true;
+    if std::mem::replace(opened, true) {
+        attest_now.notify_one();
+    }
     loop {
         let event = match tokio::time::timeout(SILENCE, events.next()).await {
             Ok(Ok(event)) => event,
@@ -56,11 +68,7 @@ async fn listen(keeper: &Keeper, attest_now: &Notify, client: Option<Enrolled>) 
             }
         };
         match event {
-            Event::Alive => {
-                if std::mem::take(&mut missed) && keeper.sequence().is_none() {
-                    attest_now.notify_one();
-                }
-            }
+            Event::Alive => {}
             Event::Attest => attest_now.notify_one(),
             Event::Revoked(refusal) => {
                 let refusal = Refusal { code: codes::GATE_REVOKED, ..refusal };

@@ -35,6 +35,9 @@ struct Holdings {
     /// What the watcher last failed with; `None` after a reading.
     tpm_trouble: Option<TpmError>,
     control_plane_reachable: bool,
+    /// How often something spoke against the node: a lease asked for before the last time is not
+    /// opened under, however it crossed the revocation on the way.
+    withdrawals: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -74,6 +77,7 @@ impl Keeper {
             last_reading: None,
             tpm_trouble: None,
             control_plane_reachable: false,
+            withdrawals: 0,
         };
         let changes = watch::Sender::new(0);
         Self {
@@ -86,13 +90,26 @@ impl Keeper {
         }
     }
 
-    /// Opens the gate under a lease.
+    /// How often something spoke against the node so far; to be taken before a lease is asked for.
+    pub fn withdrawals(&self) -> u64 {
+        self.holdings().withdrawals
+    }
+
+    /// Opens the gate under a lease that was asked for when [`Self::withdrawals`] said this number.
     ///
     /// # Errors
     /// The gate's.
-    pub fn open(&self, lease: Lease, reading: &PcrReading) -> Result<(), Reason> {
+    pub fn open(&self, lease: Lease, reading: &PcrReading, withdrawals: u64) -> Result<(), Reason> {
         let opened = {
             let mut holdings = self.holdings();
+            if holdings.withdrawals != withdrawals {
+                let refusal = Refusal::new(
+                    codes::GATE_LEASE_ORDER,
+                    "the node was refused or changed while this lease was asked for",
+                )
+                .expected("a lease asked for since");
+                return Err(Reason::new(Standing::Stale, refusal));
+            }
             // What the issuer refused under the old lease is asked for again under the new one.
             holdings.refused.clear();
             holdings.gate.open(lease, reading, BootInstant::now())
@@ -107,6 +124,7 @@ impl Keeper {
             let mut holdings = self.holdings();
             if reason.standing == Standing::Contraindicated {
                 holdings.store.clear();
+                holdings.withdrawals += 1;
             }
             holdings.gate.close(reason);
         }
@@ -234,6 +252,7 @@ impl Keeper {
             let closed = was_open && holdings.gate.lease().is_none();
             if closed && holdings.gate.standing() == Standing::Contraindicated {
                 holdings.store.clear();
+                holdings.withdrawals += 1;
             }
             // A node that stands badly and then changed may stand well again: that isn't left to a pause.
             let moved = moved && holdings.gate.standing() == Standing::Contraindicated;
@@ -278,7 +297,17 @@ impl Keeper {
             // The TPM refused to be read, or is another one: nothing can be vouched for.
             Err(error) => return Err(Denied::Ended(error.into())),
         };
-        let judged = self.holdings().gate.judge(&reading, arrived, BootInstant::now());
+        let judged = {
+            let mut holdings = self.holdings();
+            let was_open = holdings.gate.lease().is_some();
+            let judged = holdings.gate.judge(&reading, arrived, BootInstant::now());
+            if was_open && holdings.gate.lease().is_none() && holdings.gate.standing() == Standing::Contraindicated {
+                holdings.store.clear();
+                holdings.withdrawals += 1;
+                self.drifted.notify_one();
+            }
+            judged
+        };
         judged.map_err(|reason| {
             // Whoever closed the gate, the streams must hear of it.
             self.changed();
@@ -356,7 +385,7 @@ impl Keeper {
         let hints: BTreeMap<&str, &str> =
             matching.iter().map(|entry| (entry.id.as_str(), entry.hint.as_str())).collect();
         let wanted = held.len();
-        let released = permit.release(&held);
+        let released = permit.release(&held, BootInstant::now()).map_err(|reason| denied(&reason))?;
         if released.get().len() < wanted {
             // An SVID ran out while its renewal is on the way.
             return Err(starting());
@@ -384,7 +413,8 @@ impl Keeper {
         };
         let bundle = Held::new(holdings.store.bundle().to_vec(), arrived, lease.ends_at());
         let trust_domain = self.trust_domain.id_string();
-        Ok(permit.release(&[&bundle]).map(|mut bundles| {
+        let released = permit.release(&[&bundle], BootInstant::now()).map_err(|reason| denied(&reason))?;
+        Ok(released.map(|mut bundles| {
             Bundles(bundles.pop().map(|bundle| BTreeMap::from([(trust_domain, bundle)])).unwrap_or_default())
         }))
     }

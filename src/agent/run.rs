@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use tokio::sync::{Notify, watch};
 
 use super::admin;
@@ -54,7 +53,7 @@ pub async fn start(config: AgentConfig) -> anyhow::Result<Agent> {
     // What can be wrong with the configuration is found before anything is bound.
     let anchors = anchors(&config.control_plane)?;
     let address = TpmAddress::parse(&config.tpm.address)?;
-    let memory = Memory::in_directory(&config.state_dir).context("the state directory")?;
+    let memory = Memory::in_directory(&config.state_dir)?;
     let selection: PcrSelection = FIRST_SELECTION.parse().map_err(anyhow::Error::msg)?;
 
     // The TPM thread opens the device when it is first needed, and again whenever it was away.

@@ -1,11 +1,15 @@
 //! What the agent keeps between starts: its membership, and the floor under lease sequences.
 
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
 
 use serde::{Deserialize, Serialize};
 
 use super::attester::{Attester, Certification};
-use crate::codes::Refusal;
+use crate::codes::{self, Refusal};
 use crate::identity::TrustDomain;
 use crate::protocol::Membership;
 use crate::secret::{private_directory, sweep_leftovers, write_atomically};
@@ -67,21 +71,37 @@ impl Remembered {
     }
 }
 
-/// The file the memory is kept in.
-#[derive(Clone, Debug)]
+/// The file the memory is kept in, and the lock that keeps a second agent away from it.
+#[derive(Debug)]
 pub struct Memory {
     path: PathBuf,
+    _lock: File,
 }
 
 impl Memory {
     /// The memory in `state_dir`, which is created (0700) if missing.
     ///
     /// # Errors
-    /// When the directory can't be made.
-    pub fn in_directory(state_dir: &Path) -> std::io::Result<Self> {
-        let path = private_directory(state_dir)?.join("enrolment.cbor");
+    /// When the directory can't be made, or another process, `run` or `join`, uses it: two would
+    /// enrol against each other.
+    pub fn in_directory(state_dir: &Path) -> Result<Self, Refusal> {
+        let refuse = |found: String| Refusal::new(codes::CONFIG_INVALID, found).at(state_dir.display().to_string());
+        let directory = private_directory(state_dir).map_err(|e| refuse(e.to_string()))?;
+        let lock = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(directory.join("lock"))
+            .map_err(|e| refuse(e.to_string()))?;
+        // The kernel lets go of it when the process ends, however it ends.
+        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+            refuse("another leasehold-agent uses this state directory".to_owned())
+                .expected("`leasehold-agent status`, if it runs: it enrols by itself")
+        })?;
+        let path = directory.join("enrolment.cbor");
         sweep_leftovers(&path);
-        Ok(Self { path })
+        Ok(Self { path, _lock: lock })
     }
 
     /// What is remembered for this trust domain and this TPM's node key and EK. A file that can't be used is put

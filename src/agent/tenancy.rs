@@ -124,7 +124,12 @@ impl Tenancy {
                     self.note(Some(refusal));
                     tokio::select! {
                         () = tokio::time::sleep(jittered(Duration::from_millis(pause).max(at_least))) => {}
-                        () = self.attest_now.notified() => {}
+                        () = self.attest_now.notified() => {
+                            // Not swallowed: under a live lease only this makes the next round attest.
+                            if let Some(tenant) = &mut tenant {
+                                tenant.renew_at = BootInstant::now();
+                            }
+                        }
                         () = self.keeper.drifted() => {}
                     }
                 }
@@ -203,13 +208,14 @@ impl Tenancy {
             tenant.attester.gather(nonce.nonce, Some(node), nonce.selection, &tenant.remembered.certification).await?;
         let request = AttestRequest { request_id: fresh_id()?, evidence: gathered.evidence.clone() };
         let asked_at = BootInstant::now();
+        let withdrawals = self.keeper.withdrawals();
         let answer = match tenant.enrolled.attest(&request).await {
             Ok(answer) => answer,
             Err(failure) => {
                 if let Failure::Refused(refused) = &failure {
                     tenant.next = refused.next.clone().map(|next| (next, asked_at));
                 }
-                return Err(self.failure(failure));
+                return Err(self.refused_evidence(failure));
             }
         };
         self.keeper.reachable(true);
@@ -242,7 +248,7 @@ impl Tenancy {
         self.remember(&tenant.remembered)?;
         // Before half of the lease, spread so that a fleet started together doesn't stay together.
         tenant.renew_at = gathered.requested_at.after(jittered(term * 2 / 5));
-        self.keeper.open(lease, &gathered.reading).map_err(|reason| Setback::Pause(reason.refusal))?;
+        self.keeper.open(lease, &gathered.reading, withdrawals).map_err(|reason| Setback::Pause(reason.refusal))?;
         tracing::info!(sequence, term_seconds = term.as_secs(), "leased");
         Ok(())
     }
@@ -271,6 +277,11 @@ impl Tenancy {
             for (key, answer) in pending.into_iter().zip(answer.answers) {
                 let id = key.id().to_string();
                 match answer.refusal {
+                    // The server's side of the lease is over: only another attestation can help.
+                    Some(refusal) if refusal.code == codes::ISSUER_NO_LEASE => {
+                        tenant.renew_at = BootInstant::now();
+                        return Err(refusal.into());
+                    }
                     Some(refusal) => refused.push((id, refusal)),
                     None => {
                         let svid = key.complete(answer.chain.into_iter().map(|der| der.into_vec()).collect())?;
@@ -345,6 +356,34 @@ impl Tenancy {
         self.memory.keep(remembered).map_err(|e| {
             Setback::Pause(Refusal::new(codes::STORE_FAILED, e.to_string()).at("the agent's state directory"))
         })
+    }
+
+    /// What a failed attestation means. The control plane ends the node's lease when evidence doesn't
+    /// verify, and so does the gate here: what it refuses is not released on until the term's end.
+    fn refused_evidence(&self, failure: Failure) -> Setback {
+        if let Failure::Refused(refused) = &failure {
+            let code = refused.refusal.code;
+            match code {
+                // About the nonce or the PCRs asked for, not about the node: the next try has the right ones.
+                codes::VERIFY_NONCE
+                | codes::VERIFY_NONCE_SPENT
+                | codes::VERIFY_NONCE_EXPIRED
+                | codes::VERIFY_NONCE_OTHER_NODE
+                | codes::VERIFY_QUOTE_STALE
+                | codes::VERIFY_SELECTION => {}
+                // The certification or the id it remembers is no longer the control plane's: another
+                // enrolment brings both together again.
+                codes::VERIFY_NODE_KEY | codes::VERIFY_NODE => {
+                    self.keeper.reachable(true);
+                    return Setback::Reenrol(refused.refusal.clone());
+                }
+                _ if code.as_str().starts_with("verify.") || code.as_str().starts_with("evidence.") => {
+                    self.keeper.close(Reason::new(Standing::Contraindicated, refused.refusal.clone()));
+                }
+                _ => {}
+            }
+        }
+        self.failure(failure)
     }
 
     /// What a failed exchange means for the standing and for the next try.

@@ -13,6 +13,8 @@ mod standing;
 
 pub use standing::{Reason, Standing};
 
+use std::time::Duration;
+
 use crate::clock::BootInstant;
 use crate::codes::{self, Refusal};
 use crate::credentials::Held;
@@ -64,7 +66,8 @@ impl Gate {
         self.last = Some((claims.epoch, claims.sequence));
         let asked_at = claims.requested_at;
         self.state = State::Open(lease);
-        self.judge(reading, asked_at, now).map(|_| ())
+        // Closed on any refusal, also on those for which an open gate would stay as it is.
+        self.judge(reading, asked_at, now).map(|_| ()).map_err(|reason| self.closed(reason))
     }
 
     /// Closes the gate. A reason that says more replaces one that says less: what is
@@ -117,7 +120,7 @@ impl Gate {
                 .expected(first.expected.clone());
             return Err(self.closed(Reason { differences, ..Reason::new(Standing::Contraindicated, refusal) }));
         }
-        Ok(Permit { lease_sequence: claims.sequence, ends_at: lease.ends_at(), now })
+        Ok(Permit { lease_sequence: claims.sequence, ends_at: lease.ends_at(), given_at: now })
     }
 
     /// Closes the gate if the lease's term is over at `now`; says whether it did.
@@ -163,13 +166,16 @@ impl Gate {
     }
 }
 
+/// How long a permit can be used: what takes longer between a judgement and its release asks again.
+const PERMIT_AGE: Duration = Duration::from_secs(1);
+
 /// The right to release, once, what is held. It can't be stored for later: it is neither cloned
-/// nor shared, and carries the moment it was given.
+/// nor shared, and grows old within a second.
 #[derive(Debug)]
 pub struct Permit {
     lease_sequence: u64,
     ends_at: BootInstant,
-    now: BootInstant,
+    given_at: BootInstant,
 }
 
 impl Permit {
@@ -178,14 +184,22 @@ impl Permit {
         self.lease_sequence
     }
 
-    /// Releases everything in `held` that hasn't expired, in order.
-    pub fn release<T: Clone>(self, held: &[&Held<T>]) -> Released<Vec<T>> {
+    /// Releases everything in `held` that hasn't expired at `now`, in order.
+    ///
+    /// # Errors
+    /// The lease's term is over at `now`, or the permit is older than a second: judge again.
+    pub fn release<T: Clone>(self, held: &[&Held<T>], now: BootInstant) -> Result<Released<Vec<T>>, Reason> {
         let end = self.ends_at;
-        let now = self.now;
-        Released {
+        let age = now.since(self.given_at);
+        if now >= end || age > PERMIT_AGE {
+            let refusal = Refusal::new(codes::GATE_READING_OLD, format!("it was judged {age:?} ago"))
+                .expected(format!("at most {PERMIT_AGE:?}, and before the lease's end"));
+            return Err(Reason::new(Standing::Stale, refusal));
+        }
+        Ok(Released {
             value: held.iter().filter(|held| now < held.until()).map(|held| held.value().clone()).collect(),
             until: held.iter().map(|held| held.until()).min().unwrap_or(end).min(end),
-        }
+        })
     }
 }
 

@@ -348,6 +348,11 @@ fn unreachable_because(error: &reqwest::Error) -> Failure {
         }
         source = cause.source();
     }
+    if refuses_certificate(&words) {
+        let refusal = Refusal::new(codes::PROTOCOL_CLIENT_CERTIFICATE, words)
+            .expected("a certificate that is valid and of a CA in use: the node enrols again for one");
+        return Failure::Refused(Refused { refusal, next: None });
+    }
     let untrusted = words.contains("UnknownIssuer") || words.contains(codes::PROTOCOL_UNTRUSTED.as_str());
     Failure::Unreachable(match untrusted {
         true => Refusal::new(codes::PROTOCOL_UNTRUSTED, words).expected(
@@ -356,4 +361,12 @@ fn unreachable_because(error: &reqwest::Error) -> Failure {
         ),
         false => Refusal::new(codes::PROTOCOL_UNREACHABLE, words),
     })
+}
+
+/// Whether the server answered our certificate with an alert (RFC 8446, 6.2): it has expired, or
+/// its CA was dropped from the bundle. Between rustls and us HTTP/2 keeps the words only.
+fn refuses_certificate(words: &str) -> bool {
+    use rustls::AlertDescription::{BadCertificate, CertificateExpired, CertificateUnknown, UnknownCA};
+    let alerts = [BadCertificate, CertificateExpired, CertificateUnknown, UnknownCA];
+    alerts.into_iter().any(|alert| words.contains(&rustls::Error::AlertReceived(alert).to_string()))
 }

@@ -55,9 +55,11 @@ async fn dev(dir: Option<PathBuf>, json: bool) -> anyhow::Result<u8> {
     let temporary = dir.is_none().then(tempfile::tempdir).transpose().context("a temporary directory")?;
     let directory = dir.or_else(|| temporary.as_ref().map(|t| t.path().to_path_buf())).unwrap_or_default();
     let mut step = |what: &str| eprintln!("{what} …");
+    // One for the whole life: a signal between two waits would be lost.
+    let mut asked_to_end = std::pin::pin!(shutdown::requested());
     let household = tokio::select! {
         household = Household::set_up(&directory, &mut step) => household?,
-        signal = shutdown::requested() => {
+        signal = &mut asked_to_end => {
             eprintln!("{}: ended before everything ran", signal?);
             return Ok(1);
         }
@@ -70,7 +72,7 @@ async fn dev(dir: Option<PathBuf>, json: bool) -> anyhow::Result<u8> {
     std::io::stdout().flush()?;
 
     let loss = tokio::select! {
-        signal = shutdown::requested() => {
+        signal = &mut asked_to_end => {
             eprintln!("{}: ending", signal?);
             None
         }

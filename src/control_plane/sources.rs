@@ -69,7 +69,7 @@ impl Sources {
 
 impl Visit {
     /// It turned out to be a node: its address is one that nodes connect from.
-    pub fn is_node(self) {
+    pub fn proved_a_node(self) {
         let mut state = self.sources.0.lock().unwrap_or_else(PoisonError::into_inner);
         if state.nodes.len() >= REMEMBERED {
             state.nodes.clear();
@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn strangers_from_everywhere_leave_places_where_nodes_are() {
         let sources = Arc::new(Sources::default());
-        sources.enter(address("192.0.2.1")).unwrap().is_node();
+        sources.enter(address("192.0.2.1")).unwrap().proved_a_node();
         let _strangers: Vec<Visit> =
             (0..STRANGERS).map(|n| sources.enter(IpAddr::V4((0x0A00_0000 + n as u32).into())).unwrap()).collect();
         assert!(sources.enter(address("198.51.100.1")).is_none());

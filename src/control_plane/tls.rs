@@ -250,7 +250,7 @@ pub async fn serve(listener: TcpListener, tls: Arc<Tls>, router: Router, shutdow
                     over.run_until_cancelled(served).await;
                 }
                 Channel::Certified(_) => {
-                    visit.is_node();
+                    visit.proved_a_node();
                     let Ok(_permit) = nodes.try_acquire_owned() else {
                         return tracing::warn!(%address, "too many connections of nodes");
                     };

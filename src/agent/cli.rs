@@ -94,7 +94,7 @@ enum Command {
 
 /// Runs the command line.
 pub fn main() -> ExitCode {
-    quiet_tss();
+    crate::tpm::quiet_libtss2();
     let arguments = Arguments::parse();
     telemetry::start(arguments.log_format);
     // Two workers: one may wait for the TPM inside a TLS handshake while the other releases.
@@ -214,19 +214,4 @@ fn harden() {
     {
         tracing::warn!(%error, "core dumps can't be switched off");
     }
-}
-
-/// libtss2 prints every refusal of the TPM on standard error, unless `TSS2_LOG` says otherwise
-/// before it starts. Changing one's own environment is unsafe once threads exist, so the process
-/// replaces itself once with the variable set; who sets it keeps what they set.
-fn quiet_tss() {
-    use std::os::unix::process::CommandExt;
-    if std::env::var_os("TSS2_LOG").is_some() {
-        return;
-    }
-    let Ok(executable) = std::env::current_exe() else { return };
-    let mut arguments = std::env::args_os();
-    let name = arguments.next().unwrap_or_else(|| "leasehold-agent".into());
-    // Only comes back if it failed (under an emulator, say); then libtss2 is merely talkative.
-    let _ = std::process::Command::new(executable).arg0(name).args(arguments).env("TSS2_LOG", "all+NONE").exec();
 }

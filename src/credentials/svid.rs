@@ -139,3 +139,36 @@ impl fmt::Debug for PendingSvid {
         f.debug_struct("PendingSvid").field("id", &self.id.to_string()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+
+    use super::*;
+
+    fn ca(name: &str) -> CertifiedIssuer<'static, KeyPair> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn an_svid_leads_to_its_own_ca_only() {
+        let (one, other) = (ca("one"), ca("other"));
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::URI("spiffe://example.org/web".try_into().unwrap())];
+        // Long over, or not yet begun by a clock that is wrong: that is not asked here.
+        params.not_before = rcgen::date_time_ymd(2001, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2001, 1, 2);
+        let leaf = params.signed_by(&KeyPair::generate().unwrap(), &one).unwrap();
+        let id = SpiffeId::new("spiffe://example.org/web").unwrap();
+        let svid = X509Svid { id, chain: vec![leaf.der().to_vec()], key: Zeroizing::new(Vec::new()) };
+        let (one, other) = (one.der().to_vec(), other.der().to_vec());
+        assert!(svid.leads_to(&[other.clone(), one.clone()]));
+        assert!(!svid.leads_to(&[other]));
+        assert!(!svid.leads_to(&[]));
+        let empty = X509Svid { chain: Vec::new(), ..svid };
+        assert!(!empty.leads_to(&[one]));
+    }
+}

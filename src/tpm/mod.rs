@@ -21,6 +21,8 @@ mod handle;
 #[cfg(feature = "tpm-device")]
 mod nv;
 #[cfg(feature = "tpm-device")]
+mod quiet;
+#[cfg(feature = "tpm-device")]
 mod reading;
 #[cfg(feature = "tpm-device")]
 mod session;
@@ -34,6 +36,8 @@ mod words;
 #[cfg(feature = "tpm-device")]
 pub use handle::{Tpm, TpmAddress, TpmThread};
 pub use pcr::{Bank, PcrDifference, PcrReading, PcrSelection, PcrValues, ResetCounts};
+#[cfg(feature = "tpm-device")]
+pub use quiet::quiet_libtss2;
 pub use sealed::Sealed;
 #[cfg(feature = "tpm-device")]
 pub use vault::Vault;

@@ -16,7 +16,7 @@ use crate::shutdown;
 /// Runs the server until a signal asks it to end.
 pub fn run(options: &Shared, accept_clock: bool) -> ExitCode {
     raise_descriptor_limit();
-    match runtime().and_then(|runtime| runtime.block_on(serve(options, accept_clock))) {
+    match configuration(options, accept_clock).and_then(|config| runtime()?.block_on(serve(config))) {
         Ok(true) => ExitCode::from(DONE),
         Ok(false) => ExitCode::from(FAILED),
         Err(refusal) => complain(&refusal),
@@ -45,7 +45,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, Refusal> {
         .map_err(|e| Refusal::new(codes::STORE_FAILED, format!("no runtime: {e}")))
 }
 
-async fn serve(options: &Shared, accept_clock: bool) -> Result<bool, Refusal> {
+fn configuration(options: &Shared, accept_clock: bool) -> Result<ServerConfig, Refusal> {
     let file = options.config.as_deref().ok_or_else(|| {
         Refusal::new(codes::CONFIG_INVALID, "no configuration")
             .expected("--config FILE; `leasehold-server run --help` shows a first one")
@@ -55,6 +55,14 @@ async fn serve(options: &Shared, accept_clock: bool) -> Result<bool, Refusal> {
     if let Some(socket) = &options.admin_socket {
         config.admin_socket = socket.clone();
     }
+    #[cfg(feature = "tpm-device")]
+    if config.keys.tpm.is_some() {
+        crate::tpm::quiet_libtss2();
+    }
+    Ok(config)
+}
+
+async fn serve(config: ServerConfig) -> Result<bool, Refusal> {
     let bound = server::start(config).await?;
     let signal = shutdown::requested()
         .await

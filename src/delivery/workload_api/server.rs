@@ -195,8 +195,13 @@ impl Connection {
                 }
                 () = tokio::time::sleep(self.limits.look) => {}
             }
-            if let Err(refusal) = peer.check().await {
-                return refusal;
+            match peer.check().await {
+                Ok(()) => {}
+                // Nothing is released meanwhile: a release looks at the peer, too.
+                Err(refusal) if refusal.code == codes::WORKLOAD_NO_DESCRIPTORS => {
+                    self.repeats.say(peer.uid(), &refusal, "a caller can't be looked at now");
+                }
+                Err(refusal) => return refusal,
             }
         }
     }

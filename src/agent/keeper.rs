@@ -318,7 +318,11 @@ impl Keeper {
     /// The ids of the workloads whose selectors all match the peer.
     async fn matching(&self, peer: &Peer) -> Result<Vec<Registered>, Denied> {
         let registered = self.holdings().registered.clone();
-        let observed = peer.observe(&registered).await.map_err(Denied::NoIdentity)?;
+        let observed = peer.observe(&registered).await.map_err(|refusal| match refusal.code {
+            // Nothing was found out about the caller.
+            codes::WORKLOAD_NO_DESCRIPTORS => Denied::Unavailable(refusal),
+            _ => Denied::NoIdentity(refusal),
+        })?;
         let matching: Vec<_> = registered.into_iter().filter(|entry| observed.matches(&entry.selectors)).collect();
         if matching.is_empty() {
             let refusal = Refusal::new(codes::WORKLOAD_NO_MATCH, observed.to_string())

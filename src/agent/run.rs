@@ -73,7 +73,7 @@ pub async fn start(config: AgentConfig) -> anyhow::Result<Agent> {
     let mut admin_socket = BoundSocket::bind(&config.sockets.admin, 0o600)?;
     if let Some(listener) = workload.take() {
         let listener = tokio::net::UnixListener::from_std(listener)?;
-        let server = Server::new(keeper.clone(), Peers::new(PeerMethod::Auto), Limits::default());
+        let server = Server::new(keeper.clone(), Peers::new(PeerMethod::Auto), Limits::default().within_this_process());
         let shutdown = shutdown.clone();
         shutdown.tasks.clone().spawn(async move {
             if let Err(error) = server.serve(listener, shutdown).await {

@@ -13,7 +13,7 @@
 //! | a software "TPM" beside a real EK | credential activation binds the AK's recomputed name to the EK; attributes and template are checked |
 //! | a genuine TPM that nobody admitted | grade and admission are two things; it waits |
 //! | a TPM reset under a running system, all extends replayed | the standing session dies, the reset count differs: the lease ends |
-//! | somebody on the network | TLS 1.3; the control plane is pinned; the node proves a TPM key; evidence over another connection is refused |
+//! | somebody on the network | TLS 1.3; the control plane is pinned; the node proves a TPM key; evidence under another client certificate is refused |
 //! | a replayed submission | nonces are single-use and consumed in the transaction that they authorise, across restarts |
 //! | a passive tap of the TPM bus | sessions that carry secrets are salted to the pinned EK and encrypt their parameters |
 //!
@@ -35,8 +35,14 @@
 //!   record says `node.ek_conflict` with both nodes.
 //! - **What PCRs don't measure.** References are PCR values for now: they say *that* something changed, not yet
 //!   what; the event logs come next.
+//! - **Processes of one user can become each other**, by `ptrace`, `LD_PRELOAD` or a changed environment: a
+//!   program's path or digest says which file runs, not who steers it. So `unix:path` or `unix:sha256`
+//!   without `unix:uid` gives the identity to every user who may run that program; name the user too.
+//! - **An agent that isn't root** can't see the executables of other users' processes: `unix:path` and
+//!   `unix:sha256` match none of them.
 //! - **The moment before a drift is read.** An open stream learns of a drift with the watcher's next reading
 //!   (250 ms by default); a new request always waits for a reading that began after it arrived.
+//!   What a client has asked for and doesn't take waits a second, then its connection is cut.
 //! - **The fallback for callers on kernels before 6.5.** Without `SO_PEERPIDFD` the peer's process is found by
 //!   its number and its start time; a process that hands its connected socket to a child, dies, and has its
 //!   number reused before the agent accepts is told apart only if the new process started after the accept.

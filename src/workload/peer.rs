@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 
 use super::Selector;
 use super::digest::Digests;
-use super::process::{FileId, Process, ticks, unknown};
+use super::process::{FileId, Process, no_descriptors, ticks, unknown};
 use crate::clock::BootInstant;
 use crate::codes::{self, Refusal};
 
@@ -151,7 +151,7 @@ impl Caught {
                 return Err(Refusal::new(codes::WORKLOAD_PEER_GONE, format!("process {pid} started later"))
                     .expected("one that ran when its connection was accepted"));
             }
-            let executable = process.executable();
+            let executable = process.executable()?;
             let held = Held { process, uid, gid, executable, peers: self.peers };
             held.check()?;
             Ok(Peer(Arc::new(held)))
@@ -183,7 +183,8 @@ impl Peer {
     /// Whether it still runs, as the same user, the same program as when it connected.
     ///
     /// # Errors
-    /// [`codes::WORKLOAD_PEER_GONE`], [`codes::WORKLOAD_PEER_CHANGED`], [`codes::WORKLOAD_PEER_UNKNOWN`].
+    /// [`codes::WORKLOAD_PEER_GONE`], [`codes::WORKLOAD_PEER_CHANGED`], [`codes::WORKLOAD_PEER_UNKNOWN`], and
+    /// [`codes::WORKLOAD_NO_DESCRIPTORS`], which is no finding: look again later.
     pub async fn check(&self) -> Result<(), Refusal> {
         self.blocking(PATIENCE, Held::check).await
     }
@@ -306,7 +307,7 @@ impl Held {
     fn check(&self) -> Result<(), Refusal> {
         self.process.alive()?;
         let ids = self.process.ids()?;
-        let executable = self.process.executable();
+        let executable = self.process.executable()?;
         // Only now: an ended process has no program any more, and that is no change of program.
         self.process.alive()?;
         let changed = |what: String| {
@@ -338,6 +339,7 @@ impl Held {
         self.check()?;
         match digest {
             Ok(digest) => observed.sha256 = Some(digest),
+            Err(error) if no_descriptors(&error) => return Err(unknown(self.process.pid(), "exe", error)),
             // No digest, no match: other entries may still hold.
             Err(error) => tracing::warn!(pid = self.process.pid(), %error, "the caller's program can't be hashed"),
         }
@@ -370,14 +372,18 @@ fn peer_pidfd(stream: &impl AsFd, pid: i32) -> Result<OwnedFd, Refusal> {
         Errno::ENOPROTOOPT => {
             Refusal::new(codes::WORKLOAD_PEER_UNKNOWN, error.desc()).at("SO_PEERPIDFD").expected("Linux 6.5 or later")
         }
+        Errno::EMFILE | Errno::ENFILE => unknown(pid, "SO_PEERPIDFD", error.into()),
         _ => Refusal::new(codes::WORKLOAD_PEER_GONE, format!("process {pid}: {}", error.desc())),
     })
 }
 
-fn open_pidfd(pid: i32) -> Result<OwnedFd, Refusal> {
-    let gone = |e: String| Refusal::new(codes::WORKLOAD_PEER_GONE, format!("process {pid}: {e}"));
-    let pid = Pid::from_raw(pid).ok_or_else(|| gone("no number".to_owned()))?;
-    pidfd_open(pid, PidfdFlags::empty()).map_err(|e| gone(e.to_string()))
+fn open_pidfd(number: i32) -> Result<OwnedFd, Refusal> {
+    let gone = |e: String| Refusal::new(codes::WORKLOAD_PEER_GONE, format!("process {number}: {e}"));
+    let pid = Pid::from_raw(number).ok_or_else(|| gone("no number".to_owned()))?;
+    pidfd_open(pid, PidfdFlags::empty()).map_err(|error| {
+        let error = std::io::Error::from(error);
+        if no_descriptors(&error) { unknown(number, "its pidfd", error) } else { gone(error.to_string()) }
+    })
 }
 
 /// The overflow user and group id if this user namespace lacks some ids: the kernel shows those

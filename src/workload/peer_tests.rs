@@ -85,12 +85,43 @@ fn helper() {
         "setuid" => nix::unistd::setuid(STRANGER.into()).unwrap(),
         // The connection outlives the one who made it: `cat` reads on until we close it.
         "hand over" => drop(Command::new("cat").stdin(OwnedFd::from(stream)).spawn().unwrap()),
+        "no descriptors" => look_without_descriptors(&stream),
         role => panic!("no role `{role}`"),
     }
     println!("done");
     if role != "hand over" {
         wait();
     }
+}
+
+/// At a process of which everything is known but what it does now.
+fn look_without_descriptors(stream: &UnixStream) {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+        let peer = Peers::new(PeerMethod::Auto).identify(stream).await.unwrap();
+        let sha256 = [vec![Selector::Sha256([0; 32])]];
+        peer.check().await.unwrap();
+        // One, and that is taken; none at all would forbid asking about a descriptor, too.
+        let had = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, rustix::process::Rlimit { current: Some(1), ..had }).unwrap();
+        assert_eq!(peer.check().await.unwrap_err().code, codes::WORKLOAD_NO_DESCRIPTORS);
+        assert_eq!(peer.observe(&sha256).await.unwrap_err().code, codes::WORKLOAD_NO_DESCRIPTORS);
+        assert_eq!(peer.0.process.executable().unwrap_err().code, codes::WORKLOAD_NO_DESCRIPTORS);
+        for method in BOTH {
+            let refusal = Peers::new(method).catch(stream).unwrap_err();
+            assert_eq!(refusal.code, codes::WORKLOAD_NO_DESCRIPTORS, "{method:?}");
+        }
+        setrlimit(Resource::Nofile, had).unwrap();
+        peer.check().await.unwrap();
+    });
+}
+
+#[test]
+fn a_peer_that_can_not_be_looked_at_for_want_of_descriptors_is_not_a_lost_one() {
+    // In a process of its own, whose limit concerns nobody else; it looks at this one.
+    let bench = Bench::new();
+    let (mut helper, _stream) = bench.own("no descriptors");
+    helper.go();
 }
 
 fn parse(selectors: &[String]) -> Vec<Selector> {

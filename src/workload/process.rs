@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, fstat, openat, readlinkat};
+use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -98,11 +99,18 @@ impl Process {
     }
 
     /// The file of the program it runs, or nothing if the agent may not see it.
-    pub(super) fn executable(&self) -> Option<FileId> {
+    ///
+    /// # Errors
+    /// [`codes::WORKLOAD_NO_DESCRIPTORS`]: that says nothing about the program.
+    pub(super) fn executable(&self) -> Result<Option<FileId>, Refusal> {
         // O_PATH: whoever serves the file's content isn't asked anything.
-        let file = openat(&self.directory, "exe", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?;
-        let stat = fstat(file).ok()?;
-        Some(FileId { device: stat.st_dev, inode: stat.st_ino })
+        let opened = openat(&self.directory, "exe", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        let file = match opened.map_err(io::Error::from) {
+            Ok(file) => file,
+            Err(error) if no_descriptors(&error) => return Err(unknown(self.pid, "exe", error)),
+            Err(_) => return Ok(None),
+        };
+        Ok(fstat(file).ok().map(|stat| FileId { device: stat.st_dev, inode: stat.st_ino }))
     }
 
     /// The path of that file, if the same file is there for the agent too.
@@ -151,6 +159,12 @@ fn alive(pid: i32, pidfd: BorrowedFd<'_>) -> Result<(), Refusal> {
     }
 }
 
+/// Whether this process or the machine has no descriptor left: others' doing, perhaps, and it passes.
+pub(super) fn no_descriptors(error: &io::Error) -> bool {
+    [Errno::MFILE, Errno::NFILE].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
 pub(super) fn unknown(pid: i32, what: &str, error: io::Error) -> Refusal {
-    Refusal::new(codes::WORKLOAD_PEER_UNKNOWN, error.to_string()).at(format!("/proc/{pid}: {what}"))
+    let code = if no_descriptors(&error) { codes::WORKLOAD_NO_DESCRIPTORS } else { codes::WORKLOAD_PEER_UNKNOWN };
+    Refusal::new(code, error.to_string()).at(format!("/proc/{pid}: {what}"))
 }

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::clock::BootInstant;
-use crate::codes::Code;
+use crate::codes::{Code, Refusal};
 
 /// Repeats within this time are one line.
 const WINDOW: Duration = Duration::from_secs(10);
@@ -24,6 +24,13 @@ pub(super) struct Repeats {
 }
 
 impl Repeats {
+    /// Logs `what` happened to a caller of `uid`, unless the same was said just now.
+    pub(super) fn say(&self, uid: u32, refusal: &Refusal, what: &str) {
+        if let Some(before) = self.due(uid, refusal.code, BootInstant::now()) {
+            tracing::info!(uid, code = %refusal.code, %refusal, held_back = before, "{what}");
+        }
+    }
+
     /// Whether this refusal is to be logged now, and how many were not since the last that was.
     pub(super) fn due(&self, uid: u32, code: Code, now: BootInstant) -> Option<u64> {
         let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);

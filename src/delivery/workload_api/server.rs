@@ -21,6 +21,7 @@ use super::authority::Readable;
 use super::flight::{Flight, Flushed};
 use super::generated::spiffe_workload_api_server::SpiffeWorkloadApiServer;
 use super::limits::{Counts, Limits, Slot};
+use super::repeats::Repeats;
 use super::service::{self, Caller, Service};
 use super::{Source, service::unavailable};
 use crate::clock::BootInstant;
@@ -30,6 +31,9 @@ use crate::workload::{Caught, Peer, Peers};
 
 /// Descriptors of `workload.proto`, for reflection.
 const DESCRIPTORS: &[u8] = include_bytes!("workload.fds");
+
+/// Stands for the user of a caller that can't be identified: no user has this number.
+const NOBODY: u32 = u32::MAX;
 
 const METHODS: &str = "/SpiffeWorkloadAPI/";
 
@@ -59,7 +63,9 @@ impl<S: Source> Server<S> {
     /// When reflection can't read the built-in descriptors.
     pub async fn serve(self, listener: UnixListener, shutdown: Shutdown) -> io::Result<()> {
         let counts = Counts::new(self.limits);
-        let routes = self.routes()?;
+        // One for all: else each connection could say everything once more.
+        let repeats = Arc::<Repeats>::default();
+        let routes = self.routes(&repeats)?;
         loop {
             let stream = tokio::select! {
                 biased;
@@ -78,7 +84,7 @@ impl<S: Source> Server<S> {
             let caught = match self.peers.catch(&stream) {
                 Ok(caught) => caught,
                 Err(refusal) => {
-                    tracing::info!(code = %refusal.code, %refusal, "a caller can't be identified");
+                    repeats.say(NOBODY, &refusal, "a caller can't be identified");
                     continue;
                 }
             };
@@ -95,6 +101,7 @@ impl<S: Source> Server<S> {
             let connection = Connection {
                 routes: routes.clone(),
                 counts: counts.clone(),
+                repeats: Arc::clone(&repeats),
                 limits: self.limits,
                 stopping: shutdown.token.clone(),
                 _slot: slot,
@@ -103,10 +110,11 @@ impl<S: Source> Server<S> {
         }
     }
 
-    fn routes(&self) -> io::Result<Routes> {
+    fn routes(&self, repeats: &Arc<Repeats>) -> io::Result<Routes> {
         let reflection =
             || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
-        let service = Service { source: Arc::clone(&self.source), retry: self.limits.retry, repeats: Arc::default() };
+        let (source, repeats) = (Arc::clone(&self.source), Arc::clone(repeats));
+        let service = Service { source, retry: self.limits.retry, repeats };
         Ok(Routes::new(SpiffeWorkloadApiServer::new(service).max_decoding_message_size(LARGEST_REQUEST))
             .add_service(reflection().build_v1().map_err(io::Error::other)?)
             .add_service(reflection().build_v1alpha().map_err(io::Error::other)?)
@@ -117,6 +125,7 @@ impl<S: Source> Server<S> {
 struct Connection {
     routes: Routes,
     counts: Counts,
+    repeats: Arc<Repeats>,
     limits: Limits,
     stopping: CancellationToken,
     _slot: Slot,
@@ -124,12 +133,13 @@ struct Connection {
 
 impl Connection {
     async fn run(self, stream: UnixStream, caught: Caught) {
+        let uid = caught.uid();
         let peer = tokio::select! {
             () = self.stopping.cancelled() => return,
             identified = caught.identify() => match identified {
                 Ok(peer) => peer,
                 Err(refusal) => {
-                    tracing::info!(code = %refusal.code, %refusal, "a caller can't be identified");
+                    self.repeats.say(uid, &refusal, "a caller can't be identified");
                     return;
                 }
             },
@@ -151,7 +161,7 @@ impl Connection {
         let ended = tokio::select! {
             ended = &mut connection => Some(ended),
             refusal = self.loss(&peer) => {
-                tracing::info!(%peer, code = %refusal.code, %refusal, "the caller's streams end");
+                self.repeats.say(uid, &refusal, "a caller's streams end");
                 lost.send_replace(Some(refusal));
                 None
             }
@@ -159,7 +169,7 @@ impl Connection {
                 // Dropped with all it holds: nothing of it may be sent any more.
                 let refusal = Refusal::new(codes::DELIVERY_STUCK, format!("an answer waited {:?}", self.limits.delivery))
                     .expected("a client that opens its HTTP/2 windows and reads");
-                tracing::info!(%peer, code = %refusal.code, %refusal, "a connection is cut");
+                self.repeats.say(uid, &refusal, "a connection is cut");
                 return;
             }
             () = self.stopping.cancelled() => None,
@@ -185,8 +195,13 @@ impl Connection {
                 }
                 () = tokio::time::sleep(self.limits.look) => {}
             }
-            if let Err(refusal) = peer.check().await {
-                return refusal;
+            match peer.check().await {
+                Ok(()) => {}
+                // Nothing is released meanwhile: a release looks at the peer, too.
+                Err(refusal) if refusal.code == codes::WORKLOAD_NO_DESCRIPTORS => {
+                    self.repeats.say(peer.uid(), &refusal, "a caller can't be looked at now");
+                }
+                Err(refusal) => return refusal,
             }
         }
     }
@@ -222,13 +237,14 @@ impl Connection {
             let mut values = request.headers().get_all("workload.spiffe.io").iter();
             // Case matters in the value (Workload Endpoint, 3).
             if values.next().is_none_or(|value| value != "true") || values.next().is_some() {
-                tracing::info!(%peer, code = %codes::DELIVERY_HEADER, "a call without the security header");
+                let refusal = Refusal::new(codes::DELIVERY_HEADER, "workload.spiffe.io").at(peer.to_string());
+                self.repeats.say(peer.uid(), &refusal, "a call without the security header");
                 return Err(service::header_missing());
             }
         }
         self.counts.stream(peer.uid()).ok_or_else(|| {
             let refusal = Refusal::new(codes::DELIVERY_BUSY, "too many calls at one time");
-            tracing::info!(%peer, code = %refusal.code, "too many calls");
+            self.repeats.say(peer.uid(), &refusal, "too many calls");
             unavailable(&refusal)
         })
     }

@@ -268,9 +268,10 @@ pub(super) fn no_identity(refusal: &Refusal) -> Status {
     with_code(Status::permission_denied(NO_IDENTITY), refusal)
 }
 
-/// `Unavailable`, with the reason (Workload Endpoint, 6).
+/// `Unavailable`, with what its code means (Workload Endpoint, 6). The reason in full may hold the
+/// lease's times, the TPM's address or an operator's words; it is in the log.
 pub(super) fn unavailable(refusal: &Refusal) -> Status {
-    with_code(Status::unavailable(refusal.to_string()), refusal)
+    with_code(Status::unavailable(refusal.code.meaning()), refusal)
 }
 
 /// `InvalidArgument` (Workload Endpoint, 6).

@@ -172,7 +172,7 @@ async fn unavailable_refuses_a_first_request_and_lets_an_open_stream_wait() {
     let mut client = bench.client().await;
     let status = client.x509().await.map(|_| ()).unwrap_err();
     assert_eq!((status.code(), code(&status)), (Code::Unavailable, "gate.starting"));
-    assert!(status.message().contains("in a test"), "{status:?}");
+    assert_eq!(status.message(), codes::GATE_STARTING.meaning(), "no details for whoever may call");
 
     bench.stub.set(Answer::Give(ca.context("/one")));
     let mut stream = client.x509().await.unwrap();
@@ -218,6 +218,53 @@ async fn stopping_ends_streams_and_questions_under_way() {
     for status in [end(&mut stream).await, asking.await.unwrap()] {
         assert_eq!((status.code(), code(&status)), (Code::Unavailable, "delivery.stopping"), "{status:?}");
     }
+}
+
+/// Counts lines by their code.
+#[derive(Clone, Default)]
+struct Lines(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn the_same_on_connection_after_connection_is_logged_once() {
+    let lines = Lines::default();
+    let subscriber = {
+        let lines = lines.clone();
+        tracing_subscriber::fmt().with_ansi(false).with_writer(move || lines.clone()).finish()
+    };
+    // Of this thread, on which the server runs.
+    let _logging = tracing::subscriber::set_default(subscriber);
+    let denied = Answer::Deny(Denied::Unavailable(refusal(codes::GATE_STARTING).expected("known to the log")));
+    let bench = Bench::with(denied, Limits { streams_per_user: 1, ..Limits::default() });
+    let mut holder = bench.client().await;
+    for _ in 0..5 {
+        let mut client = bench.client().await;
+        let request = Request::new(X509svidRequest {});
+        let status = client.call::<_, X509svidResponse>("/SpiffeWorkloadAPI/FetchX509SVID", request).await.unwrap_err();
+        assert_eq!(code(&status), "delivery.header");
+        assert_eq!(code(&client.x509().await.map(|_| ()).unwrap_err()), "gate.starting");
+    }
+    bench.stub.set(Answer::Give(Ca::new().context("/app")));
+    let _held = holder.x509().await.unwrap();
+    for _ in 0..5 {
+        let status = bench.client().await.x509().await.map(|_| ()).unwrap_err();
+        assert_eq!(code(&status), "delivery.busy");
+    }
+    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    for code in ["delivery.header", "gate.starting", "delivery.busy"] {
+        assert_eq!(text.lines().filter(|line| line.contains(&format!("code={code}"))).count(), 1, "{text}");
+    }
+    assert!(text.contains("known to the log"), "{text}");
 }
 
 #[tokio::test]

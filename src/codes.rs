@@ -225,6 +225,7 @@ table! {
     DELIVERY_SOCKET = "delivery.socket", "A socket can't be made at the configured place.";
     DELIVERY_BUSY = "delivery.busy", "The caller has as many connections or streams as one user may have.";
     DELIVERY_INCOMPLETE = "delivery.incomplete", "What was released lacks a part that a workload must get.";
+    DELIVERY_STUCK = "delivery.stuck", "The caller didn't take an answer in time.";
     DELIVERY_STOPPING = "delivery.stopping", "The agent is stopping.";
 
     ADMIN_PEER = "admin.peer", "The admin socket serves its owner and root only.";

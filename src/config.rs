@@ -14,8 +14,13 @@ use crate::identity::TrustDomain;
 /// # Errors
 /// [`codes::CONFIG_INVALID`], with the file, the line and, for an unknown key, the nearest known one.
 pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, Refusal> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| Refusal::new(codes::CONFIG_INVALID, e.to_string()).at(path.display().to_string()))?;
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        let refusal = Refusal::new(codes::CONFIG_INVALID, e.to_string()).at(path.display().to_string());
+        match e.kind() {
+            std::io::ErrorKind::NotFound => refusal.expected("a configuration file; `--help` explains a first one"),
+            _ => refusal,
+        }
+    })?;
     parse(&text, &path.display().to_string())
 }
 
@@ -166,6 +171,9 @@ pub struct ServerConfig {
     /// The PCRs every node quotes, as `BANK:LIST`.
     #[serde(default = "default_selection")]
     pub pcrs: String,
+    /// `run --accept-clock`: the wall clock is right now, though an earlier run had seen a later time.
+    #[serde(skip)]
+    pub accept_clock: bool,
 }
 
 /// How the control plane's private keys are kept.
@@ -198,6 +206,10 @@ pub struct JoinRule {
     pub name: String,
     /// The least grade: `certified` or `listed`. A rule can't admit an `unknown` TPM.
     pub grade: String,
+    /// The one kind of EK that may join: `rsa-2048`, `p-256` or `p-384`; default: any. A TPM often has
+    /// certificates for several EKs, and is told apart from another by the one it comes with.
+    #[serde(default)]
+    pub ek: Option<String>,
     /// The group a joining node is put in.
     #[serde(default)]
     pub group: Option<String>,

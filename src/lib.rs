@@ -21,6 +21,7 @@ pub mod clock;
 pub mod codes;
 pub mod config;
 pub mod identity;
+pub mod output;
 pub mod secret;
 pub mod shutdown;
 pub mod telemetry;

@@ -13,6 +13,7 @@ use clap::{Parser, Subcommand};
 use super::status::Status;
 use crate::codes::{self, Refusal, exit};
 use crate::config::{self, AgentConfig};
+use crate::output::{self, say};
 use crate::shutdown;
 use crate::telemetry::{self, LogFormat};
 use crate::tpm::TpmError;
@@ -107,7 +108,7 @@ pub fn main() -> ExitCode {
     let outcome = runtime.block_on(carry_out(arguments));
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     match outcome {
-        Ok(code) => ExitCode::from(code),
+        Ok(code) => ExitCode::from(output::outcome(code)),
         Err(error) => {
             eprintln!("leasehold-agent: {error:#}");
             ExitCode::from(exit_code(&error))
@@ -149,7 +150,7 @@ async fn status(config: &AgentConfig, json: bool) -> anyhow::Result<u8> {
     if json {
         print_json(&status)?
     } else {
-        print!("{status}")
+        output::part(format_args!("{status}"))
     }
     Ok(status.exit_code())
 }
@@ -187,7 +188,7 @@ fn no_tls() -> anyhow::Result<rustls::ClientConfig> {
 }
 
 fn print_json<T: serde::Serialize>(value: &T) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string_pretty(value)?);
+    say!("{}", serde_json::to_string_pretty(value)?);
     Ok(())
 }
 

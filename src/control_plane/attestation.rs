@@ -143,7 +143,7 @@ fn verify(
         node: Some(node.id),
         ak: AkPublic::parse(&node.ak_public)?,
         node_key: NodeKey::parse(&node.node_key_public)?,
-        certification_nonce: node.certification_nonce,
+        certification_nonce: node.certification(evidence.unverified_certification_nonce()),
     };
     let prior = references::high_water(tx, node.id, now)?;
     let fresh = authenticate(evidence, &keys, Some(&peer.spki))?.fresh(
@@ -152,6 +152,7 @@ fn verify(
         age,
         prior.as_ref(),
     )?;
+    nodes::attested_with(tx, node, keys.certification_nonce)?;
     Ok(fresh.replay(()).appraise(references_of(tx, node.id)?.as_ref()))
 }
 

@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::registry::nodes::{Claim, Node};
 use super::store::{Transaction, params, signed, unsigned};
 use crate::clock::WallTime;
 use crate::codes::Refusal;
@@ -95,6 +96,21 @@ pub fn stranger_refused(
         done(tx, now, "audit.suppressed", None, detail)?;
     }
     refused(tx, now, refusal, node, context)
+}
+
+/// Records that another node had named EKs of this one as its own: one of the two says what isn't so.
+///
+/// # Errors
+/// As [`done`].
+pub fn claimed_eks(tx: &Transaction<'_>, now: WallTime, node: &Node, claims: &[Claim]) -> Result<(), Refusal> {
+    for claim in claims {
+        let detail = serde_json::json!({
+            "ek": hex::encode(&claim.ek_name), "claimed_by": claim.by.to_string(), "revoked": claim.revoked,
+            "proven": claim.ek_name == node.ek_name,
+        });
+        done(tx, now, "node.ek_conflict", Some(node.id), detail)?;
+    }
+    Ok(())
 }
 
 /// The `limit` newest records after number `after`, oldest first.

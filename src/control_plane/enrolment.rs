@@ -15,7 +15,7 @@ use super::authn;
 use super::nonces::{self, Purpose};
 use super::references;
 use super::registry::eks::{self, KnownEk};
-use super::registry::nodes::{self, Node, State};
+use super::registry::nodes::{self, Claim, Node, State};
 use super::server::Shared;
 use super::store::{OptionalExtension, Transaction, damaged, fixed, params, signed, unsigned};
 use crate::clock::WallTime;
@@ -125,7 +125,8 @@ pub fn finish(
         .replay(())
         .appraise(attestation::references_of(tx, id)?.as_ref());
 
-    nodes::check_eks(tx, id, std::iter::once(&row.ek_name).chain(&row.aliases))?;
+    let claims = nodes::check_eks(tx, id, &row.ek_name, &row.aliases)?;
+    nodes::check_keys(tx, id, &row.ak_public, keys.node_key.spki_der())?;
     if let Some(before) = &before {
         if before.state == State::Revoked {
             return Err(authn::revoked(before));
@@ -144,22 +145,19 @@ pub fn finish(
     let node = match before {
         // An admitted node is let in again at once, so an expired certificate strands nobody.
         Some(before) if before.state == State::Admitted => {
-            Node { certification_nonce: row.nonce, grade: grade.to_string(), last_seen_at: now, ..before }
+            Node { grade: grade.to_string(), last_seen_at: now, ..before.enrolled_again(row.nonce) }
         }
-        before => row.node(id, &keys, grade, before, now).join(admission(shared, grade, known), now),
+        before => row.node(id, &keys, grade, before, now).join(admission(shared, grade, known, &ek, &claims), now),
     };
     if node.state == State::Waiting && !is_known {
-        nodes::make_room(tx, WAITING)?;
+        nodes::make_room(tx, WAITING, grade)?;
     }
-    // Two waiting rows may hold one key; two nodes may not.
+    nodes::put(tx, &node)?;
     if node.state == State::Admitted {
-        if nodes::find_by_key(tx, &node.node_key_spki)?.is_some_and(|other| other.id != id) {
-            return Err(Refusal::new(codes::ENROL_ID_TAKEN, "another node has this node key"));
-        }
-        nodes::put(tx, &node)?;
         nodes::claim_eks(tx, &node)?;
-    } else {
-        nodes::put(tx, &node)?;
+    }
+    if node.state == State::Admitted || !is_known {
+        audit::claimed_eks(tx, now, &node, &claims)?;
     }
     references::keep_quote(tx, id, &attestation::quote_of(&appraised, now))?;
     result(tx, shared, &node, now)
@@ -214,11 +212,22 @@ fn result(tx: &Transaction<'_>, shared: &Shared, node: &Node, now: WallTime) -> 
 }
 
 /// Who or what admits a TPM of this grade, and into which group.
-fn admission(shared: &Shared, grade: Grade, known: Option<KnownEk>) -> Option<(String, Option<String>)> {
+fn admission(
+    shared: &Shared,
+    grade: Grade,
+    known: Option<KnownEk>,
+    ek: &Public,
+    claims: &[Claim],
+) -> Option<(String, Option<String>)> {
     if let Some(known) = known {
         return Some((format!("named EK `{}`", known.label), known.group));
     }
-    let rule = shared.settings.rules.iter().find(|rule| grade >= rule.grade && grade > Grade::Unknown)?;
+    // A revoked node said that this EK is of its TPM. That is its word alone, so it keeps nobody
+    // out; but whether it was true, an operator decides and no rule.
+    if claims.iter().any(|claim| claim.revoked) {
+        return None;
+    }
+    let rule = shared.settings.rules.iter().find(|rule| rule.admits(grade, ek))?;
     Some((format!("join rule `{}`", rule.name), rule.group.clone()))
 }
 
@@ -363,6 +372,7 @@ impl Row {
             node_key_public: self.node_key_public,
             node_key_spki: keys.node_key.spki_der().to_vec(),
             certification_nonce: self.nonce,
+            certification_in_use: None,
             agent_version: self.agent_version,
             group: None,
             admitted_by: None,

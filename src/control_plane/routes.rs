@@ -9,9 +9,10 @@ use axum::extract::Request;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, on};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
 use super::authn::{self, Peer};
+use super::bodies::Room;
 use super::events::{self, Standing};
 use super::nonces::{self, Purpose};
 use super::registry::nodes::{self, Node};
@@ -66,8 +67,9 @@ type StrangersWork = fn(&Transaction<'_>, &Shared, &[u8], WallTime) -> Result<Ve
 /// The same for a node whose standing was checked in this transaction.
 type NodesWork = fn(&Transaction<'_>, &Shared, &Node, &Peer, &[u8], WallTime) -> Result<Vec<u8>, Refusal>;
 
-/// How long a body may take to arrive.
-const BODY_TIME: Duration = Duration::from_secs(30);
+/// How long a body of a node may take to arrive, and a stranger's, which is small.
+const NODES_BODY_TIME: Duration = Duration::from_secs(30);
+const STRANGERS_BODY_TIME: Duration = Duration::from_secs(5);
 /// Strangers' calls at work at once: each waits for the one writer, nodes must not wait behind many.
 const STRANGERS: usize = 4;
 /// KiB of strangers' bodies in memory at once, and of nodes': who sends much waits, not the server.
@@ -82,8 +84,8 @@ pub fn router(shared: Arc<Shared>, stop: CancellationToken) -> Router {
         shared,
         stop,
         strangers: Arc::new(Semaphore::new(STRANGERS)),
-        strangers_bodies: Arc::new(Semaphore::new(STRANGERS_BODIES)),
-        nodes_bodies: Arc::new(Semaphore::new(NODES_BODIES)),
+        strangers_bodies: Room::new(STRANGERS_BODIES, STRANGERS_BODY_TIME),
+        nodes_bodies: Room::new(NODES_BODIES, NODES_BODY_TIME),
     };
     let mut router = Router::new();
     for route in ROUTES {
@@ -115,8 +117,8 @@ struct Server {
     shared: Arc<Shared>,
     stop: CancellationToken,
     strangers: Arc<Semaphore>,
-    strangers_bodies: Arc<Semaphore>,
-    nodes_bodies: Arc<Semaphore>,
+    strangers_bodies: Room,
+    nodes_bodies: Room,
 }
 
 impl Server {
@@ -133,7 +135,7 @@ impl Server {
             (true, Some(Channel::Stranger) | None) => return Err(self.stranger(no_certificate(), route.path).await),
         };
         let room = if peer.is_some() { &self.nodes_bodies } else { &self.strangers_bodies };
-        let (body, _room) = match body(request, route.limit, room).await {
+        let (body, _room) = match room.read(request, route.limit).await {
             Ok(body) => body,
             Err(refusal) => return Err(self.stranger(refusal, route.path).await),
         };
@@ -346,35 +348,6 @@ fn next_nonce(
 fn no_certificate() -> Refusal {
     Refusal::new(codes::PROTOCOL_CLIENT_CERTIFICATE, "no client certificate")
         .expected("the certificate that enrolment gave an admitted node")
-}
-
-/// Reads a body of at most `limit` bytes; one that says that it is larger isn't read at all. The
-/// room it takes is held until the work on it is done.
-async fn body(
-    request: Request,
-    limit: usize,
-    room: &Arc<Semaphore>,
-) -> Result<(Vec<u8>, OwnedSemaphorePermit), Refusal> {
-    let too_large =
-        |found: String| Refusal::new(codes::PROTOCOL_TOO_LARGE, found).expected(format!("at most {limit} bytes"));
-    let stated = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    let most = stated.unwrap_or(limit);
-    if most > limit {
-        return Err(too_large(format!("{most} bytes")));
-    }
-    let kib = u32::try_from(most / 1024 + 1).unwrap_or(u32::MAX);
-    let read = async {
-        let held = room.clone().acquire_many_owned(kib).await;
-        let held = held.map_err(|_| Refusal::new(codes::PROTOCOL_BUSY, "the server is stopping"))?;
-        match axum::body::to_bytes(request.into_body(), limit).await {
-            Ok(bytes) => Ok((bytes.to_vec(), held)),
-            // Too much, or the connection broke, and then nobody reads the answer.
-            Err(_) => Err(too_large("more".to_owned())),
-        }
-    };
-    tokio::time::timeout(BODY_TIME, read)
-        .await
-        .unwrap_or_else(|_| Err(Refusal::new(codes::PROTOCOL_BUSY, "the body didn't arrive in time")))
 }
 
 fn answered(body: Vec<u8>) -> Response {

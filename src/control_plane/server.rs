@@ -14,6 +14,7 @@ use super::events::{Audience, Hub};
 use super::keys::{self, WrappingKey};
 use super::limiter::Limiter;
 use super::settings::Settings;
+use super::steady::Steady;
 use super::store::{Epoch, Generation, Store, Transaction, meta, signed};
 use super::tls::{self, Tls};
 use super::{admin, nonces, replay, routes};
@@ -54,8 +55,8 @@ pub struct Shared {
     pub strangers: Limiter,
     /// Counts what is done.
     pub metrics: ServerMetrics,
-    /// The time.
-    pub now: Now,
+    /// The time; it never goes back.
+    pub clock: Arc<Steady>,
     tls: Arc<Tls>,
     server_key: p256::ecdsa::SigningKey,
 }
@@ -118,7 +119,7 @@ pub async fn start_at(config: ServerConfig, now: Now) -> Result<Bound, Refusal> 
 impl Shared {
     /// The present time.
     pub fn now(&self) -> WallTime {
-        (self.now)()
+        self.clock.now()
     }
 
     /// To be called after a change to the CAs was committed: takes it over, gives the listener a
@@ -132,7 +133,7 @@ impl Shared {
         let shared = self.clone();
         let configuration = self
             .store
-            .transaction(move |tx| certify(tx, &shared.settings, &shared.authority, &shared.server_key, &shared.now))
+            .transaction(move |tx| certify(tx, &shared.settings, &shared.authority, &shared.server_key, &shared.clock))
             .await?;
         self.tls.replace(configuration);
         self.hub.push(Audience::All, Event::Attest);
@@ -158,9 +159,14 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
     let wrapping = Arc::new(WrappingKey::of(config, empty)?);
     let generation = Generation::new(wrapping_path.with_added_extension("generation"));
     let server_key = keys::generate()?;
-    let time = now();
+    let clock = store.transaction_blocking(|tx| Steady::open(tx, now, config.accept_clock))?;
+    let time = clock.now();
     let (authority, epoch, configuration) = store.transaction_blocking(|tx| {
         of_this_domain(tx, &settings)?;
+        if config.accept_clock {
+            audit::done(tx, time, "clock.accepted", None, serde_json::json!({}))?;
+        }
+        clock.keep(tx)?;
         let (epoch, restored) = generation.enter(tx, time)?;
         if restored {
             audit::done(
@@ -172,7 +178,7 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
             )?;
         }
         let authority = Authority::open(tx, wrapping.clone(), settings.trust_domain.clone(), settings.ca, time)?;
-        let configuration = certify(tx, &settings, &authority, &server_key, &now)?;
+        let configuration = certify(tx, &settings, &authority, &server_key, &clock)?;
         Ok((authority, epoch, configuration))
     })?;
     store.transaction_blocking(|tx| generation.witness(tx))?;
@@ -187,7 +193,7 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
         hub: Hub::default(),
         strangers: Limiter::default(),
         metrics: ServerMetrics::default(),
-        now,
+        clock,
         tls,
         server_key,
     })
@@ -212,13 +218,13 @@ fn certify(
     settings: &Settings,
     authority: &Authority,
     key: &p256::ecdsa::SigningKey,
-    now: &Now,
+    clock: &Arc<Steady>,
 ) -> Result<tls::Configuration, Refusal> {
     let issuing = authority.current();
     let spki = super::issuer::spki_of_key(key)?;
     let id = identity::server_id(&settings.trust_domain);
-    let leaf = issuing.issue(tx, &id, &spki, now(), settings.own_certificates)?;
-    tls::configuration(&issuing.server_chain(&leaf), key, &issuing.bundle, now)
+    let leaf = issuing.issue(tx, &id, &spki, clock.now(), settings.own_certificates)?;
+    tls::configuration(&issuing.server_chain(&leaf), key, &issuing.bundle, &clock.as_now())
 }
 
 /// Does what is due, again and again.
@@ -241,6 +247,7 @@ async fn round(shared: &Arc<Shared>, renew_at: &mut WallTime) -> Result<(), Refu
     let changed = shared
         .store
         .transaction(move |tx| {
+            of_work.clock.keep(tx)?;
             nonces::tidy(tx, now)?;
             tx.execute("DELETE FROM enrolments WHERE expires_at < ?1", [signed(now.0)])?;
             let changed = of_work.authority.turn(tx, now)?;

@@ -13,10 +13,14 @@ use crate::codes::{self, Refusal};
 use crate::config::{JoinRule, ServerConfig, TermsConfig};
 use crate::identity::TrustDomain;
 use crate::tpm::PcrSelection;
+use crate::tpm::structures::Public;
 use crate::verify::{EkRoots, Grade};
 
 /// A day in seconds.
 const DAY: u64 = 86_400;
+
+/// The kinds of EK that a join rule can name.
+const EK_KINDS: [&str; 3] = ["rsa-2048", "p-256", "p-384"];
 
 /// What the configuration says, in the types that the server works with.
 #[derive(Clone, Debug)]
@@ -48,6 +52,8 @@ pub struct Rule {
     pub name: String,
     /// The least grade.
     pub grade: Grade,
+    /// The one kind of EK it admits, one of [`EK_KINDS`].
+    pub ek: Option<String>,
     /// The group a joining node is put in.
     pub group: Option<String>,
 }
@@ -92,10 +98,19 @@ impl Rule {
             // A TPM of unknown origin may be a program: only an operator can admit it.
             other => return Err(invalid(&at, format!("grade `{other}`")).expected("`certified` or `listed`")),
         };
+        if let Some(ek) = rule.ek.as_ref().filter(|ek| !EK_KINDS.contains(&ek.as_str())) {
+            return Err(invalid(&at, format!("ek `{ek}`")).expected(EK_KINDS.join(", ")));
+        }
         if let Some(group) = &rule.group {
             check_group(group).map_err(|refusal| Refusal { code: codes::CONFIG_INVALID, ..refusal }.at(at))?;
         }
-        Ok(Self { name: rule.name.clone(), grade, group: rule.group.clone() })
+        Ok(Self { name: rule.name.clone(), grade, ek: rule.ek.clone(), group: rule.group.clone() })
+    }
+
+    /// Whether a TPM of this grade joins by this rule under this EK.
+    pub fn admits(&self, grade: Grade, ek: &Public) -> bool {
+        let kind = ek.kind.to_string().to_ascii_lowercase();
+        grade > Grade::Unknown && grade >= self.grade && self.ek.as_ref().is_none_or(|wanted| *wanted == kind)
     }
 }
 
@@ -161,6 +176,7 @@ mod tests {
             ("[terms]\nca_days = 0", "terms.ca_days"),
             ("[[admission.join]]\nname = \"all\"\ngrade = \"unknown\"", "admission.join `all`"),
             ("[[admission.join]]\nname = \"all\"\ngrade = \"listed\"\ngroup = \"a b\"", "admission.join `all`"),
+            ("[[admission.join]]\nname = \"all\"\ngrade = \"listed\"\nek = \"rsa\"", "admission.join `all`"),
             ("[admission]\nek_roots = [\"/nowhere\"]", "admission.ek_roots /nowhere"),
         ] {
             let refusal = check(text).unwrap_err();

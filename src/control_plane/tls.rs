@@ -24,6 +24,7 @@ use tokio_rustls::server::TlsStream;
 use super::authn::Peer;
 use super::keys;
 use super::server::Now;
+use super::sources::Sources;
 use crate::codes::{self, Refusal};
 use crate::protocol::Bundle;
 use crate::shutdown::Shutdown;
@@ -32,9 +33,8 @@ use crate::shutdown::Shutdown;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Connections without a client certificate are for enrolment only, which takes seconds.
 const ANONYMOUS_AGE: Duration = Duration::from_secs(60);
-/// How many connections may be without (or before) a client certificate …
-const ANONYMOUS: usize = 4096;
-/// … and how many may have one; apart, so that strangers can't take the nodes' places.
+/// How many connections may have a client certificate; counted apart from those without (or before)
+/// one, which [`Sources`] counts, so that strangers can't take the nodes' places.
 const NODES: usize = 16_384;
 /// Requests at once on one connection: one attestation, one stream of events and some credentials.
 const STREAMS: u32 = 32;
@@ -212,17 +212,13 @@ impl std::fmt::Debug for Clock {
 
 /// Accepts connections until `shutdown`, each served by `router` on a task of its own.
 pub async fn serve(listener: TcpListener, tls: Arc<Tls>, router: Router, shutdown: Shutdown) {
-    let anonymous = Arc::new(Semaphore::new(ANONYMOUS));
+    let sources = Arc::new(Sources::default());
     let nodes = Arc::new(Semaphore::new(NODES));
     loop {
         let accepted = tokio::select! {
             () = shutdown.token.cancelled() => return,
-            accepted = async {
-                let permit = anonymous.clone().acquire_owned().await;
-                (permit, listener.accept().await)
-            } => accepted,
+            accepted = listener.accept() => accepted,
         };
-        let (Ok(permit), accepted) = accepted else { return };
         let (stream, address) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -232,26 +228,35 @@ pub async fn serve(listener: TcpListener, tls: Arc<Tls>, router: Router, shutdow
                 continue;
             }
         };
+        let Some(visit) = sources.enter(address.ip()) else {
+            tracing::debug!(%address, "too many connections of strangers");
+            continue;
+        };
         let (tls, router, nodes) = (tls.current(), router.clone(), nodes.clone());
         let stop = shutdown.token.clone();
         shutdown.tasks.spawn(async move {
-            let stream = match tokio::time::timeout(HANDSHAKE, handshake(tls.config, stream)).await {
-                Ok(Ok(stream)) => stream,
-                Ok(Err(error)) => return tracing::debug!(%address, %error, "TLS handshake failed"),
-                Err(_) => return tracing::debug!(%address, "TLS handshake took too long"),
+            let over = visit.over.clone();
+            let shaken = tokio::time::timeout(HANDSHAKE, handshake(tls.config, stream));
+            let stream = match over.run_until_cancelled(shaken).await {
+                Some(Ok(Ok(stream))) => stream,
+                Some(Ok(Err(error))) => return tracing::debug!(%address, %error, "TLS handshake failed"),
+                Some(Err(_)) => return tracing::debug!(%address, "TLS handshake took too long"),
+                None => return tracing::debug!(%address, "too many connections from this address"),
             };
             let channel = tls.clients.channel(stream.get_ref().1.peer_certificates());
-            let (_permit, age) = match &channel {
-                Channel::Stranger | Channel::Refused(_) => (permit, ANONYMOUS_AGE),
-                Channel::Certified(_) => {
-                    drop(permit);
-                    match nodes.try_acquire_owned() {
-                        Ok(permit) => (permit, Duration::MAX),
-                        Err(_) => return tracing::warn!(%address, "too many connections of nodes"),
-                    }
+            match &channel {
+                Channel::Stranger | Channel::Refused(_) => {
+                    let served = connection(stream, channel, router, ANONYMOUS_AGE, stop);
+                    over.run_until_cancelled(served).await;
                 }
-            };
-            connection(stream, channel, router, age, stop).await;
+                Channel::Certified(_) => {
+                    visit.is_node();
+                    let Ok(_permit) = nodes.try_acquire_owned() else {
+                        return tracing::warn!(%address, "too many connections of nodes");
+                    };
+                    connection(stream, channel, router, Duration::MAX, stop).await;
+                }
+            }
         });
     }
 }

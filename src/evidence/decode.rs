@@ -44,6 +44,12 @@ impl UnverifiedEvidence {
         self.claims.node
     }
 
+    /// The nonce it says its node key was certified over: good for choosing among the enrolments of
+    /// that node, no more.
+    pub const fn unverified_certification_nonce(&self) -> &[u8; 32] {
+        &self.claims.certification_nonce
+    }
+
     /// The claims, once `key` is found to have signed them.
     ///
     /// # Errors

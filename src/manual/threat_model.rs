@@ -24,6 +24,15 @@
 //! - **Relay.** A good machine whose root cooperates can answer for a bad one: a TPM proves no proximity.
 //! - **An active interposer on a discrete TPM's bus** can drop extends before they reach the chip; what can be
 //!   detected (changed answers) is.
+//! - **A revoked TPM that hid its other EK.** Many TPMs have certificates for an RSA and an EC EK, and a node's id
+//!   comes from the EK it enrols with; which others it has is its own word. The AK and the node key are the same
+//!   under each, so an honest agent's return is noticed by them. A rogue with root can make an AK of the accepted
+//!   template with another `unique` (it is free in the template and shows only in the resulting key) and come
+//!   back under a second certified EK that it never presented, if a `certified` join rule admits any EK. Close
+//!   it with `ek = "rsa-2048"` (or `p-256`, `p-384`) in the rule, so that each TPM has one way in, or name EKs
+//!   with `ek add`. An EK that the revoked node did name joins by no rule: an operator decides.
+//! - **A node that claims another's EK** keeps nobody out: who activates a credential for an EK owns it, and the
+//!   record says `node.ek_conflict` with both nodes.
 //! - **What PCRs don't measure.** References are PCR values for now: they say *that* something changed, not yet
 //!   what; the event logs come next.
 //! - **The moment before a drift is read.** An open stream learns of a drift with the watcher's next reading

@@ -4,7 +4,7 @@ use leasehold::codes;
 use leasehold::protocol::{AttestAnswer, AttestRequest, encode};
 use reqwest::Method;
 
-use crate::bench::{Failure, Server, random};
+use crate::bench::{Failure, Member, Server, SoftTpm, random};
 
 #[tokio::test]
 async fn a_node_gets_a_lease_on_its_reference_values_and_none_on_others() {
@@ -194,4 +194,32 @@ async fn a_node_certificate_is_renewed_past_half_its_life() {
     member.certificate = renewed;
     member.reconnect(&server);
     assert!(member.attest().await.unwrap().lease.is_some());
+}
+
+#[tokio::test]
+async fn an_enrolment_beside_a_running_agent_takes_nothing_from_it() {
+    let server = Server::start().await;
+    let mut running = server.leased().await;
+    let mut beside = running.tpm.clone();
+    // They share one TPM and one machine, hence their clocks.
+    let clocks = |to: &mut SoftTpm, from: &SoftTpm| {
+        (to.node.clock_ms, to.node.requested_at) = (from.node.clock_ms, from.node.requested_at);
+    };
+    // However often: what the running agent holds stays good …
+    for _ in 0..3 {
+        clocks(&mut beside, &running.tpm);
+        beside.enrol(&server.stranger()).await.unwrap();
+        clocks(&mut running.tpm, &beside);
+        assert!(running.attest().await.unwrap().lease.is_some());
+    }
+    // … and so does the newest, for the agent that starts with it.
+    clocks(&mut beside, &running.tpm);
+    let result = beside.enrol(&server.stranger()).await.unwrap();
+    let mut restarted = Member::new(&server, beside, result);
+    restarted.sequence = running.sequence;
+    assert!(restarted.attest().await.unwrap().lease.is_some());
+    // Then the one before is over: two are kept.
+    clocks(&mut running.tpm, &restarted.tpm);
+    running.next = restarted.next;
+    assert_eq!(running.attest().await.unwrap_err().code(), codes::VERIFY_NODE_KEY);
 }

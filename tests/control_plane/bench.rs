@@ -89,6 +89,11 @@ impl Server {
         self.clock.fetch_add(seconds, Ordering::SeqCst);
     }
 
+    /// Sets the server's clock back.
+    pub fn back(&self, seconds: u64) {
+        self.clock.fetch_sub(seconds, Ordering::SeqCst);
+    }
+
     /// A client without a certificate.
     pub fn stranger(&self) -> Client {
         self.client(None)

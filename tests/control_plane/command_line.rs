@@ -93,6 +93,9 @@ async fn learning_asks_and_nobody_to_ask_means_no() {
     let output = server.run(&["reference", "learn", "--node", &member.id()]).await;
     assert_eq!(output.status.code(), Some(2));
     assert!(error(&output).contains("--yes"));
+    // What would be learnt is shown all the same.
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(shown.contains("grade: unknown") && shown.contains(&"08".repeat(32)), "{shown}");
     assert_eq!(server.admin(&["reference", "list"]).await["references"].as_array().unwrap().len(), 0);
     let shown = server.run(&["reference", "learn", "--node", &member.id(), "--yes"]).await;
     let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
@@ -120,8 +123,16 @@ async fn an_absent_server_is_unavailable_and_a_bad_configuration_is_named() {
     let output = program().arg("run").arg("--config").arg(&file).output().await.unwrap();
     assert_eq!(output.status.code(), Some(5), "{}", error(&output));
     assert!(!dir.path().join("state/wrapping.key").exists(), "no key is left in the clear");
-    let output = program().arg("run").output().await.unwrap();
-    assert_eq!(output.status.code(), Some(2));
+    let missing = dir.path().join("missing.toml");
+    for mut command in [program(), {
+        let mut with = program();
+        with.arg("--config").arg(&missing);
+        with
+    }] {
+        let output = command.arg("run").output().await.unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        assert!(error(&output).contains("--help"), "{}", error(&output));
+    }
 }
 
 #[tokio::test]
@@ -140,6 +151,7 @@ async fn help_says_what_each_command_is_for() {
         assert!(help.lines().any(|line| line.trim_start().starts_with(command)), "{command}");
     }
     assert!(help.contains("Exit codes"));
+    assert!(program(&["run", "--help"]).await.contains("trust_domain = \"example.org\""));
     assert!(program(&["workload", "add", "--help"]).await.contains("Example"));
 }
 
@@ -160,4 +172,31 @@ async fn the_admin_socket_is_private_and_tells_liveness() {
         stream.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }
+}
+
+#[tokio::test]
+async fn a_reader_that_leaves_is_no_panic() {
+    let server = Server::start().await;
+    server.admitted().await;
+    for arguments in [&["node", "list"][..], &["--json", "node", "list"], &["audit", "tail", "--follow"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_leasehold-server"));
+        command.arg("--admin-socket").arg(&server.config.admin_socket).args(arguments);
+        let running = command.stdin(std::process::Stdio::null()).stdout(writer).kill_on_drop(true);
+        let running = running.stderr(std::process::Stdio::piped()).spawn().unwrap().wait_with_output();
+        let output = tokio::time::timeout(std::time::Duration::from_secs(20), running).await.unwrap().unwrap();
+        assert_eq!((output.status.code(), error(&output).as_str()), (Some(0), ""), "{arguments:?}");
+    }
+}
+
+#[tokio::test]
+async fn output_that_can_not_be_written_is_a_failure() {
+    let server = Server::start().await;
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_leasehold-server"));
+    command.arg("--admin-socket").arg(&server.config.admin_socket).args(["ca", "show"]).stdout(full);
+    let output = command.stderr(std::process::Stdio::piped()).output().await.unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(error(&output).contains("standard output"), "{}", error(&output));
 }

@@ -76,6 +76,14 @@ impl Maker {
         Self { issuer: rcgen::Issuer::new(params, key), root }
     }
 
+    /// Configuration that lets its TPMs join, with further lines of the rule.
+    fn admission(&self, rule: &str) -> (tempfile::TempDir, String) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("maker.pem"), &self.root).unwrap();
+        let roots = format!("[admission]\nek_roots = [\"{}\"]\n", dir.path().display());
+        (dir, format!("{roots}[[admission.join]]\nname = \"fleet\"\ngrade = \"certified\"\n{rule}"))
+    }
+
     /// A TPM with an EK certificate.
     fn tpm(&self) -> SoftTpm {
         let mut tpm = SoftTpm::new();
@@ -241,4 +249,74 @@ async fn a_waiting_node_can_not_squat_on_anothers_ek() {
     let refused = server.run(&["node", "approve", &squatter.id().to_string()]).await;
     assert_eq!(refused.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("enrol.id_taken"));
+}
+
+#[tokio::test]
+async fn an_admitted_node_that_claims_anothers_ek_keeps_nobody_out() {
+    let server = Server::start().await;
+    let mut victim = SoftTpm::new();
+    let mut liar = SoftTpm::new();
+    liar.aliases = vec![victim.ek.clone(), random_key()];
+    liar.enrol(&server.stranger()).await.unwrap();
+    server.admin(&["node", "approve", &liar.id().to_string()]).await;
+    assert!(victim.enrol(&server.stranger()).await.unwrap().waiting.is_some());
+    server.admin(&["node", "approve", &victim.id().to_string()]).await;
+    assert!(victim.enrol(&server.stranger()).await.unwrap().admitted.is_some());
+    assert!(server.recorded().await.contains(&"node.ek_conflict".to_owned()));
+    // Now it is proven whose it is.
+    assert_eq!(liar.enrol(&server.stranger()).await.unwrap_err().code(), codes::ENROL_ID_TAKEN);
+    // What somebody else only names as well is nobody's reason to refuse either.
+    let mut third = SoftTpm::new();
+    third.aliases = vec![liar.aliases[1].clone()];
+    assert!(third.enrol(&server.stranger()).await.unwrap().waiting.is_some());
+}
+
+#[tokio::test]
+async fn an_ek_that_a_revoked_node_named_waits_for_an_operator() {
+    let maker = Maker::new();
+    let (_dir, admission) = maker.admission("");
+    let server = Server::start_with(&admission).await;
+    let mut genuine = maker.tpm();
+    let mut revoked = maker.tpm();
+    revoked.aliases = vec![genuine.ek.clone()];
+    assert!(revoked.enrol(&server.stranger()).await.unwrap().admitted.is_some());
+    server.admin(&["revoke", "node", &revoked.id().to_string(), "--reason", "stolen"]).await;
+    let result = genuine.enrol(&server.stranger()).await.unwrap();
+    assert_eq!((result.grade.as_str(), result.admitted.is_some()), ("certified", false));
+    server.admin(&["node", "approve", &genuine.id().to_string()]).await;
+    assert!(genuine.enrol(&server.stranger()).await.unwrap().admitted.is_some());
+}
+
+#[tokio::test]
+async fn a_tpm_is_known_by_its_ak_under_an_ek_it_never_named() {
+    let maker = Maker::new();
+    let (_dir, admission) = maker.admission("");
+    let server = Server::start_with(&admission).await;
+    let mut first = maker.tpm();
+    assert!(first.enrol(&server.stranger()).await.unwrap().admitted.is_some());
+    let hidden = maker.tpm();
+    for (keep_ak, keep_node_key) in [(true, true), (true, false), (false, true)] {
+        let mut again = hidden.clone();
+        if keep_ak {
+            again.node.ak = first.node.ak.clone();
+        }
+        if keep_node_key {
+            again.node.node_key = first.node.node_key.clone();
+        }
+        assert_eq!(again.enrol(&server.stranger()).await.unwrap_err().code(), codes::ENROL_ID_TAKEN);
+    }
+    server.admin(&["revoke", "node", &first.id().to_string(), "--reason", "stolen"]).await;
+    let mut again = SoftTpm { node: first.node.clone(), ..hidden };
+    assert_eq!(again.enrol(&server.stranger()).await.unwrap_err().code(), codes::ENROL_REVOKED);
+}
+
+#[tokio::test]
+async fn a_join_rule_may_name_the_one_kind_of_ek() {
+    let maker = Maker::new();
+    for (ek, admitted) in [("rsa-2048", false), ("p-384", false), ("p-256", true)] {
+        let (_dir, admission) = maker.admission(&format!("ek = \"{ek}\"\n"));
+        let server = Server::start_with(&admission).await;
+        let result = maker.tpm().enrol(&server.stranger()).await.unwrap();
+        assert_eq!((result.grade.as_str(), result.admitted.is_some()), ("certified", admitted), "{ek}");
+    }
 }

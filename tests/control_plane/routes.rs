@@ -248,3 +248,20 @@ async fn idle_strangers_do_not_keep_a_node_waiting() {
     let served = tokio::time::timeout(Duration::from_secs(5), member.attest()).await.unwrap().unwrap();
     assert!(served.lease.is_some());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_address_has_so_many_places_before_it_shows_a_certificate() {
+    let server = Server::start().await;
+    let mut idle = Vec::new();
+    for _ in 0..100 {
+        idle.push(tokio::net::TcpStream::connect(server.bound().addr).await.unwrap());
+    }
+    // The oldest made room, long before their handshake's time is over.
+    let mut byte = [0];
+    let read = tokio::time::timeout(Duration::from_secs(5), idle[0].read(&mut byte)).await.unwrap();
+    assert_eq!(read.unwrap_or(0), 0);
+    let mut last = idle.pop().unwrap();
+    assert!(tokio::time::timeout(Duration::from_millis(300), last.read(&mut byte)).await.is_err(), "the newest stays");
+    // A stranger from there is served all the same.
+    assert!(SoftTpm::new().enrol(&server.stranger()).await.unwrap().waiting.is_some());
+}

@@ -103,6 +103,40 @@ async fn a_restored_store_announces_a_new_epoch_and_every_node_attests_afresh() 
     assert!(server.recorded().await.contains(&"protocol.epoch".to_owned()));
 }
 
+#[tokio::test]
+async fn a_clock_that_goes_back_gives_an_ended_lease_no_time_again() {
+    let mut server = Server::start().await;
+    let member = server.leased().await;
+    let id = server.register("web", &member.id()).await;
+    assert!(member.credential(&id).await.unwrap().0.answers[0].refusal.is_none());
+    server.pass(700);
+    let over = |answer: Result<_, crate::bench::Failure>| match answer {
+        Err(failure) => failure.code() != codes::PROTOCOL_BUSY,
+        Ok((answer, _)) => {
+            let answer: leasehold::protocol::CredentialAnswer = answer;
+            answer.answers[0].refusal.is_some()
+        }
+    };
+    assert!(over(member.credential(&id).await));
+    server.back(690);
+    assert!(over(member.credential(&id).await));
+    // Nor across a restart.
+    server.pass(690);
+    server.restart().await;
+    server.back(690);
+    server.restart().await;
+    let mut member = member;
+    member.reconnect(&server);
+    assert!(over(member.credential(&id).await));
+    assert!(server.recorded().await.contains(&"clock.went_back".to_owned()));
+    // An operator who knows that the clock had been wrong may say so.
+    server.config.accept_clock = true;
+    server.restart().await;
+    member.reconnect(&server);
+    assert!(!over(member.credential(&id).await));
+    assert!(server.recorded().await.contains(&"clock.accepted".to_owned()));
+}
+
 fn restore(backup: &Path, state: &Path) {
     for name in ["store.db-wal", "store.db-shm"] {
         let _ = std::fs::remove_file(state.join(name));

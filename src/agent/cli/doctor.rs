@@ -9,6 +9,7 @@ use super::{ask, print_json};
 use crate::codes::exit;
 use crate::config::{self, AgentConfig};
 use crate::gate::Standing;
+use crate::output::say;
 use crate::tpm::TpmAddress;
 
 /// One link. Schema version 1.
@@ -33,7 +34,7 @@ pub async fn doctor(config_file: &Path, json: bool) -> anyhow::Result<u8> {
         print_json(&diagnosis)?;
     } else {
         for link in &diagnosis.links {
-            println!("{} {:15} {}", if link.holds { "ok    " } else { "BROKEN" }, link.name, link.detail);
+            say!("{} {:15} {}", if link.holds { "ok    " } else { "BROKEN" }, link.name, link.detail);
         }
     }
     Ok(code)

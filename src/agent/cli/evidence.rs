@@ -7,6 +7,7 @@ use crate::agent::attester::{Attester, Certification};
 use crate::codes::{self, Refusal, exit};
 use crate::config::AgentConfig;
 use crate::evidence::certification_binding;
+use crate::output::say;
 use crate::secret::{random, write_atomically};
 use crate::tpm::{PcrSelection, Tpm, TpmAddress};
 
@@ -33,7 +34,7 @@ pub async fn write(config: AgentConfig, nonce: Option<&str>, pcrs: &str, out: &P
         std::io::stdout().write_all(&evidence)?;
     } else {
         write_atomically(out, &evidence)?;
-        println!("{} bytes of evidence over nonce {} in {}", evidence.len(), hex::encode(nonce), out.display());
+        say!("{} bytes of evidence over nonce {} in {}", evidence.len(), hex::encode(nonce), out.display());
     }
     Ok(exit::DONE)
 }

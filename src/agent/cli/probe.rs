@@ -11,6 +11,7 @@ use crate::agent::state::{Memory, Remembered};
 use crate::codes::{Refusal, exit};
 use crate::config::AgentConfig;
 use crate::identity::{NodeId, TrustDomain};
+use crate::output::say;
 use crate::protocol::{Enrolment, Unenrolled};
 use crate::tpm::structures::Public;
 use crate::tpm::{EkPublic, Tpm, TpmAddress};
@@ -48,15 +49,15 @@ pub async fn probe(address: &str, json: bool) -> anyhow::Result<u8> {
         print_json(&found)?;
         return Ok(exit::DONE);
     }
-    println!("manufacturer     {} (firmware {})", found.manufacturer, found.firmware_version);
+    say!("manufacturer     {} (firmware {})", found.manufacturer, found.firmware_version);
     for ek in &found.endorsement_keys {
         let used = if ek.used { ", used" } else { "" };
         let certificate = if ek.certificate { "with certificate" } else { "without certificate" };
-        println!("endorsement key  {} {certificate}{used}\n                 name {}", ek.key, ek.name);
+        say!("endorsement key  {} {certificate}{used}\n                 name {}", ek.key, ek.name);
     }
-    println!("attestation key  P-256, restricted, name {}", found.attestation_key_name);
+    say!("attestation key  P-256, restricted, name {}", found.attestation_key_name);
     for note in &found.notes {
-        println!("note             {note}");
+        say!("note             {note}");
     }
     Ok(exit::DONE)
 }
@@ -112,9 +113,9 @@ pub async fn join(config: AgentConfig, json: bool) -> anyhow::Result<u8> {
     if json {
         print_json(&joined)?;
     } else if let Some(waiting) = &joined.waiting {
-        println!("node {} is not admitted yet\n{waiting}", joined.node);
+        say!("node {} is not admitted yet\n{waiting}", joined.node);
     } else {
-        println!("node {} is admitted; start it with `leasehold-agent run`", joined.node);
+        say!("node {} is admitted; start it with `leasehold-agent run`", joined.node);
     }
     Ok(if joined.admitted { exit::DONE } else { exit::UNAVAILABLE })
 }

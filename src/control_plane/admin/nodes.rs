@@ -107,7 +107,7 @@ pub fn explain(tx: &Transaction<'_>, node: &str, now: WallTime) -> Result<Outcom
 ///
 /// # Errors
 /// [`codes::ADMIN_CONFLICT`] for a revoked node; [`codes::ENROL_ID_TAKEN`] and
-/// [`codes::ENROL_REVOKED`] when another node holds one of its EKs.
+/// [`codes::ENROL_REVOKED`] when another node holds its keys or proved one of its EKs.
 pub fn approve(
     tx: &Transaction<'_>,
     node: &str,
@@ -143,11 +143,9 @@ pub fn approve(
         State::Admitted | State::Revoked => Node { group, ..before },
     };
     if changed {
-        if nodes::find_by_key(tx, &node.node_key_spki)?.is_some_and(|other| other.id != node.id) {
-            return Err(Refusal::new(codes::ENROL_ID_TAKEN, "another node has this node key"));
-        }
+        nodes::check_keys(tx, node.id, &node.ak_public, &node.node_key_spki)?;
         nodes::put(tx, &node)?;
-        nodes::claim_eks(tx, &node)?;
+        audit::claimed_eks(tx, now, &node, &nodes::claim_eks(tx, &node)?)?;
         audit::done(
             tx,
             now,
@@ -172,12 +170,12 @@ pub fn revoke(tx: &Transaction<'_>, node: &str, reason: &str, now: WallTime) -> 
         return Ok(only(facts(tx, &before, now, json!({ "changed": false }))?));
     }
     // A waiting node with the key or an EK of another one only claims them: it takes nothing along.
-    let alone = nodes::find_by_key(tx, &before.node_key_spki)?.is_none_or(|other| other.id == before.id);
-    if !alone {
-        return Err(
-            Refusal::new(codes::ADMIN_CONFLICT, "another node has this node key").at(format!("node {}", before.id))
-        );
-    }
+    nodes::check_keys(tx, before.id, &before.ak_public, &before.node_key_spki).map_err(|refusal| {
+        match refusal.code {
+            codes::STORE_FAILED => refusal,
+            _ => Refusal { code: codes::ADMIN_CONFLICT, ..refusal }.at(format!("node {}", before.id)),
+        }
+    })?;
     let aliases = match before.state {
         // Its own EK is proven. What a node that nobody ever admitted says of others is not, and
         // must not keep their TPMs out.
@@ -187,7 +185,7 @@ pub fn revoke(tx: &Transaction<'_>, node: &str, reason: &str, now: WallTime) -> 
     let revoked_reason = Some(reason.to_owned());
     let node = Node { state: State::Revoked, aliases, revoked_at: Some(now), revoked_reason, ..before };
     nodes::put(tx, &node)?;
-    nodes::claim_eks(tx, &node)?;
+    audit::claimed_eks(tx, now, &node, &nodes::claim_eks(tx, &node)?)?;
     leases::end(tx, node.id, codes::GATE_REVOKED)?;
     tx.execute("DELETE FROM nonces WHERE node = ?1 AND used_at IS NULL", [node.id.as_bytes()])?;
     audit::done(tx, now, "node.revoked", Some(node.id), json!({ "reason": reason }))?;

@@ -9,6 +9,13 @@ use crate::config::{self, ServerConfig};
 use crate::control_plane::dev::command::DevArguments;
 use crate::telemetry::LogFormat;
 
+/// What a new operator writes first.
+const FIRST_CONFIGURATION: &str = "A first configuration (server.toml); everything else has a default:\n\n  \
+    trust_domain = \"example.org\"\n  \
+    state_dir = \"/var/lib/leasehold-server\"\n  \
+    listen = \"0.0.0.0:8443\"\n\n\
+    Then: leasehold-server run --config server.toml\n";
+
 /// The Leasehold control plane: decides which nodes are good and which workload gets which credential.
 ///
 /// `run` is the server. Every other command talks to a running server over its admin socket.
@@ -16,7 +23,7 @@ use crate::telemetry::LogFormat;
 /// Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 a warning, 4 a contraindicated
 /// node, 5 unavailable (try later).
 #[derive(Debug, Parser)]
-#[command(name = "leasehold-server", version, max_term_width = 100)]
+#[command(name = "leasehold-server", version, max_term_width = 100, after_help = FIRST_CONFIGURATION)]
 pub struct Cli {
     /// Options of every command.
     #[command(flatten)]
@@ -66,7 +73,15 @@ pub enum Command {
     ///
     /// At the first start it makes its state directory, its CA and the key that wraps what is
     /// secret in the store. `leasehold-server ca show` then prints the hash that agents pin.
-    Run,
+    #[command(after_help = FIRST_CONFIGURATION)]
+    Run {
+        /// Takes the wall clock as it is now, though the server had seen a later time before.
+        ///
+        /// Time in the server never goes back, so that nothing that ended comes back. Only for a clock
+        /// that had been set ahead by mistake.
+        #[arg(long)]
+        accept_clock: bool,
+    },
     /// Tries everything out on this machine: a software TPM, a server, an agent and a workload.
     Dev(DevArguments),
     /// Nodes: which are there, which wait, why one has no lease.

@@ -5,7 +5,7 @@ mod client;
 mod print;
 mod run;
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -22,6 +22,7 @@ use super::admin::registrations::StatedEk;
 use super::registry::workloads::Stated;
 use crate::codes::exit::{CONTRAINDICATED, DONE, FAILED, UNAVAILABLE, USAGE, WARNING};
 use crate::codes::{self, Refusal};
+use crate::output::{self, say};
 use crate::telemetry;
 
 /// Runs `leasehold-server` with the process's arguments.
@@ -29,10 +30,10 @@ pub fn main() -> ExitCode {
     let Cli { shared, command } = Cli::parse();
     telemetry::start(shared.log_format);
     match command {
-        Command::Run => run::run(&shared),
+        Command::Run { accept_clock } => run::run(&shared, accept_clock),
         Command::Dev(arguments) => run::dev(arguments, shared.json),
         command => match administer(&shared, command) {
-            Ok(code) => ExitCode::from(code),
+            Ok(code) => ExitCode::from(output::outcome(code)),
             Err(refusal) => complain(&refusal),
         },
     }
@@ -109,7 +110,10 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         Command::Ca(CaCommand::Show) => Admin::CaShow,
         Command::Ca(CaCommand::Prepare) => Admin::CaPrepare,
         Command::Ca(CaCommand::Rotate { early }) => Admin::CaRotate { early },
-        Command::Run | Command::Dev(_) | Command::Audit(_) | Command::Reference(ReferenceCommand::Learn { .. }) => {
+        Command::Run { .. }
+        | Command::Dev(_)
+        | Command::Audit(_)
+        | Command::Reference(ReferenceCommand::Learn { .. }) => {
             return Err(Refusal::new(codes::ADMIN_INVALID, "BUG: this command is carried out elsewhere"));
         }
     })
@@ -119,15 +123,15 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
 fn learn(cli: &Shared, client: &client::Client, node: String, yes: bool) -> Result<u8, Refusal> {
     let preview = client.call(&admin::Command::ReferencePreview { node })?;
     if !yes {
+        print::facts(&preview, cli.json);
         if cli.json || !std::io::stdin().is_terminal() {
             return Err(Refusal::new(codes::ADMIN_INVALID, "nobody is there to confirm").expected("--yes"));
         }
-        print::facts(&preview, false);
-        print!("Make these values what the node must show? [yes/no] ");
+        output::part(format_args!("Make these values what the node must show? [yes/no] "));
         let mut answer = String::new();
-        let read = std::io::stdout().flush().and_then(|()| std::io::stdin().lock().read_line(&mut answer));
+        let read = std::io::stdin().lock().read_line(&mut answer);
         if read.is_err() || answer.trim() != "yes" {
-            println!("Nothing was changed.");
+            say!("Nothing was changed.");
             return Ok(FAILED);
         }
     } else if !cli.json {
@@ -147,7 +151,7 @@ fn tail(cli: &Shared, client: &client::Client, mut after: u64, mut limit: u64, f
             print::record(record, cli.json);
             after = record.get("id").and_then(Value::as_u64).unwrap_or(after);
         }
-        if !follow {
+        if !follow || !output::is_open() {
             return Ok(DONE);
         }
         limit = u64::MAX;

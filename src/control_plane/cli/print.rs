@@ -2,10 +2,12 @@
 
 use serde_json::{Map, Value};
 
+use crate::output::say;
+
 /// Prints the facts of a command.
 pub fn facts(facts: &Value, json: bool) {
     if json {
-        println!("{facts:#}");
+        say!("{facts:#}");
         return;
     }
     for (key, columns) in TABLES {
@@ -61,11 +63,11 @@ const TABLES: &[(&str, &[(&str, &str)])] = &[
 /// Prints one record on one line.
 pub fn record(record: &Value, json: bool) {
     if json {
-        println!("{record}");
+        say!("{record}");
         return;
     }
     let text = |key: &str| plain(record[key].as_str().unwrap_or("-"));
-    println!(
+    say!(
         "{} {} {} node {} {}",
         record["id"],
         text("time"),
@@ -87,18 +89,18 @@ pub fn plain(text: &str) -> String {
 }
 
 fn explanation(facts: &Value) {
-    println!("node {}", cell(&facts["id"]));
+    say!("node {}", cell(&facts["id"]));
     for step in facts["steps"].as_array().into_iter().flatten() {
         let mark = if step["holds"] == Value::Bool(true) { "yes" } else { "NO " };
-        println!("  {mark}  {}: {}", cell(&step["step"]), cell(&step["found"]));
+        say!("  {mark}  {}: {}", cell(&step["step"]), cell(&step["found"]));
         if let Some(next) = step["next"].as_str() {
-            println!("       next: {}", plain(next));
+            say!("       next: {}", plain(next));
         }
     }
     if let Some(refusal) = facts["last_refusal"].as_str() {
-        println!("  last refused for {}", plain(refusal));
+        say!("  last refused for {}", plain(refusal));
     }
-    println!("  {} workloads are registered for it", facts["workloads"]);
+    say!("  {} workloads are registered for it", facts["workloads"]);
 }
 
 /// Columns as wide as their widest cell; a dot in a key steps into an object.
@@ -114,7 +116,7 @@ fn table(rows: &[Value], columns: &[(&str, &str)]) {
         .collect();
     for row in all {
         let line: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        println!("{}", line.join("  ").trim_end());
+        say!("{}", line.join("  ").trim_end());
     }
 }
 
@@ -132,20 +134,20 @@ fn lines(value: &Value, depth: usize) {
     for (key, value) in shown(object) {
         match &value {
             Value::Object(_) => {
-                println!("{indent}{}:", plain(&key));
+                say!("{indent}{}:", plain(&key));
                 lines(&value, depth + 1);
             }
             Value::Array(items) if items.iter().any(Value::is_object) => {
                 for item in items {
-                    println!("{indent}{}:", plain(&key));
+                    say!("{indent}{}:", plain(&key));
                     lines(item, depth + 1);
                 }
             }
             Value::String(text) if text.contains('\n') => {
-                println!("{indent}{}:", plain(&key));
-                text.lines().for_each(|line| println!("{indent}  {}", plain(line)));
+                say!("{indent}{}:", plain(&key));
+                text.lines().for_each(|line| say!("{indent}  {}", plain(line)));
             }
-            _ => println!("{indent}{}: {}", plain(&key), cell(&value)),
+            _ => say!("{indent}{}: {}", plain(&key), cell(&value)),
         }
     }
 }

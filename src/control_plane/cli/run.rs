@@ -10,12 +10,13 @@ use crate::codes::{self, Refusal};
 use crate::config::{self, ServerConfig};
 use crate::control_plane::dev::{self, command::DevArguments};
 use crate::control_plane::server;
+use crate::output;
 use crate::shutdown;
 
 /// Runs the server until a signal asks it to end.
-pub fn run(options: &Shared) -> ExitCode {
+pub fn run(options: &Shared, accept_clock: bool) -> ExitCode {
     raise_descriptor_limit();
-    match runtime().and_then(|runtime| runtime.block_on(serve(options))) {
+    match runtime().and_then(|runtime| runtime.block_on(serve(options, accept_clock))) {
         Ok(true) => ExitCode::from(DONE),
         Ok(false) => ExitCode::from(FAILED),
         Err(refusal) => complain(&refusal),
@@ -29,7 +30,7 @@ pub fn dev(arguments: DevArguments, json: bool) -> ExitCode {
         Err(refusal) => return complain(&refusal),
     };
     match runtime.block_on(dev::command::run(arguments, json)) {
-        Ok(code) => ExitCode::from(code),
+        Ok(code) => ExitCode::from(output::outcome(code)),
         Err(error) => {
             eprintln!("leasehold-server: {error:#}");
             ExitCode::from(FAILED)
@@ -44,11 +45,13 @@ fn runtime() -> Result<tokio::runtime::Runtime, Refusal> {
         .map_err(|e| Refusal::new(codes::STORE_FAILED, format!("no runtime: {e}")))
 }
 
-async fn serve(options: &Shared) -> Result<bool, Refusal> {
+async fn serve(options: &Shared, accept_clock: bool) -> Result<bool, Refusal> {
     let file = options.config.as_deref().ok_or_else(|| {
-        Refusal::new(codes::CONFIG_INVALID, "no configuration").expected("--config FILE; the least is trust_domain")
+        Refusal::new(codes::CONFIG_INVALID, "no configuration")
+            .expected("--config FILE; `leasehold-server run --help` shows a first one")
     })?;
     let mut config: ServerConfig = config::load(file)?;
+    config.accept_clock = accept_clock;
     if let Some(socket) = &options.admin_socket {
         config.admin_socket = socket.clone();
     }

@@ -1,6 +1,5 @@
 //! `leasehold-server dev`: everything on this machine, in a directory, until Ctrl-C.
 
-use std::io::Write;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::household::{self, Facts, Household};
 use super::{swtpm, wire};
+use crate::output::{self, say};
 use crate::shutdown;
 use crate::tpm::{Bank, PcrSelection};
 
@@ -65,11 +65,10 @@ async fn dev(dir: Option<PathBuf>, json: bool) -> anyhow::Result<u8> {
         }
     };
     if json {
-        println!("{}", serde_json::to_string(&household.facts)?);
+        say!("{}", serde_json::to_string(&household.facts)?);
     } else {
-        print!("{}", next_commands(&household.facts));
+        output::part(format_args!("{}", next_commands(&household.facts)));
     }
-    std::io::stdout().flush()?;
 
     let loss = tokio::select! {
         signal = &mut asked_to_end => {
@@ -133,9 +132,9 @@ fn drift(directory: &Path, pcr: u8, json: bool) -> anyhow::Result<u8> {
     wire::check(&swtpm::exchange(&mut tpm, &wire::pcr_extend(pcr, Bank::Sha256, &event))?, "TPM2_PCR_Extend")?;
     let drift = Drift { schema: 1, pcr, before, after: read(&mut tpm)? };
     if json {
-        println!("{}", serde_json::to_string(&drift)?);
+        say!("{}", serde_json::to_string(&drift)?);
     } else {
-        println!("PCR {pcr} was {}\nPCR {pcr} is  {}", drift.before, drift.after);
+        say!("PCR {pcr} was {}\nPCR {pcr} is  {}", drift.before, drift.after);
     }
     Ok(0)
 }

@@ -6,6 +6,7 @@ use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::store::{OptionalExtension, Transaction, damaged, fixed, params, signed, unsigned};
 use crate::identity::NodeId;
+use crate::verify::Grade;
 
 /// Where a node stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -62,8 +63,10 @@ pub struct Node {
     pub node_key_public: Vec<u8>,
     /// SubjectPublicKeyInfo of the node key, DER.
     pub node_key_spki: Vec<u8>,
-    /// The nonce over which the AK certified the node key.
+    /// The nonce over which the AK certified the node key, in the latest enrolment.
     pub certification_nonce: [u8; 32],
+    /// The same of an earlier enrolment, which a running agent may still attest with.
+    pub certification_in_use: Option<[u8; 32]>,
     /// As it said when it enrolled.
     pub agent_version: String,
     /// Its group.
@@ -86,7 +89,7 @@ pub struct Node {
 
 const COLUMNS: &str = "id, state, grade, ek_name, ek_public, ek_certificate, alias_names, ak_public, node_key_public, \
     node_key_spki, certification_nonce, agent_version, node_group, admitted_by, enrolled_at, admitted_at, revoked_at, \
-    revoked_reason, last_seen_at, last_refusal";
+    revoked_reason, last_seen_at, last_refusal, certification_in_use";
 
 /// The node with this id.
 ///
@@ -128,12 +131,13 @@ pub fn of_group(tx: &Transaction<'_>, group: &str) -> Result<Vec<NodeId>, Refusa
     rows.map(|id| Ok(NodeId::from_bytes(fixed(&id?, "a node id")?))).collect()
 }
 
-/// Makes room for a waiting node: anybody can invent TPMs, so only so many wait at once, and the
-/// one not heard of for longest goes. A machine that is really there asks again in seconds.
+/// Makes room for a waiting node: anybody can invent TPMs, so only so many wait at once. Of those
+/// that may be inventions, grade `unknown`, the one not heard of for longest goes; others go only
+/// for one that is no invention either. A machine that is really there asks again in seconds.
 ///
 /// # Errors
-/// [`codes::PROTOCOL_BUSY`] when an operator has registered something for each of them.
-pub fn make_room(tx: &Transaction<'_>, waiting: u32) -> Result<(), Refusal> {
+/// [`codes::PROTOCOL_BUSY`] when none can go, e.g. since an operator has registered something for it.
+pub fn make_room(tx: &Transaction<'_>, waiting: u32, grade: Grade) -> Result<(), Refusal> {
     let count: u32 = tx.query_row("SELECT count(*) FROM nodes WHERE state = 'waiting'", [], |row| row.get(0))?;
     if count < waiting {
         return Ok(());
@@ -143,8 +147,9 @@ pub fn make_room(tx: &Transaction<'_>, waiting: u32) -> Result<(), Refusal> {
             "SELECT id FROM nodes WHERE state = 'waiting'
              AND NOT EXISTS (SELECT 1 FROM workloads WHERE node = nodes.id)
              AND NOT EXISTS (SELECT 1 FROM reference_sets WHERE node = nodes.id)
-             ORDER BY last_seen_at, enrolled_at LIMIT 1",
-            [],
+             AND (grade = ?1 OR ?2)
+             ORDER BY grade <> ?1, last_seen_at, enrolled_at LIMIT 1",
+            params![Grade::Unknown.as_str(), grade > Grade::Unknown],
             |row| row.get(0),
         )
         .optional()?;
@@ -190,12 +195,12 @@ pub fn put(tx: &Transaction<'_>, node: &Node) -> Result<(), Refusal> {
     tx.execute(
         &format!(
             "INSERT INTO nodes({COLUMNS}) VALUES
-             (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)
+             (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)
              ON CONFLICT(id) DO UPDATE SET
              state = ?2, grade = ?3, ek_name = ?4, ek_public = ?5, ek_certificate = ?6, alias_names = ?7,
              ak_public = ?8, node_key_public = ?9, node_key_spki = ?10, certification_nonce = ?11,
              agent_version = ?12, node_group = ?13, admitted_by = ?14, admitted_at = ?16, revoked_at = ?17,
-             revoked_reason = ?18, last_seen_at = ?19, last_refusal = ?20"
+             revoked_reason = ?18, last_seen_at = ?19, last_refusal = ?20, certification_in_use = ?21"
         ),
         params![
             node.id.as_bytes(),
@@ -218,6 +223,7 @@ pub fn put(tx: &Transaction<'_>, node: &Node) -> Result<(), Refusal> {
             node.revoked_reason,
             signed(node.last_seen_at.0),
             node.last_refusal,
+            node.certification_in_use,
         ],
     )?;
     Ok(())
@@ -236,6 +242,33 @@ pub fn seen(tx: &Transaction<'_>, id: NodeId, now: WallTime, refusal: Option<&Re
     Ok(())
 }
 
+impl Node {
+    /// Of the certifications that this node may show, the one over `claimed`, or else the latest.
+    pub fn certification(&self, claimed: &[u8; 32]) -> [u8; 32] {
+        self.certification_in_use.filter(|in_use| in_use == claimed).unwrap_or(self.certification_nonce)
+    }
+
+    /// After a further enrolment over `nonce`: beside the new certification the one that a running
+    /// agent holds stays good, however often somebody enrols beside it.
+    pub fn enrolled_again(self, nonce: [u8; 32]) -> Self {
+        let in_use = self.certification_in_use.unwrap_or(self.certification_nonce);
+        Self { certification_nonce: nonce, certification_in_use: Some(in_use), ..self }
+    }
+}
+
+/// Notes the certification that verified evidence of this node came with.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn attested_with(tx: &Transaction<'_>, node: &Node, nonce: [u8; 32]) -> Result<(), Refusal> {
+    if node.certification_in_use == Some(nonce) {
+        return Ok(());
+    }
+    tx.prepare_cached("UPDATE nodes SET certification_in_use = ?1 WHERE id = ?2")?
+        .execute(params![nonce, node.id.as_bytes()])?;
+    Ok(())
+}
+
 /// The node that holds the EK with this TPM name, as its own or as an alias.
 ///
 /// # Errors
@@ -247,41 +280,81 @@ pub fn owner_of_ek(tx: &Transaction<'_>, ek_name: &[u8]) -> Result<Option<NodeId
         .transpose()
 }
 
-/// Records that the node holds its EK and the aliases: from now on no other node may.
+/// Another node's unproven word about an EK of this one: it named the EK as one of its own TPM's.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Claim {
+    /// The EK's TPM name.
+    pub ek_name: Vec<u8>,
+    /// Who claims it.
+    pub by: NodeId,
+    /// Whether that node was revoked.
+    pub revoked: bool,
+}
+
+/// Records that the node holds its EK, which it proved, and the aliases that nobody else named
+/// first. Returns what others claimed of them.
 ///
 /// # Errors
-/// [`codes::ENROL_ID_TAKEN`] when another node holds one of them.
-pub fn claim_eks(tx: &Transaction<'_>, node: &Node) -> Result<(), Refusal> {
-    check_eks(tx, node.id, std::iter::once(&node.ek_name).chain(&node.aliases))?;
-    for name in std::iter::once(&node.ek_name).chain(&node.aliases) {
+/// As [`check_eks`].
+pub fn claim_eks(tx: &Transaction<'_>, node: &Node) -> Result<Vec<Claim>, Refusal> {
+    let claims = check_eks(tx, node.id, &node.ek_name, &node.aliases)?;
+    // What was proven takes the place of what was only said.
+    tx.execute(
+        "INSERT INTO ek_owners(ek_name, node) VALUES (?1, ?2) ON CONFLICT(ek_name) DO UPDATE SET node = ?2",
+        params![node.ek_name, node.id.as_bytes()],
+    )?;
+    for name in &node.aliases {
         tx.execute(
             "INSERT INTO ek_owners(ek_name, node) VALUES (?1, ?2) ON CONFLICT(ek_name) DO NOTHING",
             params![name, node.id.as_bytes()],
         )?;
     }
-    Ok(())
+    Ok(claims)
 }
 
-/// Refuses if another node holds one of these EKs: one TPM is one node, under whichever of its EKs
-/// it comes, so a revoked one doesn't return under another.
+/// Refuses a node that names another's EK as its own: one TPM is one node, under whichever of its
+/// EKs it comes. A node owns an EK that it proved by activating a credential; that another node
+/// merely named it keeps nobody out, and is returned.
 ///
 /// # Errors
 /// [`codes::ENROL_REVOKED`] or [`codes::ENROL_ID_TAKEN`], naming the other node.
-pub fn check_eks<'a>(
-    tx: &Transaction<'_>,
-    id: NodeId,
-    names: impl Iterator<Item = &'a Vec<u8>>,
-) -> Result<(), Refusal> {
-    for name in names {
+pub fn check_eks(tx: &Transaction<'_>, id: NodeId, own: &Vec<u8>, aliases: &[Vec<u8>]) -> Result<Vec<Claim>, Refusal> {
+    let mut claims = Vec::new();
+    for name in std::iter::once(own).chain(aliases) {
         let Some(owner) = owner_of_ek(tx, name)?.filter(|owner| *owner != id) else { continue };
-        let revoked = find(tx, owner)?.is_some_and(|node| node.state == State::Revoked);
-        let (code, what) = match revoked {
-            true => (codes::ENROL_REVOKED, "belongs to the revoked node"),
-            false => (codes::ENROL_ID_TAKEN, "belongs to the node"),
-        };
-        return Err(Refusal::new(code, format!("this TPM's EK {} {what} {owner}", hex::encode(name))));
+        let Some(other) = find(tx, owner)? else { continue };
+        if other.ek_name == *name {
+            return Err(belongs(&format!("EK {}", hex::encode(name)), &other));
+        }
+        claims.push(Claim { ek_name: name.clone(), by: owner, revoked: other.state == State::Revoked });
     }
-    Ok(())
+    Ok(claims)
+}
+
+/// Refuses if another admitted or revoked node has this AK or this node key. Both are made from one
+/// template, so a TPM has the same ones under each of its EKs: who comes with another's is in the
+/// same TPM, whether or not the node ever named both EKs.
+///
+/// # Errors
+/// [`codes::ENROL_REVOKED`] or [`codes::ENROL_ID_TAKEN`], naming the other node.
+pub fn check_keys(tx: &Transaction<'_>, id: NodeId, ak_public: &[u8], spki: &[u8]) -> Result<(), Refusal> {
+    let mut statement = tx.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM nodes WHERE (ak_public = ?1 OR node_key_spki = ?2) AND state <> 'waiting' AND id <> ?3
+         ORDER BY state = 'revoked' DESC LIMIT 1"
+    ))?;
+    let mut rows = statement.query(params![ak_public, spki, id.as_bytes()])?;
+    match rows.next()?.map(read).transpose()? {
+        Some(other) => Err(belongs("attestation or node key", &other)),
+        None => Ok(()),
+    }
+}
+
+fn belongs(what: &str, other: &Node) -> Refusal {
+    let (code, whose) = match other.state {
+        State::Revoked => (codes::ENROL_REVOKED, "the revoked node"),
+        State::Waiting | State::Admitted => (codes::ENROL_ID_TAKEN, "the node"),
+    };
+    Refusal::new(code, format!("this TPM's {what} belongs to {whose} {}", other.id))
 }
 
 fn one(tx: &Transaction<'_>, sql: &str, key: &[u8]) -> Result<Option<Node>, Refusal> {
@@ -316,6 +389,10 @@ fn read(row: &rusqlite::Row<'_>) -> Result<Node, Refusal> {
         revoked_reason: row.get(17)?,
         last_seen_at: time(18)?.unwrap_or(WallTime(0)),
         last_refusal: row.get(19)?,
+        certification_in_use: row
+            .get::<_, Option<Vec<u8>>>(20)?
+            .map(|nonce| fixed(&nonce, "a certification nonce"))
+            .transpose()?,
     })
 }
 
@@ -337,6 +414,7 @@ mod tests {
             node_key_public: Vec::new(),
             node_key_spki: vec![number],
             certification_nonce: [0; 32],
+            certification_in_use: None,
             agent_version: String::new(),
             group: None,
             admitted_by: None,
@@ -361,13 +439,36 @@ mod tests {
         let left = store.transaction_blocking(|tx| {
             put(tx, &Node { state: State::Admitted, ..waiting(1) })?;
             for number in 2..=9 {
-                make_room(tx, 4)?;
+                make_room(tx, 4, Grade::Unknown)?;
                 put(tx, &waiting(number))?;
             }
             all(tx)
         });
         let left: Vec<u8> = left.unwrap().iter().map(|node| node.id.as_bytes()[0]).collect();
         assert_eq!(left, [1, 6, 7, 8, 9]);
+    }
+
+    #[test]
+    fn inventions_go_before_certified_tpms() {
+        let (_dir, store) = store();
+        let left = store.transaction_blocking(|tx| {
+            // The certified ones were silent for longest.
+            for number in [1, 2] {
+                put(tx, &Node { grade: "certified".to_owned(), ..waiting(number) })?;
+            }
+            for number in 3..=9 {
+                make_room(tx, 4, Grade::Unknown)?;
+                put(tx, &waiting(number))?;
+            }
+            for number in 10..=12 {
+                make_room(tx, 4, Grade::Certified)?;
+                put(tx, &Node { grade: "certified".to_owned(), ..waiting(number) })?;
+            }
+            assert_eq!(make_room(tx, 4, Grade::Unknown).unwrap_err().code, codes::PROTOCOL_BUSY);
+            all(tx)
+        });
+        let left: Vec<u8> = left.unwrap().iter().map(|node| node.id.as_bytes()[0]).collect();
+        assert_eq!(left, [2, 10, 11, 12]);
     }
 
     #[test]
@@ -395,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn eks_belong_to_one_node() {
+    fn a_proven_ek_belongs_to_one_node_and_a_claim_keeps_nobody_out() {
         let (_dir, store) = store();
         store
             .transaction_blocking(|tx| {
@@ -403,12 +504,18 @@ mod tests {
                 let two = Node { aliases: vec![vec![1]], ..waiting(2) };
                 put(tx, &one)?;
                 put(tx, &two)?;
-                claim_eks(tx, &one)?;
-                claim_eks(tx, &one)?;
+                assert_eq!(claim_eks(tx, &one)?, []);
+                assert_eq!(claim_eks(tx, &one)?, []);
                 assert_eq!(claim_eks(tx, &two).unwrap_err().code, codes::ENROL_ID_TAKEN);
                 put(tx, &Node { state: State::Revoked, ..one })?;
                 assert_eq!(claim_eks(tx, &two).unwrap_err().code, codes::ENROL_REVOKED);
                 assert_eq!(owner_of_ek(tx, &[2])?, None);
+                // The EK that node 1 only named is its owner's once that one proves it.
+                let three = Node { ek_name: vec![1, 1], aliases: Vec::new(), ..waiting(3) };
+                put(tx, &three)?;
+                let by = NodeId::from_bytes([1; 32]);
+                assert_eq!(claim_eks(tx, &three)?, [Claim { ek_name: vec![1, 1], by, revoked: true }]);
+                assert_eq!(owner_of_ek(tx, &[1, 1])?, Some(three.id));
                 Ok(())
             })
             .unwrap();

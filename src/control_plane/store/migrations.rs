@@ -8,7 +8,7 @@ use crate::codes::{self, Refusal};
 const APPLICATION: i64 = 0x4C53_4844;
 
 /// Each step, once released, stays as it is; changes are further steps.
-const STEPS: &[&str] = &[FIRST];
+const STEPS: &[&str] = &[FIRST, SECOND];
 
 /// Brings the schema up to date, in one transaction.
 ///
@@ -225,4 +225,10 @@ CREATE TABLE log(
     decision TEXT,
     detail TEXT NOT NULL
 ) STRICT;
+";
+
+const SECOND: &str = "
+-- The certification that the node last attested with, which a later enrolment must not take from it.
+ALTER TABLE nodes ADD COLUMN certification_in_use BLOB;
+CREATE INDEX nodes_by_ak ON nodes(ak_public) WHERE state <> 'waiting';
 ";

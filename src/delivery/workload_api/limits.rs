@@ -31,6 +31,9 @@ pub struct Limits {
     pub ping: Duration,
     /// The time between two looks at a connected process: does it still run the same program?
     pub look: Duration,
+    /// The time an answer may wait for its client to take it, after which the connection is cut: so
+    /// long after a withdrawal can something reach a client that was made before.
+    pub delivery: Duration,
     /// The longest time an open stream waits before it asks again for what was unavailable.
     pub retry: Duration,
 }
@@ -45,6 +48,7 @@ impl Default for Limits {
             greeting: Duration::from_secs(10),
             ping: Duration::from_secs(30),
             look: Duration::from_millis(500),
+            delivery: Duration::from_secs(1),
             retry: Duration::from_secs(1),
         }
     }

@@ -27,6 +27,8 @@ use crate::workload::Peer;
 
 mod authority;
 
+mod flight;
+
 mod limits;
 
 mod messages;

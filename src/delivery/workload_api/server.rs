@@ -18,6 +18,7 @@ use tonic::codegen::http::{Request, Response};
 use tonic::service::Routes;
 
 use super::authority::Readable;
+use super::flight::{Flight, Flushed};
 use super::generated::spiffe_workload_api_server::SpiffeWorkloadApiServer;
 use super::limits::{Counts, Limits, Slot};
 use super::service::{self, Caller, Service};
@@ -134,21 +135,32 @@ impl Connection {
             },
         };
         let (lost, caller_lost) = watch::channel(None);
-        let service = service_fn(|request| self.answer(&peer, &caller_lost, request));
+        let flight = Flight::new(self.limits.delivery);
+        let service = service_fn(|request| {
+            let (answer, flight) = (self.answer(&peer, &caller_lost, request), Arc::clone(&flight));
+            async move { answer.await.map(|answer| answer.map(|body| flight.follow(body))) }
+        });
         let mut http = http2::Builder::new(TokioExecutor::new());
         http.timer(TokioTimer::new())
             .max_concurrent_streams(self.limits.streams_per_connection)
             .max_header_list_size(16 << 10)
             .keep_alive_interval(self.limits.ping)
             .keep_alive_timeout(self.limits.ping / 3);
-        let io = TokioIo::new(Readable::new(stream, self.limits.greeting));
-        let mut connection = std::pin::pin!(http.serve_connection(io, service));
+        let io = Flushed::new(Readable::new(stream, self.limits.greeting), Arc::clone(&flight));
+        let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(io), service));
         let ended = tokio::select! {
             ended = &mut connection => Some(ended),
             refusal = self.loss(&peer) => {
                 tracing::info!(%peer, code = %refusal.code, %refusal, "the caller's streams end");
                 lost.send_replace(Some(refusal));
                 None
+            }
+            () = flight.stuck() => {
+                // Dropped with all it holds: nothing of it may be sent any more.
+                let refusal = Refusal::new(codes::DELIVERY_STUCK, format!("an answer waited {:?}", self.limits.delivery))
+                    .expected("a client that opens its HTTP/2 windows and reads");
+                tracing::info!(%peer, code = %refusal.code, %refusal, "a connection is cut");
+                return;
             }
             () = self.stopping.cancelled() => None,
         };

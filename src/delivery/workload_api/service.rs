@@ -23,6 +23,9 @@ use crate::codes::{self, Refusal};
 use crate::shutdown::CancellationToken;
 use crate::workload::Peer;
 
+/// A first answer older than this when it is taken is asked for anew.
+const OLD: Duration = Duration::from_millis(250);
+
 /// Who makes a call, attached to each request by the connection it came over.
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
@@ -112,10 +115,12 @@ impl<S: Source> Service<S> {
             retry: self.retry,
             repeats: Arc::clone(&self.repeats),
             waiting: false,
+            at_once: false,
             sent: [0; 32],
         };
         // Before the first question: a change while it is answered must be seen afterwards.
         open.changes.mark_unchanged();
+        let asked = BootInstant::now();
         let first = match open.ask::<F>(arrived).await? {
             Ok(message) => message,
             Err(Denied::NoIdentity(refusal)) => return Err(open.refuse(&refusal, no_identity)),
@@ -123,12 +128,18 @@ impl<S: Source> Service<S> {
                 return Err(open.refuse(&refusal, unavailable));
             }
         };
-        open.sent = messages::fingerprint(&first);
-        let state = Some((open, Some(first)));
+        let state = Some((open, Some((first, asked))));
         Ok(Response::new(Box::pin(unfold(state, async |state| {
             let (mut open, first) = state?;
             let answer = match first {
-                Some(first) => Ok(first),
+                Some((first, asked)) if open.holds(asked) => {
+                    open.sent = messages::fingerprint(&first);
+                    Ok(first)
+                }
+                Some(_) => {
+                    open.at_once = true;
+                    open.next::<F>().await
+                }
                 None => open.next::<F>().await,
             };
             // A status is the last thing on a stream.
@@ -171,8 +182,8 @@ impl Feed for X509Bundles {
 
 /// An open stream.
 ///
-/// It is polled only while its client takes data, so an answer is asked for when it can be sent,
-/// never kept in store.
+/// It is polled as soon as its last answer has left it for the HTTP library, and hands over what it
+/// was just told, nothing older. How long the library may keep that is the matter of [`super::flight`].
 struct Open<S> {
     source: Arc<S>,
     caller: Caller,
@@ -181,6 +192,8 @@ struct Open<S> {
     repeats: Arc<Repeats>,
     /// The last question had no answer: ask again without a change, too.
     waiting: bool,
+    /// Ask without waiting for anything.
+    at_once: bool,
     /// The fingerprint of the last message.
     sent: [u8; 32],
 }
@@ -189,14 +202,15 @@ impl<S: Source> Open<S> {
     /// The next message that differs from the last one, or how the stream ends.
     async fn next<F: Feed>(&mut self) -> Result<F::Message, Status> {
         loop {
-            let retry = self.retry_after();
+            let at_once = std::mem::take(&mut self.at_once);
+            let pause = if at_once { Duration::ZERO } else { self.retry_after() };
             tokio::select! {
                 biased;
                 status = self.caller.over() => return Err(status),
                 changed = self.changes.changed() => if changed.is_err() {
                     return Err(unavailable(&Refusal::new(codes::DELIVERY_STOPPING, "the agent is stopping")));
                 },
-                () = tokio::time::sleep(retry), if self.waiting => {}
+                () = tokio::time::sleep(pause), if self.waiting || at_once => {}
             }
             let asked = self.ask::<F>(BootInstant::now()).await?;
             self.waiting = matches!(asked, Err(Denied::Unavailable(_)));
@@ -215,6 +229,14 @@ impl<S: Source> Open<S> {
                 Err(Denied::Ended(refusal)) => return Err(self.refuse(&refusal, unavailable)),
             }
         }
+    }
+
+    /// Whether nothing has happened since `asked` that the answer of then may not show.
+    fn holds(&self, asked: BootInstant) -> bool {
+        !self.caller.stopping.is_cancelled()
+            && self.caller.lost.borrow().is_none()
+            && self.changes.has_changed().is_ok_and(|changed| !changed)
+            && BootInstant::now().since(asked) <= OLD
     }
 
     async fn ask<F: Feed>(&mut self, arrived: BootInstant) -> Result<Result<F::Message, Denied>, Status> {

@@ -20,6 +20,8 @@ mod bench;
 
 mod callers;
 
+mod stalled;
+
 mod stock_clients;
 
 const SOON: Duration = Duration::from_secs(5);

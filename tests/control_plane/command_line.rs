@@ -196,7 +196,9 @@ async fn output_that_can_not_be_written_is_a_failure() {
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_leasehold-server"));
     command.arg("--admin-socket").arg(&server.config.admin_socket).args(["ca", "show"]).stdout(full);
-    let output = command.stderr(std::process::Stdio::piped()).output().await.unwrap();
+    // `output` would take a pipe of its own.
+    let running = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let output = running.wait_with_output().await.unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(error(&output).contains("standard output"), "{}", error(&output));
 }

@@ -118,3 +118,10 @@
 //! *Choice.* Each retired CA in the bundle certifies the active key (as "new with old" in RFC 4210, 4.4), and the
 //! listener sends that and the retired CA after its own. Bundles for workloads hold self-signed CAs only.
 //! *Would change our mind.* Chains so long that they cost a constrained node's handshake.
+//!
+//! # 2026-11-22 What a client doesn't take within a second is dropped with its connection
+//! *Context.* A client that grants no HTTP/2 window keeps an answer waiting in the agent's buffers. A review
+//! opened such a stream, let a PCR drift, opened the window 3 s later, and received the key.
+//! *Choice.* Every piece of an answer is followed until it is written; one that waits longer than the bound of
+//! promise 3 ends the connection, and the check runs before each write too. Nothing older than a second leaves.
+//! *Would change our mind.* A kernel interface that tells what the peer has read.

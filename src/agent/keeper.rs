@@ -40,6 +40,16 @@ struct Holdings {
     withdrawals: u64,
 }
 
+impl Holdings {
+    /// Judges a reading now. A term that is over is noticed here first, with what is known of the
+    /// control plane: whoever comes upon it, stale and unreachable are told apart.
+    fn judge(&mut self, reading: &PcrReading, arrived: BootInstant) -> Result<Permit, Reason> {
+        let now = BootInstant::now();
+        self.gate.expire(now, self.control_plane_reachable);
+        self.gate.judge(reading, arrived, now)
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Registered {
     id: String,
@@ -240,7 +250,7 @@ impl Keeper {
                     let last = holdings.last_reading.replace(Arc::clone(reading));
                     moved = last.is_some_and(|last| last.values != reading.values || last.counts != reading.counts);
                     // Its own start as the request's arrival: the reading itself is what is judged.
-                    let _ = holdings.gate.judge(reading, reading.started_at, BootInstant::now());
+                    let _ = holdings.judge(reading, reading.started_at);
                 }
                 Err(TpmError::Reset) => holdings.gate.close(tpm_reset()),
                 Err(error @ TpmError::Swapped { .. }) => {
@@ -300,7 +310,7 @@ impl Keeper {
         let judged = {
             let mut holdings = self.holdings();
             let was_open = holdings.gate.lease().is_some();
-            let judged = holdings.gate.judge(&reading, arrived, BootInstant::now());
+            let judged = holdings.judge(&reading, arrived);
             if was_open && holdings.gate.lease().is_none() && holdings.gate.standing() == Standing::Contraindicated {
                 holdings.store.clear();
                 holdings.withdrawals += 1;

@@ -197,7 +197,7 @@ async fn an_ek_that_was_kept_quiet_makes_no_second_node() {
     );
     server.admin(&["node", "revoke", &id, "--reason", "stolen"]);
     docket.skip();
-    docket.refused("and when it is revoked", again.enrol(&stranger).await, codes::ENROL_ID_TAKEN);
+    docket.refused("and when it is revoked", again.enrol(&stranger).await, codes::ENROL_REVOKED);
 }
 
 /// Anybody can name anybody's EK as one more of their own. That must cost the named one nothing.

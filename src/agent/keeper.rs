@@ -41,12 +41,24 @@ struct Holdings {
 }
 
 impl Holdings {
-    /// Judges a reading now. A term that is over is noticed here first, with what is known of the
-    /// control plane: whoever comes upon it, stale and unreachable are told apart.
-    fn judge(&mut self, reading: &PcrReading, arrived: BootInstant) -> Result<Permit, Reason> {
+    /// Runs `step` on the gate, the term's end noticed first, with what is known of the control
+    /// plane: whoever comes upon it, stale and unreachable are told apart. Gives back why the gate
+    /// closed, if it did; what speaks against the node then also drops (and wipes) what is held.
+    fn step<T>(&mut self, step: impl FnOnce(&mut Gate, BootInstant) -> T) -> (T, Option<Reason>) {
+        let was_open = self.gate.lease().is_some();
         let now = BootInstant::now();
         self.gate.expire(now, self.control_plane_reachable);
-        self.gate.judge(reading, arrived, now)
+        let done = step(&mut self.gate, now);
+        let ended = self.gate.reason().filter(|_| was_open).cloned();
+        if ended.as_ref().is_some_and(|reason| reason.standing == Standing::Contraindicated) {
+            self.withdraw();
+        }
+        (done, ended)
+    }
+
+    fn withdraw(&mut self) {
+        self.store.clear();
+        self.withdrawals += 1;
     }
 }
 
@@ -110,7 +122,7 @@ impl Keeper {
     /// # Errors
     /// The gate's.
     pub fn open(&self, lease: Lease, reading: &PcrReading, withdrawals: u64) -> Result<(), Reason> {
-        let opened = {
+        let (opened, ended) = {
             let mut holdings = self.holdings();
             if holdings.withdrawals != withdrawals {
                 let refusal = Refusal::new(
@@ -122,22 +134,26 @@ impl Keeper {
             }
             // What the issuer refused under the old lease is asked for again under the new one.
             holdings.refused.clear();
-            holdings.gate.open(lease, reading, BootInstant::now())
+            holdings.step(|gate, now| gate.open(lease, reading, now))
         };
+        self.ended(ended);
         self.changed();
         opened
     }
 
-    /// Closes the gate. What speaks against the node also drops (and wipes) what is held.
+    /// Closes the gate. What speaks against the node counts as a withdrawal also while it is closed:
+    /// a lease may be on its way.
     pub fn close(&self, reason: Reason) {
-        {
+        let ended = {
             let mut holdings = self.holdings();
-            if reason.standing == Standing::Contraindicated {
-                holdings.store.clear();
-                holdings.withdrawals += 1;
+            let against = reason.standing == Standing::Contraindicated;
+            let ((), ended) = holdings.step(|gate, _| gate.close(reason));
+            if against && ended.is_none() {
+                holdings.withdraw();
             }
-            holdings.gate.close(reason);
-        }
+            ended
+        };
+        self.ended(ended);
         self.changed();
     }
 
@@ -214,9 +230,9 @@ impl Keeper {
     }
 
     /// Runs `look` on the gate, for status.
-    pub(super) fn with_gate<T>(&self, look: impl FnOnce(&Gate, Option<&TpmError>, &Store, bool) -> T) -> T {
+    pub(super) fn with_gate<T>(&self, look: impl FnOnce(&Gate, Option<&TpmError>, &Store) -> T) -> T {
         let holdings = self.holdings();
-        look(&holdings.gate, holdings.tpm_trouble.as_ref(), &holdings.store, holdings.control_plane_reachable)
+        look(&holdings.gate, holdings.tpm_trouble.as_ref(), &holdings.store)
     }
 
     /// Judges every observation of the watcher and ends the lease when its term is over.
@@ -240,53 +256,48 @@ impl Keeper {
     }
 
     fn judge(&self, observation: &Observation) {
-        let (closed, moved) = {
+        let (ended, moved) = {
             let mut holdings = self.holdings();
-            let was_open = holdings.gate.lease().is_some();
             let mut moved = false;
-            match observation {
+            let ended = match observation {
                 Ok(reading) => {
                     holdings.tpm_trouble = None;
                     let last = holdings.last_reading.replace(Arc::clone(reading));
                     moved = last.is_some_and(|last| last.values != reading.values || last.counts != reading.counts);
                     // Its own start as the request's arrival: the reading itself is what is judged.
-                    let _ = holdings.judge(reading, reading.started_at);
+                    holdings.step(|gate, now| drop(gate.judge(reading, reading.started_at, now))).1
                 }
-                Err(TpmError::Reset) => holdings.gate.close(tpm_reset()),
+                Err(TpmError::Reset) => holdings.step(|gate, _| gate.close(tpm_reset())).1,
                 Err(error @ TpmError::Swapped { .. }) => {
-                    holdings.gate.close(Reason::new(Standing::Contraindicated, error.clone().into()));
+                    let reason = Reason::new(Standing::Contraindicated, error.clone().into());
+                    holdings.step(|gate, _| gate.close(reason)).1
                 }
                 // Unavailable is not untrusted: noted, and nothing concluded.
-                Err(error) => holdings.tpm_trouble = Some(error.clone()),
-            }
-            let closed = was_open && holdings.gate.lease().is_none();
-            if closed && holdings.gate.standing() == Standing::Contraindicated {
-                holdings.store.clear();
-                holdings.withdrawals += 1;
-            }
+                Err(error) => {
+                    holdings.tpm_trouble = Some(error.clone());
+                    None
+                }
+            };
             // A node that stands badly and then changed may stand well again: that isn't left to a pause.
-            let moved = moved && holdings.gate.standing() == Standing::Contraindicated;
-            (closed.then(|| holdings.gate.reason().cloned()).flatten(), moved)
+            (ended, moved && holdings.gate.standing() == Standing::Contraindicated)
         };
         if moved {
             self.drifted.notify_one();
         }
-        if let Some(reason) = closed {
-            tracing::warn!(code = %reason.refusal.code, standing = %reason.standing, "the lease ended: {}", reason.refusal);
-            self.changed();
-            self.drifted.notify_one();
-        }
+        self.ended(ended);
     }
 
     fn expire(&self) {
-        let ended = {
-            let mut holdings = self.holdings();
-            let reachable = holdings.control_plane_reachable;
-            holdings.gate.expire(BootInstant::now(), reachable)
-        };
-        if ended {
-            tracing::warn!(code = %codes::GATE_STALE, "the lease's term is over");
+        let ((), ended) = self.holdings().step(|_, _| ());
+        self.ended(ended);
+    }
+
+    /// Whoever found that the lease ended: it is said once, and everybody concerned hears of it.
+    fn ended(&self, ended: Option<Reason>) {
+        if let Some(reason) = ended {
+            tracing::warn!(code = %reason.refusal.code, standing = %reason.standing, "the lease ended: {}", reason.refusal);
             self.changed();
+            self.drifted.notify_one();
         }
     }
 
@@ -300,29 +311,15 @@ impl Keeper {
             Err(TpmError::Reset) => {
                 let reason = tpm_reset();
                 self.close(reason.clone());
-                self.drifted.notify_one();
                 return Err(denied(&reason));
             }
             Err(error) if error.is_unavailable() => return Err(Denied::Unavailable(error.into())),
             // The TPM refused to be read, or is another one: nothing can be vouched for.
             Err(error) => return Err(Denied::Ended(error.into())),
         };
-        let judged = {
-            let mut holdings = self.holdings();
-            let was_open = holdings.gate.lease().is_some();
-            let judged = holdings.judge(&reading, arrived);
-            if was_open && holdings.gate.lease().is_none() && holdings.gate.standing() == Standing::Contraindicated {
-                holdings.store.clear();
-                holdings.withdrawals += 1;
-                self.drifted.notify_one();
-            }
-            judged
-        };
-        judged.map_err(|reason| {
-            // Whoever closed the gate, the streams must hear of it.
-            self.changed();
-            denied(&reason)
-        })
+        let (judged, ended) = self.holdings().step(|gate, now| gate.judge(&reading, arrived, now));
+        self.ended(ended);
+        judged.map_err(|reason| denied(&reason))
     }
 
     /// The ids of the workloads whose selectors all match the peer.

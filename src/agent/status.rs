@@ -71,7 +71,7 @@ impl Status {
     /// The present status.
     pub(super) fn of(keeper: &Keeper, trust_domain: String, node: Option<String>, trouble: Option<Refusal>) -> Self {
         let now = BootInstant::now();
-        keeper.with_gate(|gate, tpm_trouble, store, _| {
+        keeper.with_gate(|gate, tpm_trouble, store| {
             // An open gate that can't be judged releases nothing: stale, and the TPM is why.
             let (standing, reason) = match (gate.reason(), tpm_trouble) {
                 (Some(reason), _) => (reason.standing, Some(reason.refusal.clone())),

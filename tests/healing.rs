@@ -77,3 +77,41 @@ async fn an_unusable_enrolment_file_is_put_aside() {
         assert!(node.path("state/enrolment.cbor.unusable").exists());
     }
 }
+
+/// A lease that ended on the server's side only (a restored store, say) is replaced as soon as the
+/// issuer says so: the agent doesn't go on asking under it to the term's end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_the_server_has_ended_is_replaced_at_the_next_fetch() {
+    for why in ["verify.clock", "protocol.epoch"] {
+        let server = Server::start("[terms]\nsvid_seconds = 4\n");
+        let mut node = Node::boot(&server).await;
+        node.settle(&server).await;
+        let before = node.status().unwrap()["lease"]["sequence"].as_u64();
+        let store = rusqlite::Connection::open(server.path("state/store.db")).unwrap();
+        store.busy_timeout(std::time::Duration::from_secs(10)).unwrap();
+        assert_eq!(store.execute("UPDATE leases SET ended_code = ?1", [why]).unwrap(), 1);
+        drop(store);
+        node.until(|status| holds_svid(status) && status["lease"]["sequence"].as_u64() > before).await;
+        assert!(server.decided().iter().any(|what| what == "issuer.no_lease" || what == "protocol.epoch"));
+    }
+}
+
+/// Reference values that are retired under a live lease withdraw: open streams end with a denial.
+#[tokio::test(flavor = "multi_thread")]
+async fn retired_reference_values_withdraw() {
+    use futures_util::StreamExt;
+
+    let server = Server::start("");
+    let mut node = Node::boot(&server).await;
+    let id = node.settle(&server).await;
+    let api = node.client().await;
+    let mut stream = Box::pin(api.stream_x509_svids().await.unwrap());
+    stream.next().await.unwrap().unwrap();
+    server.admin(&["reference", "retire", "--node", &id]);
+    let end = tokio::time::timeout(bench::world::PATIENCE, stream.next()).await.unwrap();
+    assert!(format!("{end:?}").contains("NoIdentityIssued"), "{end:?}");
+    let status = node.until(|status| status["standing"] == "contraindicated").await;
+    assert_eq!(status["reason"]["code"], "verify.no_reference");
+    server.admin(&["reference", "learn", "--node", &id, "--yes"]);
+    node.until(holds_svid).await;
+}

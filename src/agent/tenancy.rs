@@ -269,19 +269,22 @@ impl Tenancy {
                 pending.push(key);
             }
             let asked_at = BootInstant::now();
-            let answer =
-                tenant.enrolled.leased(sequence).credentials(fresh_id()?, wanted).await.map_err(|f| self.failure(f))?;
+            let answer = match tenant.enrolled.leased(sequence).credentials(fresh_id()?, wanted).await {
+                Ok(answer) => answer,
+                Err(failure) => {
+                    // The server's side of the lease is over: only another attestation can help.
+                    if matches!(failure.refusal().code, codes::ISSUER_NO_LEASE | codes::PROTOCOL_EPOCH) {
+                        tenant.renew_at = BootInstant::now();
+                    }
+                    return Err(self.failure(failure));
+                }
+            };
             self.keeper.reachable(true);
             let mut issued = Vec::new();
             let mut refused = Vec::new();
             for (key, answer) in pending.into_iter().zip(answer.answers) {
                 let id = key.id().to_string();
                 match answer.refusal {
-                    // The server's side of the lease is over: only another attestation can help.
-                    Some(refusal) if refusal.code == codes::ISSUER_NO_LEASE => {
-                        tenant.renew_at = BootInstant::now();
-                        return Err(refusal.into());
-                    }
                     Some(refusal) => refused.push((id, refusal)),
                     None => {
                         let svid = key.complete(answer.chain.into_iter().map(|der| der.into_vec()).collect())?;
@@ -336,9 +339,10 @@ impl Tenancy {
             .refusal
             .clone()
             .unwrap_or_else(|| Refusal::new(codes::GATE_CONTRAINDICATED, "no lease and no reason was given"));
-        // A node that nobody has set up yet isn't one that something speaks against.
-        let standing =
-            if refusal.code == codes::VERIFY_NO_REFERENCE { Standing::Stale } else { Standing::Contraindicated };
+        // A node that nobody has set up yet isn't one that something speaks against; one whose
+        // reference values were taken away under its lease is.
+        let unset = refusal.code == codes::VERIFY_NO_REFERENCE && self.keeper.sequence().is_none();
+        let standing = if unset { Standing::Stale } else { Standing::Contraindicated };
         self.keeper.close(Reason { standing, refusal: refusal.clone(), differences: answer.differences.clone() });
         Setback::Wait(refusal, Duration::from_secs(4))
     }
@@ -371,12 +375,6 @@ impl Tenancy {
                 | codes::VERIFY_NONCE_OTHER_NODE
                 | codes::VERIFY_QUOTE_STALE
                 | codes::VERIFY_SELECTION => {}
-                // The certification or the id it remembers is no longer the control plane's: another
-                // enrolment brings both together again.
-                codes::VERIFY_NODE_KEY | codes::VERIFY_NODE => {
-                    self.keeper.reachable(true);
-                    return Setback::Reenrol(refused.refusal.clone());
-                }
                 _ if code.as_str().starts_with("verify.") || code.as_str().starts_with("evidence.") => {
                     self.keeper.close(Reason::new(Standing::Contraindicated, refused.refusal.clone()));
                 }
@@ -401,7 +399,11 @@ impl Tenancy {
                         self.keeper.close(Reason::new(Standing::Contraindicated, refusal.clone()));
                         Setback::Wait(refusal, Duration::from_secs(4))
                     }
-                    codes::PROTOCOL_CLIENT_CERTIFICATE => Setback::Reenrol(refusal),
+                    // The certificate, the certification or the id it remembers is no longer the control
+                    // plane's: another enrolment brings both together again.
+                    codes::PROTOCOL_CLIENT_CERTIFICATE | codes::VERIFY_NODE_KEY | codes::VERIFY_NODE => {
+                        Setback::Reenrol(refusal)
+                    }
                     _ => Setback::Pause(refusal),
                 }
             }

@@ -67,6 +67,7 @@ impl Issuer {
             counts: COUNTS,
             requested_at,
             after_sequence: 0,
+            after_epoch: epoch,
         };
         Lease::verify(&unsigned.finish(signature), &[&self.certificate], &expected).unwrap()
     }

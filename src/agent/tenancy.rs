@@ -233,17 +233,13 @@ impl Tenancy {
             boot_id: tenant.attester.boot_id,
             counts: gathered.counts,
             requested_at: gathered.requested_at,
-            after_sequence: 0,
+            after_sequence: tenant.remembered.last_sequence,
+            after_epoch: tenant.remembered.epoch,
         };
         let lease = Lease::verify(lease, &issuers, &expected)?;
         let (sequence, term, epoch) = (lease.claims().sequence, lease.claims().term, lease.claims().epoch);
         // What is watched is what the lease stands on, whatever is to be quoted next.
         self.watcher.select(lease.claims().pcrs.selection());
-        // Sequences count within an epoch: a control plane whose store was restored begins anew.
-        if epoch == tenant.remembered.epoch && sequence <= tenant.remembered.last_sequence {
-            let refusal = Refusal::new(codes::GATE_LEASE_ORDER, format!("sequence {sequence}"));
-            return Err(refusal.expected(format!("above {}", tenant.remembered.last_sequence)).into());
-        }
         (tenant.remembered.epoch, tenant.remembered.last_sequence) = (epoch, sequence);
         self.remember(&tenant.remembered)?;
         // Before half of the lease, spread so that a fleet started together doesn't stay together.

@@ -104,6 +104,8 @@ pub struct LeaseExpectation {
     pub requested_at: BootInstant,
     /// The sequence number of the last lease; 0 if there was none.
     pub after_sequence: u64,
+    /// The epoch that number counts in: a control plane whose store was restored counts anew.
+    pub after_epoch: [u8; 16],
 }
 
 /// A lease that was signed by the control plane for this node, boot and request.
@@ -242,7 +244,7 @@ impl LeaseExpectation {
         differs("reset counts", counts(found.counts), counts(self.counts))?;
         let nanos = |instant: BootInstant| format!("{} ns", instant.as_nanos());
         differs("requested at", nanos(found.requested_at), nanos(self.requested_at))?;
-        if found.sequence <= self.after_sequence {
+        if found.epoch == self.after_epoch && found.sequence <= self.after_sequence {
             return Err(Refusal::new(codes::VERIFY_LEASE, found.sequence.to_string())
                 .at("sequence")
                 .expected(format!("more than {}", self.after_sequence)));

@@ -268,6 +268,7 @@ impl Station {
             selection,
             next: admitted.nonce.nonce,
             sequence: 0,
+            epoch: [0; 16],
         }
     }
 
@@ -302,6 +303,7 @@ pub struct Member {
     pub selection: PcrSelection,
     pub next: [u8; 32],
     pub sequence: u64,
+    epoch: [u8; 16],
 }
 
 impl Member {
@@ -350,9 +352,10 @@ impl Member {
                         counts: Attest::parse(&claims.quote.attest).unwrap().clock_info.counts,
                         requested_at: claims.requested_at,
                         after_sequence: self.sequence,
+                        after_epoch: self.epoch,
                     };
                     let lease = Lease::verify(lease, &answer.bundle.certificates, &expected).unwrap();
-                    self.sequence = lease.claims().sequence;
+                    (self.sequence, self.epoch) = (lease.claims().sequence, lease.claims().epoch);
                 }
             }
             Err(refused) => {

@@ -375,6 +375,7 @@ impl Member {
                 counts: leasehold::tpm::ResetCounts { reset: node.reset, restart: node.restart },
                 requested_at: leasehold::clock::BootInstant::from_nanos(node.requested_at),
                 after_sequence: self.sequence,
+                after_epoch: self.epoch,
             };
             let lease = Lease::verify(lease, &answer.bundle.certificates, &expected).unwrap();
             self.sequence = lease.claims().sequence;

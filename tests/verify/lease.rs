@@ -63,6 +63,7 @@ fn expectation(node: &Node) -> LeaseExpectation {
         counts: ResetCounts { reset: node.reset, restart: node.restart },
         requested_at: BootInstant::from_nanos(node.requested_at),
         after_sequence: 7,
+        after_epoch: TERMS.epoch,
     }
 }
 
@@ -100,6 +101,9 @@ fn a_lease_for_anything_else_is_refused() {
         let refusal = Lease::verify(&bytes, &[&issuer], &expected).unwrap_err();
         assert_eq!((refusal.code, refusal.at.as_str()), (codes::VERIFY_LEASE, at));
     }
+    // An older number of another epoch says nothing.
+    let anew = LeaseExpectation { after_sequence: 8, after_epoch: [0xEE; 16], ..good.clone() };
+    Lease::verify(&bytes, &[&issuer], &anew).unwrap();
     // Another CA, none, and the right CA's name under another CA's signature.
     let other = ca(&Key(signing_key(8)), "other").0;
     assert!(Lease::verify(&bytes, &[other], &good).is_err());

@@ -137,6 +137,13 @@ table! {
     TPM_SEALED_ELSEWHERE = "tpm.sealed_elsewhere", "A secret is sealed to another TPM, or to this one before it was cleared.";
     TPM_STRUCTURE = "tpm.structure", "A TPM structure is malformed.";
 
+    MEASUREMENTS_BOOT_LOG = "measurements.boot_log", "The boot event log can't be read.";
+    MEASUREMENTS_USERSPACE_LOG = "measurements.userspace_log", "The userspace measurement log can't be read.";
+    MEASUREMENTS_IMA_LIST = "measurements.ima_list", "IMA's measurement list can't be read.";
+    MEASUREMENTS_INCOMPLETE = "measurements.incomplete", "The log says that a record of it is missing.";
+    MEASUREMENTS_TOO_LARGE = "measurements.too_large", "A log is larger than allowed.";
+    MEASUREMENTS_UNREADABLE = "measurements.unreadable", "A log's file can't be opened or read.";
+
     EVIDENCE_TOO_LARGE = "evidence.too_large", "The evidence is larger than 4 MiB.";
     EVIDENCE_MALFORMED = "evidence.malformed", "The evidence is not the COSE and CBOR its CDDL describes.";
     EVIDENCE_NOT_DETERMINISTIC = "evidence.not_deterministic", "The evidence's CBOR is not in the one deterministic encoding.";
@@ -180,6 +187,29 @@ table! {
     VERIFY_CLOCK = "verify.clock", "The TPM's clock went back.";
     VERIFY_NO_REFERENCE = "verify.no_reference", "The node has no reference values yet.";
     VERIFY_PCR_MISMATCH = "verify.pcr_mismatch", "A PCR differs from its reference value.";
+    VERIFY_PROFILE = "verify.profile", "The firmware profile is unknown or doesn't fit this node.";
+    VERIFY_LOGS = "verify.logs", "The evidence is bound to other logs than those that were received.";
+    VERIFY_LOG_MISSING = "verify.log_missing", "A log that the firmware profile asks for was not sent.";
+    VERIFY_LOG_REPLAY = "verify.log_replay", "A log doesn't lead to the quoted PCR: it was cut short or altered.";
+    VERIFY_LOG_EXTENDED = "verify.log_extended", "A log goes on beyond the quoted PCR: events were added to it.";
+    VERIFY_SHA1_ONLY = "verify.sha1_only", "The log vouches with SHA-1 alone.";
+    VERIFY_BANK = "verify.bank", "The measurements are of another bank than the node's pinned one.";
+    VERIFY_PCR_UNEXTENDED = "verify.pcr_unextended", "A PCR that the firmware extends was never extended.";
+    VERIFY_EVENT_TYPE = "verify.event_type", "An event of this type may not stand in this PCR.";
+    VERIFY_EVENT_DATA = "verify.event_data", "An event's data doesn't hash to its digest.";
+    VERIFY_EVENT_MISSING = "verify.event_missing", "An event that the firmware profile asks for is missing.";
+    VERIFY_SEPARATOR = "verify.separator", "A PCR hasn't exactly one valid separator between firmware and boot loader.";
+    VERIFY_SECURE_BOOT = "verify.secure_boot", "Secure Boot was not as it must be.";
+    VERIFY_EVENT_UNEXPECTED = "verify.event_unexpected", "An event differs from every accepted state.";
+    VERIFY_STATE_EXPIRED = "verify.state_expired", "The state the node booted into is no longer accepted.";
+    VERIFY_IMA_BYPASS = "verify.ima_bypass", "The kernel has a measurement list but didn't extend the TPM with it.";
+    VERIFY_IMA_VIOLATION = "verify.ima_violation", "The kernel measured a file that was open for writing.";
+    VERIFY_IMA_UNLISTED = "verify.ima_unlisted", "Something ran that no rule allows.";
+    VERIFY_BOOT_AGGREGATE = "verify.boot_aggregate", "The measurement list begins with another boot's PCRs.";
+    VERIFY_TPM_FIRMWARE = "verify.tpm_firmware", "The TPM's firmware is older than the floor for its manufacturer.";
+    VERIFY_REFERENCE_MALFORMED = "verify.reference_malformed", "The reference values can't be read.";
+    VERIFY_REFERENCE_SIGNATURE = "verify.reference_signature", "The reference values are not signed by the policy keys that must sign them.";
+    VERIFY_REFERENCE_ORDER = "verify.reference_order", "Older reference values than the present ones were offered.";
     VERIFY_LEASE = "verify.lease", "The lease is not one the control plane signed for this node, boot and request.";
 
     PROTOCOL_MALFORMED = "protocol.malformed", "The message is not one this version understands.";

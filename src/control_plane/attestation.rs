@@ -20,7 +20,7 @@ use crate::codes::{self, Refusal};
 use crate::evidence::UnverifiedEvidence;
 use crate::identity::NodeId;
 use crate::protocol::{AttestAnswer, AttestRequest};
-use crate::verify::{AkPublic, Appraised, EnrolledKeys, LeaseTerms, NodeKey, ReferenceSet, Verdict, authenticate};
+use crate::verify::{AkPublic, Appraised, EnrolledKeys, LearntSet, LeaseTerms, NodeKey, Verdict, authenticate};
 
 /// The name of reference values that were learnt from the node itself, in its leases.
 const LEARNT: &str = "learnt";
@@ -89,8 +89,8 @@ pub fn attest(
 ///
 /// # Errors
 /// [`codes::STORE_FAILED`].
-pub fn references_of(tx: &Transaction<'_>, node: NodeId) -> Result<Option<ReferenceSet>, Refusal> {
-    Ok(references::active(tx, node)?.map(|reference| ReferenceSet {
+pub fn references_of(tx: &Transaction<'_>, node: NodeId) -> Result<Option<LearntSet>, Refusal> {
+    Ok(references::active(tx, node)?.map(|reference| LearntSet {
         profile: LEARNT.to_owned(),
         version: reference.version,
         values: reference.pcrs,

@@ -1,4 +1,14 @@
-//! What the node measured. So far: PCRs, read by the watcher.
+//! What the node measured: PCRs, read by the watcher, and the logs that explain them. Pure,
+//! bounded readers; what a log says is judged by `verify`.
+
+pub mod boot;
+mod event_type;
+mod hash;
+pub mod ima;
+pub mod userspace;
+
+pub use event_type::EventType;
+pub use hash::LogHash;
 
 #[cfg(feature = "agent")]
 mod watcher;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::endorsement::Grade;
 use super::fresh::{Fresh, Note};
 use super::lease::LeaseClaims;
-use super::references::ReferenceSet;
+use super::references::LearntSet;
 use super::trust::TrustVector;
 use crate::clock::{BootId, BootInstant, WallTime};
 use crate::codes::{self, Refusal};
@@ -66,7 +66,7 @@ impl Replayed {
     /// This never fails: a bad node has a verdict, with what is wrong:
     /// [`codes::VERIFY_NO_REFERENCE`] when the node, or a PCR it quoted, has no reference value,
     /// [`codes::VERIFY_PCR_MISMATCH`] naming the first PCR that differs.
-    pub fn appraise(self, references: Option<&ReferenceSet>) -> Appraised {
+    pub fn appraise(self, references: Option<&LearntSet>) -> Appraised {
         let pcrs = &self.0.authentic.claims.pcrs;
         let Some(references) = references else {
             let refusal = Refusal::new(codes::VERIFY_NO_REFERENCE, "no reference values for this node");

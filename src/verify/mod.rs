@@ -11,6 +11,7 @@
 //! Beside that line stand [`endorsement`] (whose TPM is it?), [`credential`] (are the keys in it?)
 //! and [`Lease::verify`], the agent's check of what comes back.
 
+pub mod appraisal;
 mod appraised;
 mod authentic;
 pub mod credential;
@@ -18,7 +19,9 @@ pub mod endorsement;
 mod fresh;
 mod keys;
 mod lease;
-mod references;
+pub mod profile;
+pub mod references;
+pub mod runtime;
 mod trust;
 
 pub use appraised::{Appraised, LeaseTerms, Replayed, Verdict};
@@ -27,5 +30,5 @@ pub use endorsement::{EkRoots, Grade};
 pub use fresh::{Fresh, Note, PriorQuote};
 pub use keys::{AkPublic, EnrolledKeys, NodeKey, certificate_spki};
 pub use lease::{LEASE_CDDL, LEASE_PROFILE, Lease, LeaseClaims, LeaseExpectation};
-pub use references::ReferenceSet;
+pub use references::{LearntSet, ReferenceSet};
 pub use trust::TrustVector;

@@ -7,7 +7,7 @@ use leasehold::codes;
 use leasehold::evidence::UnverifiedEvidence;
 use leasehold::tpm::{PcrValues, ResetCounts};
 use leasehold::verify::{
-    Appraised, Grade, LEASE_CDDL, Lease, LeaseClaims, LeaseExpectation, LeaseTerms, ReferenceSet, Verdict, authenticate,
+    Appraised, Grade, LEASE_CDDL, LearntSet, Lease, LeaseClaims, LeaseExpectation, LeaseTerms, Verdict, authenticate,
 };
 use p256::ecdsa::SigningKey;
 use p256::ecdsa::signature::hazmat::PrehashSigner;
@@ -24,12 +24,12 @@ const TERMS: LeaseTerms = LeaseTerms {
     grade: Grade::Certified,
 };
 
-pub fn references(node: &Node) -> ReferenceSet {
+pub fn references(node: &Node) -> LearntSet {
     let values = PcrValues::new(node.selection(), node.values.clone()).unwrap();
-    ReferenceSet { profile: "factory-1".to_owned(), version: 4, values }
+    LearntSet { profile: "factory-1".to_owned(), version: 4, values }
 }
 
-pub fn appraised(node: &Node, references: Option<&ReferenceSet>) -> Appraised {
+pub fn appraised(node: &Node, references: Option<&LearntSet>) -> Appraised {
     let keys = node.keys();
     let evidence = UnverifiedEvidence::decode(&node.evidence()).unwrap();
     authenticate(evidence, &keys, Some(keys.node_key.spki_der()))
@@ -129,7 +129,7 @@ fn a_lease_for_anything_else_is_refused() {
 #[test]
 fn only_reference_values_affirm() {
     let node = Node::honest();
-    let verdict = |references: Option<&ReferenceSet>| {
+    let verdict = |references: Option<&LearntSet>| {
         let appraised = appraised(&node, references);
         let refusal = match appraised.verdict() {
             Verdict::Affirming => return None,
@@ -147,7 +147,7 @@ fn only_reference_values_affirm() {
             leasehold::tpm::PcrSelection::new(leasehold::tpm::Bank::Sha256, values.keys().copied()).unwrap(),
             values,
         );
-        ReferenceSet { values: values.unwrap(), ..good.clone() }
+        LearntSet { values: values.unwrap(), ..good.clone() }
     };
     let mut drifted = node.values.clone();
     drifted.insert(4, vec![0xFF; 32]);

@@ -1,10 +1,10 @@
-//! Reference values: what a node's PCRs should be.
+//! Whole PCR values, learnt from the node itself: all there is where no log explains them.
 
 use crate::tpm::{PcrDifference, PcrValues};
 
 /// The values accepted for one node, as an operator approved them.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ReferenceSet {
+pub struct LearntSet {
     /// The name the set goes by, 1 to 64 printable ASCII characters; it stands in leases.
     pub profile: String,
     /// Grows with every change.
@@ -13,7 +13,7 @@ pub struct ReferenceSet {
     pub values: PcrValues,
 }
 
-impl ReferenceSet {
+impl LearntSet {
     /// The PCRs that differ from their reference value.
     pub fn differences(&self, found: &PcrValues) -> Vec<PcrDifference> {
         found.differences(&self.values)

@@ -5,11 +5,13 @@
 
 pub mod check;
 pub mod faults;
+pub mod machine;
 pub mod oracle;
 pub mod tpm;
 pub mod world;
 
 pub use check::{Cause, Rules, Violation, check, stream_end_delays};
 pub use faults::{ExtendDuringRead, Fault, Order, Script};
+pub use machine::{Image, Machine};
 pub use oracle::{Event, Oracle, Status, What};
 pub use tpm::TestTpm;

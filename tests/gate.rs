@@ -55,6 +55,7 @@ impl Issuer {
             vector: TrustVector { instance_identity: 2, executables: 3, ..TrustVector::default() },
             issued_at: WallTime(0),
             epoch,
+            rules: None,
         };
         let spki = self.key.verifying_key().to_public_key_der().unwrap();
         let unsigned = claims.unsigned(spki.as_bytes());
@@ -96,7 +97,7 @@ fn open() -> Gate {
 #[test]
 fn it_starts_closed() {
     let mut gate = Gate::default();
-    let reason = gate.judge(&reading(at(2), values(7, 7), COUNTS), at(1), at(3)).unwrap_err();
+    let reason = gate.judge(&reading(at(2), values(7, 7), COUNTS), None, at(1), at(3)).unwrap_err();
     assert_eq!((reason.standing, reason.refusal.code), (Standing::Stale, codes::GATE_STARTING));
 }
 
@@ -105,7 +106,7 @@ fn it_releases_what_is_held_and_has_not_expired() {
     let mut gate = open();
     let now = at(110);
     let held = [Held::new("alive", at(100), at(120)), Held::new("over", at(90), at(110))];
-    let permit = gate.judge(&reading(at(109), values(7, 7), COUNTS), at(109), now).unwrap();
+    let permit = gate.judge(&reading(at(109), values(7, 7), COUNTS), None, at(109), now).unwrap();
     assert_eq!(permit.lease_sequence(), 5);
     let released = permit.release(&held.iter().collect::<Vec<_>>(), now).unwrap();
     assert_eq!(released.get(), &["alive"]);
@@ -116,20 +117,20 @@ fn it_releases_what_is_held_and_has_not_expired() {
 fn a_permit_grows_old_and_ends_with_the_lease() {
     let held = [Held::new("alive", at(100), at(1_000))];
     let held: Vec<_> = held.iter().collect();
-    let permit = open().judge(&reading(at(109), values(7, 7), COUNTS), at(109), at(110)).unwrap();
+    let permit = open().judge(&reading(at(109), values(7, 7), COUNTS), None, at(109), at(110)).unwrap();
     assert!(permit.release(&held, at(112)).is_err());
-    let permit = open().judge(&reading(at(159), values(7, 7), COUNTS), at(159), at(159)).unwrap();
+    let permit = open().judge(&reading(at(159), values(7, 7), COUNTS), None, at(159), at(159)).unwrap();
     assert!(permit.release(&held, at(160)).is_err());
 }
 
 #[test]
 fn a_reading_from_before_the_request_is_refused_and_changes_nothing() {
     let mut gate = open();
-    let reason = gate.judge(&reading(at(109), values(7, 7), COUNTS), at(110), at(111)).unwrap_err();
+    let reason = gate.judge(&reading(at(109), values(7, 7), COUNTS), None, at(110), at(111)).unwrap_err();
     assert_eq!(reason.refusal.code, codes::GATE_READING_OLD);
     assert_eq!(gate.standing(), Standing::Affirming);
     // One of other PCRs says nothing about those of the lease.
-    let reason = gate.judge(&reading(at(111), values(8, 7), COUNTS), at(110), at(112)).unwrap_err();
+    let reason = gate.judge(&reading(at(111), values(8, 7), COUNTS), None, at(110), at(112)).unwrap_err();
     assert_eq!(reason.refusal.code, codes::GATE_READING_OLD);
     assert_eq!(gate.standing(), Standing::Affirming);
 }
@@ -137,14 +138,14 @@ fn a_reading_from_before_the_request_is_refused_and_changes_nothing() {
 #[test]
 fn a_drift_closes_it_for_good_and_names_the_pcr_and_both_values() {
     let mut gate = open();
-    let reason = gate.judge(&reading(at(110), values(7, 8), COUNTS), at(110), at(111)).unwrap_err();
+    let reason = gate.judge(&reading(at(110), values(7, 8), COUNTS), None, at(110), at(111)).unwrap_err();
     assert_eq!((reason.standing, reason.refusal.code), (Standing::Contraindicated, codes::GATE_DRIFT));
     assert_eq!(reason.differences.len(), 1);
     assert_eq!(reason.differences[0].pcr, 7);
     assert_eq!(reason.differences[0].found, "08".repeat(32));
     assert_eq!(reason.differences[0].expected, "07".repeat(32));
     // A PCR can't go back; a reading that says so opens nothing.
-    assert!(gate.judge(&reading(at(112), values(7, 7), COUNTS), at(112), at(113)).is_err());
+    assert!(gate.judge(&reading(at(112), values(7, 7), COUNTS), None, at(112), at(113)).is_err());
 }
 
 #[test]
@@ -155,7 +156,7 @@ fn a_reset_or_restart_closes_it_though_every_value_is_the_same() {
         ResetCounts { reset: 2, restart: 1 },
     ] {
         let mut gate = open();
-        let reason = gate.judge(&reading(at(110), values(7, 7), counts), at(110), at(111)).unwrap_err();
+        let reason = gate.judge(&reading(at(110), values(7, 7), counts), None, at(110), at(111)).unwrap_err();
         assert_eq!((reason.standing, reason.refusal.code), (Standing::Contraindicated, codes::GATE_TPM_RESET));
     }
 }
@@ -163,8 +164,8 @@ fn a_reset_or_restart_closes_it_though_every_value_is_the_same() {
 #[test]
 fn the_term_counts_from_the_request() {
     let mut gate = open();
-    assert!(gate.judge(&reading(at(159), values(7, 7), COUNTS), at(159), at(159)).is_ok());
-    let reason = gate.judge(&reading(at(160), values(7, 7), COUNTS), at(160), at(160)).unwrap_err();
+    assert!(gate.judge(&reading(at(159), values(7, 7), COUNTS), None, at(159), at(159)).is_ok());
+    let reason = gate.judge(&reading(at(160), values(7, 7), COUNTS), None, at(160), at(160)).unwrap_err();
     assert_eq!((reason.standing, reason.refusal.code), (Standing::Stale, codes::GATE_STALE));
 
     let mut gate = open();

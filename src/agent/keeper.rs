@@ -265,7 +265,7 @@ impl Keeper {
                     let last = holdings.last_reading.replace(Arc::clone(reading));
                     moved = last.is_some_and(|last| last.values != reading.values || last.counts != reading.counts);
                     // Its own start as the request's arrival: the reading itself is what is judged.
-                    holdings.step(|gate, now| drop(gate.judge(reading, reading.started_at, now))).1
+                    holdings.step(|gate, now| drop(gate.judge(reading, None, reading.started_at, now))).1
                 }
                 Err(TpmError::Reset) => holdings.step(|gate, _| gate.close(tpm_reset())).1,
                 Err(error @ TpmError::Swapped { .. }) => {
@@ -317,7 +317,7 @@ impl Keeper {
             // The TPM refused to be read, or is another one: nothing can be vouched for.
             Err(error) => return Err(Denied::Ended(error.into())),
         };
-        let (judged, ended) = self.holdings().step(|gate, now| gate.judge(&reading, arrived, now));
+        let (judged, ended) = self.holdings().step(|gate, now| gate.judge(&reading, None, arrived, now));
         self.ended(ended);
         judged.map_err(|reason| denied(&reason))
     }

@@ -206,7 +206,7 @@ impl Tenancy {
         };
         let gathered =
             tenant.attester.gather(nonce.nonce, Some(node), nonce.selection, &tenant.remembered.certification).await?;
-        let request = AttestRequest { request_id: fresh_id()?, evidence: gathered.evidence.clone() };
+        let request = AttestRequest::new(fresh_id()?, gathered.evidence.clone());
         let asked_at = BootInstant::now();
         let withdrawals = self.keeper.withdrawals();
         let answer = match tenant.enrolled.attest(&request).await {

@@ -82,6 +82,9 @@ pub fn attest(
         entries,
         bundle: shared.authority.current().bundle.clone(),
         certificate: renew(tx, shared, node, peer, now)?,
+        layers: Vec::new(),
+        findings: Vec::new(),
+        position: None,
     })
 }
 

@@ -131,6 +131,7 @@ impl Appraised {
             vector: if certified { self.vector.genuine() } else { self.vector },
             issued_at: terms.issued_at,
             epoch: terms.epoch,
+            rules: None,
         };
         claims.check()?;
         Ok(claims)

@@ -166,7 +166,7 @@ async fn what_is_too_large_or_unknown_is_refused() {
     let post = |path: &'static str, body: Vec<u8>| member.client.send(Method::POST, path, body);
     assert_eq!(refused(post("/v1/enrol", vec![0; (64 << 10) + 1]).await), (413, codes::PROTOCOL_TOO_LARGE));
     assert_eq!(refused(post("/v1/attest", vec![0; BODY_LIMIT + 1]).await), (413, codes::PROTOCOL_TOO_LARGE));
-    let request = AttestRequest { request_id: random(), evidence: vec![0; (4 << 20) + 1] };
+    let request = AttestRequest::new(random(), vec![0; (4 << 20) + 1]);
     assert_eq!(refused(post("/v1/attest", encode(&request).unwrap()).await), (413, codes::EVIDENCE_TOO_LARGE));
     assert_eq!(refused(post("/v1/attest", vec![0xA0]).await), (400, codes::PROTOCOL_MALFORMED));
     assert_eq!(refused(post("/v1/enrol", Vec::new()).await), (400, codes::PROTOCOL_MALFORMED));

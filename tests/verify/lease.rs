@@ -37,7 +37,7 @@ pub fn appraised(node: &Node, references: Option<&LearntSet>) -> Appraised {
         .unwrap()
         .fresh(&node.nonce, node.selection(), Duration::ZERO, None)
         .unwrap()
-        .replay(())
+        .unlogged()
         .appraise(references)
 }
 
@@ -182,7 +182,7 @@ fn an_enrolling_node_has_no_lease() {
         .unwrap()
         .fresh(&node.nonce, node.selection(), Duration::ZERO, None)
         .unwrap()
-        .replay(())
+        .unlogged()
         .appraise(Some(&references));
     assert!(appraised.is_affirming());
     assert_eq!(appraised.lease(&TERMS).unwrap_err().code, codes::VERIFY_NODE);

@@ -78,11 +78,7 @@ impl Reporter {
     ///
     /// # Errors
     /// [`Failure`]; those of the sources as [`Failure::Unreachable`], since nothing follows for the node.
-    pub async fn increment(
-        &mut self,
-        enrolled: &Enrolled,
-        mut keep: impl FnMut(&Sent),
-    ) -> Result<Increment, Failure> {
+    pub async fn increment(&mut self, enrolled: &Enrolled, mut keep: impl FnMut(&Sent)) -> Result<Increment, Failure> {
         if self.sources.are_none() || self.takes_none {
             return Ok(Increment::default());
         }
@@ -124,8 +120,9 @@ impl Reporter {
                 }
                 missed += 1;
                 if missed > TRIES {
-                    let refusal = Refusal::new(codes::PROTOCOL_LOGS, format!("the {kind} log is held otherwise than sent"))
-                        .expected("one agent on this node");
+                    let refusal =
+                        Refusal::new(codes::PROTOCOL_LOGS, format!("the {kind} log is held otherwise than sent"))
+                            .expected("one agent on this node");
                     return Err(Failure::Unreachable(refusal));
                 }
                 self.agree(&held);
@@ -167,11 +164,13 @@ impl Reporter {
     fn agree(&mut self, held: &LogsHeld) {
         for kind in LogKind::ALL {
             let held = held.of(kind);
-            let known = [self.sent.chains.get(&kind), self.perhaps.get(&kind)];
-            match known.into_iter().flatten().find(|chain| **chain == held) {
-                Some(chain) if chain.length > 0 => self.sent.chains.insert(kind, *chain),
-                _ => self.sent.chains.remove(&kind),
-            };
+            let known =
+                [self.sent.chains.get(&kind), self.perhaps.get(&kind)].into_iter().flatten().any(|it| *it == held);
+            if known && held.length > 0 {
+                self.sent.chains.insert(kind, held);
+            } else {
+                self.sent.chains.remove(&kind);
+            }
         }
         self.perhaps.clear();
         self.in_step = true;

@@ -47,7 +47,8 @@ impl Sources {
                 bytes.resize(limit.min(read.saturating_mul(2)), 0);
             }
             let at = offset.saturating_add(u64::try_from(read).unwrap_or(u64::MAX));
-            let more = bytes.get_mut(read..).map_or(Ok(0), |free| file.read_at(free, at)).map_err(|e| unreadable(kind, &e))?;
+            let more =
+                bytes.get_mut(read..).map_or(Ok(0), |free| file.read_at(free, at)).map_err(|e| unreadable(kind, &e))?;
             if more == 0 {
                 break;
             }

@@ -95,10 +95,11 @@ pub fn attest(
         certificate: renew(tx, shared, node, peer, now)?,
         layers: appraised.layers().to_vec(),
         findings: appraised.findings().to_vec(),
-        position: appraised
-            .checkpoint()
-            .filter(|_| appraised.rules().is_some())
-            .map(|at| ListPosition { entries: at.entries, offset: at.offset }),
+        position: appraised.checkpoint().filter(|_| appraised.rules().is_some()).map(|at| ListPosition {
+            entries: at.entries,
+            offset: at.offset,
+            padded: at.padded,
+        }),
     })
 }
 
@@ -288,7 +289,7 @@ fn take_in(tx: &Transaction<'_>, shared: &Shared, node: &Node, boot: BootId) -> 
     let Progress { matched, folded } = logs::progress(tx, node.id, boot, digest)?;
     let at = folded.or_else(|| matched.clone()).unwrap_or_else(|| Checkpoint::start(basis.document.set.bank));
     let rest = logs::rest(tx, node.id, LogKind::Ima, at.offset)?;
-    let mut judge = Judge { rules: basis.document.set.runtime.as_ref(), at };
+    let mut judge = Judge::new(basis.rules.as_ref(), at);
     if judge.take(&rest, None).is_ok() {
         logs::keep_progress(tx, node.id, boot, digest, &Progress { matched, folded: Some(judge.at) })?;
     }

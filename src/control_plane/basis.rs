@@ -10,6 +10,7 @@ use crate::codes::{self, Refusal};
 use crate::tpm::PcrSelection;
 use crate::verify::profile::Profile;
 use crate::verify::references::Document;
+use crate::verify::runtime::{CompiledRules, RuntimeRules};
 
 /// How many documents are kept read: one has up to a million digests, and reading it takes longer than
 /// the rest of an attestation.
@@ -22,6 +23,8 @@ pub struct Basis {
     pub document: Document,
     /// The profile it names.
     pub profile: Profile,
+    /// Its rules for what may run.
+    pub rules: Option<CompiledRules>,
     /// The PCRs that a node under it quotes.
     pub selection: PcrSelection,
 }
@@ -61,7 +64,8 @@ impl Basis {
         let profile = Profile::shipped(&set.profile)
             .ok_or_else(|| refuse(format!("profile `{}`", set.profile)).expected("a shipped firmware profile"))?;
         let selection = PcrSelection::new(set.bank, profile.pcrs()).map_err(refuse)?;
-        Ok(Self { document, profile, selection })
+        let rules = set.runtime.as_ref().map(RuntimeRules::compile).transpose()?;
+        Ok(Self { document, profile, rules, selection })
     }
 }
 

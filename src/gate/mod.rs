@@ -154,11 +154,8 @@ impl Gate {
         let gone_on = advanced.and_then(|advanced| gone_on(claims.rules, expected, advanced));
         let differences = reading.values.differences(gone_on.as_ref().unwrap_or(expected));
         if let Some(first) = differences.first() {
-            // With rules, an entry that they allow would have been no drift: so there is none that leads here.
-            let unexplained = first.pcr == IMA_PCR && claims.rules.is_some();
-            let unexplained = if unexplained { ", to which IMA's list doesn't lead" } else { "" };
             let refusal = Refusal::new(codes::GATE_DRIFT, first.found.clone())
-                .at(format!("PCR {} ({}){unexplained}", first.pcr, first.bank))
+                .at(format!("PCR {} ({})", first.pcr, first.bank))
                 .expected(first.expected.clone());
             return Err(self.closed(Reason { differences, ..Reason::new(Standing::Contraindicated, refusal) }));
         }

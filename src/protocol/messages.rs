@@ -236,6 +236,8 @@ pub struct ListPosition {
     pub entries: u64,
     /// Bytes up to there.
     pub offset: u64,
+    /// Whether the kernel couldn't hash for the bank and extends padded SHA-1 digests.
+    pub padded: bool,
 }
 
 /// The verdict and what follows from it.

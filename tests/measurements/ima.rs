@@ -1,7 +1,7 @@
 //! IMA's list: every one at hand, and the forms that none of them has.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use leasehold::codes;
 use leasehold::measurements::LogHash;
@@ -11,17 +11,7 @@ use leasehold::verify::runtime::{Checkpoint, Judge};
 use proptest::prelude::*;
 
 use crate::ima_made::{List, digest_and_name, field, pcr, raw};
-
-/// The public samples beside the checkout, or where `LEASEHOLD_TESTDATA` points; says so if absent.
-pub fn samples() -> Option<PathBuf> {
-    let path = std::env::var_os("LEASEHOLD_TESTDATA")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/testdata"), Into::into);
-    if path.is_dir() {
-        return Some(path);
-    }
-    eprintln!("SKIPPED: no samples at {}; set LEASEHOLD_TESTDATA", path.display());
-    None
-}
+use crate::testdata::{files, read, testdata};
 
 /// What a list must do.
 enum Expected {
@@ -75,10 +65,10 @@ const LISTS: &[(&str, &str, Expected)] = {
 
 #[test]
 fn every_list_at_hand_is_read_or_refused_as_it_must_be() {
-    let Some(samples) = samples() else { return };
+    let Some(root) = testdata() else { return };
     for (folder, file, expected) in LISTS {
-        let path = samples.join(folder).join(file);
-        let bytes = read(&path);
+        let path = root.join(folder).join(file);
+        let bytes = read(&root, &format!("{folder}/{file}"));
         let (entries, rest) = match all(&bytes) {
             Ok(read) => read,
             Err(refusal) => {
@@ -118,30 +108,18 @@ fn every_list_at_hand_is_read_or_refused_as_it_must_be() {
 /// A list that nobody thought of is a list that nobody tests.
 #[test]
 fn the_table_names_every_list_at_hand() {
-    let Some(samples) = samples() else { return };
-    let mut waiting = vec![samples.clone()];
-    let mut missing = Vec::new();
-    while let Some(directory) = waiting.pop() {
-        for found in std::fs::read_dir(directory).unwrap() {
-            let path = found.unwrap().path();
-            let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            if path.is_dir() {
-                waiting.push(path);
-            } else if (name.contains("sml-ima") || name.contains("ima_log") || name.contains("runtime_measurements"))
-                && !LISTS.iter().any(|(folder, file, _)| samples.join(folder).join(file) == path)
-            {
-                missing.push(path);
-            }
-        }
-    }
+    let Some(root) = testdata() else { return };
+    let is_list = |file: &String| ["sml-ima", "ima_log", "runtime_measurements"].iter().any(|name| file.contains(name));
+    let named: Vec<_> = LISTS.iter().map(|(folder, file, _)| format!("{folder}/{file}")).collect();
+    let missing: Vec<_> = files(&root).into_iter().filter(is_list).filter(|file| !named.contains(file)).collect();
     assert!(missing.is_empty(), "{missing:?}");
 }
 
 /// What a text list of another tool's tests prints, brought into the binary form, prints the same.
 #[test]
 fn the_template_digests_of_a_printed_list_recompute() {
-    let Some(samples) = samples() else { return };
-    let text = std::fs::read_to_string(samples.join("rust-keylime/keylime/test-data/ima_log.txt")).unwrap();
+    let Some(root) = testdata() else { return };
+    let text = std::fs::read_to_string(root.join("rust-keylime/keylime/test-data/ima_log.txt")).unwrap();
     let mut list = List::default();
     for line in text.lines() {
         let mut words = line.splitn(5, ' ');
@@ -163,10 +141,10 @@ fn the_template_digests_of_a_printed_list_recompute() {
 /// The kernel prints each list twice: in both is the same.
 #[test]
 fn the_binary_list_says_what_the_text_beside_it_says() {
-    let Some(samples) = samples() else { return };
+    let Some(root) = testdata() else { return };
     let mut compared = 0;
     for (folder, file, _) in LISTS.iter().filter(|(folder, file, _)| *folder == BOOTED && file.contains("binary")) {
-        let path = samples.join(folder).join(file);
+        let path = root.join(folder).join(file);
         let text = std::fs::read(path.with_file_name("ascii_runtime_measurements")).unwrap();
         let lines: Vec<_> = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).collect();
         let bytes = std::fs::read(&path).unwrap();
@@ -229,28 +207,6 @@ fn quoted(list: &Path) -> BTreeMap<LogHash, Vec<u8>> {
         }
     }
     found
-}
-
-fn read(path: &Path) -> Vec<u8> {
-    let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    match path.extension().is_some_and(|extension| extension == "b64") {
-        true => from_base64(&bytes),
-        false => bytes,
-    }
-}
-
-pub fn from_base64(text: &[u8]) -> Vec<u8> {
-    let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let (mut bits, mut held, mut bytes) = (0u32, 0, Vec::new());
-    for digit in text.iter().filter_map(|byte| alphabet.iter().position(|digit| digit == byte)) {
-        bits = bits << 6 | u32::try_from(digit).unwrap();
-        held += 6;
-        if held >= 8 {
-            held -= 8;
-            bytes.push((bits >> held & 0xFF) as u8);
-        }
-    }
-    bytes
 }
 
 /// All entries, and what is left.

@@ -1,4 +1,5 @@
-//! The readers of logs from outside: on every log at hand, on made ones, and on altered ones.
+//! The readers of logs, on logs that were made by others, by machines booted for this project,
+//! and by hand.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -7,9 +8,12 @@
     reason = "a test fails by panicking"
 )]
 
+mod boot;
+mod expected;
 mod ima;
 mod ima_judge;
 mod ima_made;
 mod ima_mutants;
 mod ima_scale;
 mod ima_signed;
+mod testdata;

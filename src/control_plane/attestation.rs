@@ -46,7 +46,13 @@ pub fn attest(
     // The nonce first: a replay costs no signature check.
     let nonce = *evidence.unverified_nonce();
     let age = nonces::spend(tx, &nonce, node.id, Purpose::Attest, now)?;
-    let basis = basis::of_node(tx, shared, node)?;
+    let basis = match basis::of_node(tx, shared, node) {
+        Ok(basis) => basis,
+        Err(refusal) => {
+            leases::end(tx, node.id, refusal.code)?;
+            return Err(refusal);
+        }
+    };
     let selection = basis.as_ref().map_or(shared.settings.selection, |basis| basis.selection);
     let verified = verify(tx, node, peer, evidence, selection, &nonce, age, now)
         .and_then(|fresh| received(tx, shared, node, &fresh, request).map(|()| fresh));

@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::references::documents;
 use super::registry::nodes::Node;
 use super::server::Shared;
 use super::store::Transaction;
@@ -12,15 +13,15 @@ use crate::verify::profile::Profile;
 use crate::verify::references::Document;
 use crate::verify::runtime::{CompiledRules, RuntimeRules};
 
-/// How many documents are kept read: one has up to a million digests, and reading it takes longer than
-/// the rest of an attestation.
+/// How many are kept: the rules of one have up to a million digests, and compiling them takes longer
+/// than the rest of an attestation.
 const KEPT: usize = 8;
 
 /// A document with its profile.
 #[derive(Debug)]
 pub struct Basis {
     /// The reference document.
-    pub document: Document,
+    pub document: Arc<Document>,
     /// The profile it names.
     pub profile: Profile,
     /// Its rules for what may run.
@@ -36,28 +37,32 @@ pub struct Cache(Mutex<Vec<Arc<Basis>>>);
 /// The basis of `node`; `None` if no document is assigned to it, and then its learnt values count.
 ///
 /// # Errors
-/// [`codes::VERIFY_PROFILE`] when the document names a profile that isn't known, [`codes::STORE_FAILED`].
+/// [`codes::VERIFY_PROFILE`] when the document names a profile that isn't known, and those of
+/// [`documents::of_node`].
 pub fn of_node(tx: &Transaction<'_>, shared: &Shared, node: &Node) -> Result<Option<Arc<Basis>>, Refusal> {
-    let Some(digest) = assigned(tx, node)? else { return Ok(None) };
-    if let Some(basis) = shared.documents.get(&digest) {
+    let Some(document) = documents::of_node(tx, node)? else { return Ok(None) };
+    if let Some(basis) = shared.documents.get(&document.digest) {
         return Ok(Some(basis));
     }
-    let Some(document) = read(tx, node)? else { return Ok(None) };
     let basis = Arc::new(Basis::new(document)?);
     shared.documents.keep(basis.clone());
     Ok(Some(basis))
 }
 
-/// The PCRs that `node` is to quote.
+/// The PCRs that `node` is to quote. What is wrong with its document is for the attestation to say.
 ///
 /// # Errors
-/// As [`of_node`].
+/// [`codes::STORE_FAILED`].
 pub fn selection_of(tx: &Transaction<'_>, shared: &Shared, node: &Node) -> Result<PcrSelection, Refusal> {
-    Ok(of_node(tx, shared, node)?.map_or(shared.settings.selection, |basis| basis.selection))
+    match of_node(tx, shared, node) {
+        Ok(basis) => Ok(basis.map_or(shared.settings.selection, |basis| basis.selection)),
+        Err(refusal) if refusal.code == codes::STORE_FAILED => Err(refusal),
+        Err(_) => Ok(shared.settings.selection),
+    }
 }
 
 impl Basis {
-    fn new(document: Document) -> Result<Self, Refusal> {
+    fn new(document: Arc<Document>) -> Result<Self, Refusal> {
         let set = &document.set;
         let refuse =
             |found: String| Refusal::new(codes::VERIFY_PROFILE, found).at(format!("references `{}`", set.name));
@@ -85,12 +90,4 @@ impl Cache {
         }
         kept.push(basis);
     }
-}
-
-fn assigned(_tx: &Transaction<'_>, _node: &Node) -> Result<Option<[u8; 32]>, Refusal> {
-    Ok(None)
-}
-
-fn read(_tx: &Transaction<'_>, _node: &Node) -> Result<Option<Document>, Refusal> {
-    Ok(None)
 }

@@ -38,6 +38,12 @@ fn expected() -> BTreeMap<&'static str, [Ended; 6]> {
         // Each enrolment can be answered once: the matrix makes a new one for each call.
         ("/v1/enrol/answer", [Served, Served, Served, Served, Served, Served]),
         ("/v1/nonce", [no, no, no, revoked, Served, Served]),
+        ("/v1/logs", [no, no, no, revoked, Served, Served]),
+        // Neither has a document assigned: what counts is that they may ask.
+        ("/v1/references", {
+            let none = Refused(codes::VERIFY_NO_REFERENCE);
+            [no, no, no, revoked, none, none]
+        }),
         ("/v1/attest", [no, no, no, revoked, Refused(codes::VERIFY_NONCE_OTHER_NODE), Served]),
         // Asked for the right node's workload; what counts here is below, in `credentials_of`.
         ("/v1/credentials", [no, no, no, revoked, Refused(codes::ISSUER_NOT_THIS_NODE), Served]),

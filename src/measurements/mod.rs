@@ -2,6 +2,7 @@
 //! bounded readers; what a log says is judged by `verify`.
 
 pub mod boot;
+mod cursor;
 mod event_type;
 mod hash;
 pub mod ima;

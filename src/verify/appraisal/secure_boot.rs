@@ -1,0 +1,207 @@
+//! Secure Boot as PCR 7 tells it (PC Client Platform Firmware Profile 1.06, 3.3.4.8): whether it was on,
+//! under which keys, and who vouched for what was started.
+//!
+//! A type is whatever the log says, so nothing here rests on one: the PCR has a fixed order, each
+//! event in it is read only if its digest vouches for its data, and whatever doesn't fit is refused.
+
+use std::collections::BTreeMap;
+
+use super::events::{is_vouched, place, unvouched};
+use super::variable::{Variable, is_member, signature_lists};
+use crate::codes::{self, Refusal};
+use crate::measurements::boot::BootEvent;
+use crate::measurements::{EventType, LogHash};
+
+/// The variables before the separator, in the order they must have, and then those that firmware
+/// may measure besides.
+const FIXED: [&str; 5] = ["SecureBoot", "PK", "KEK", "db", "dbx"];
+const OPTIONAL: [&str; 2] = ["dbt", "dbr"];
+/// Variables of shim that come as authorities and vouch for no image: its settings.
+const SETTINGS: [&str; 2] = ["SbatLevel", "MokListTrusted"];
+/// EFI_GLOBAL_VARIABLE and EFI_IMAGE_SECURITY_DATABASE_GUID (UEFI 2.10, 3.3 and 32.6.1), as they stand in memory.
+const GLOBAL: [u8; 16] =
+    [0x61, 0xDF, 0xE4, 0x8B, 0xCA, 0x93, 0xD2, 0x11, 0xAA, 0x0D, 0x00, 0xE0, 0x98, 0x03, 0x2B, 0x8C];
+const DATABASE: [u8; 16] =
+    [0xCB, 0xB2, 0x19, 0xD7, 0x3A, 0x3D, 0x96, 0x45, 0xA3, 0xBC, 0xDA, 0xD0, 0x0E, 0x67, 0x65, 0x6F];
+
+/// What PCR 7 says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SecureBoot {
+    /// Whether it was on: the variable has the one byte 1. One that isn't there is measured without
+    /// a byte, and means off.
+    pub enabled: bool,
+    /// SHA-256 of the data of each variable, by name.
+    pub variables: BTreeMap<String, [u8; 32]>,
+    /// Who vouched for what was started, in order.
+    pub authorities: Vec<Authority>,
+}
+
+/// Something that allowed an image to start.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Authority {
+    /// The event's number.
+    pub event: u32,
+    /// What was extended, in the quoted bank.
+    pub digest: Vec<u8>,
+    /// What its data says, if the digest vouches for it: the old shim's doesn't.
+    pub read: Option<AuthorityData>,
+}
+
+/// The data of an authority.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AuthorityData {
+    /// The variable it is in: `db`, `MokList`, `Shim`, …
+    pub variable: String,
+    /// SHA-256 of the EFI_SIGNATURE_DATA: owner, and certificate or hash.
+    pub digest: [u8; 32],
+}
+
+impl Authority {
+    /// Whether it vouches for images, as far as is known.
+    pub fn vouches(&self) -> bool {
+        self.read.as_ref().is_none_or(|data| !SETTINGS.contains(&data.variable.as_str()))
+    }
+}
+
+/// Reads PCR 7's events, which were replayed.
+///
+/// # Errors
+/// [`codes::VERIFY_SECURE_BOOT`] for any other order, [`codes::VERIFY_EVENT_DATA`] for data that the digest
+/// doesn't vouch for.
+pub(super) fn read(events: &[&BootEvent], bank: LogHash) -> Result<SecureBoot, Refusal> {
+    let separator = events.iter().position(|event| event.kind == EventType::SEPARATOR).unwrap_or(events.len());
+    let (before, after) = events.split_at(separator);
+    let mut variables = BTreeMap::new();
+    let mut enabled = false;
+    let mut db = Vec::new();
+    let mut expected = FIXED.iter();
+    for event in before {
+        let refuse = |what: String, wanted: &str| {
+            Err(Refusal::new(codes::VERIFY_SECURE_BOOT, what).at(place(event)).expected(wanted))
+        };
+        if event.kind != EventType::EFI_VARIABLE_DRIVER_CONFIG {
+            return refuse("it stands before the separator".to_owned(), "variables only");
+        }
+        if !is_vouched(event, bank) {
+            return Err(unvouched(event, bank));
+        }
+        let Some(variable) = Variable::parse(&event.data) else {
+            return refuse("data that is no UEFI_VARIABLE_DATA".to_owned(), "owner, lengths, name, contents");
+        };
+        let name = variable.name.as_str();
+        let in_order = match expected.next() {
+            Some(next) => *next == name,
+            None => OPTIONAL.contains(&name) && !variables.contains_key(name),
+        };
+        if !in_order {
+            return refuse(format!("the variable `{}`", name.escape_debug()), "SecureBoot, PK, KEK, db, dbx, each once");
+        }
+        let owner = if FIXED.iter().take(3).any(|global| *global == name) { GLOBAL } else { DATABASE };
+        if variable.owner != owner {
+            return refuse(format!("`{name}` of the owner {}", hex::encode(variable.owner)), "the owner UEFI gives it");
+        }
+        match (name, variable.data) {
+            ("SecureBoot", [] | [0]) => {}
+            ("SecureBoot", [1]) => enabled = true,
+            ("SecureBoot", other) => {
+                return refuse(format!("SecureBoot of {} bytes", other.len()), "one byte, 0 or 1");
+            }
+            ("db", data) => data.clone_into(&mut db),
+            _ => {}
+        }
+        variables.insert(name.to_owned(), digest(variable.data));
+    }
+    if let Some(missing) = expected.next() {
+        return Err(Refusal::new(codes::VERIFY_SECURE_BOOT, format!("the variable `{missing}` was not measured"))
+            .at("PCR 7, before the separator")
+            .expected(FIXED.join(", ")));
+    }
+    let authorities = authorities(after, bank)?;
+    let found = SecureBoot { enabled, variables, authorities };
+    if enabled {
+        found.check_enabled(after, &db)?;
+    }
+    Ok(found)
+}
+
+/// The events after the separator.
+fn authorities(after: &[&BootEvent], bank: LogHash) -> Result<Vec<Authority>, Refusal> {
+    let mut authorities = Vec::new();
+    for event in after.iter().filter(|event| event.kind != EventType::SEPARATOR) {
+        if event.kind != EventType::EFI_VARIABLE_AUTHORITY {
+            return Err(Refusal::new(codes::VERIFY_SECURE_BOOT, "it stands after the separator")
+                .at(place(event))
+                .expected("EV_EFI_VARIABLE_AUTHORITY only"));
+        }
+        let digest = event.digest(bank).unwrap_or_default().to_vec();
+        let read = if is_vouched(event, bank) {
+            let variable = Variable::parse(&event.data).ok_or_else(|| {
+                Refusal::new(codes::VERIFY_SECURE_BOOT, "data that is no UEFI_VARIABLE_DATA").at(place(event))
+            })?;
+            Some(AuthorityData { digest: self::digest(variable.data), variable: variable.name })
+        } else if is_old_shim(event, bank) {
+            None
+        } else {
+            return Err(unvouched(event, bank));
+        };
+        authorities.push(Authority { event: event.number, digest, read });
+    }
+    Ok(authorities)
+}
+
+/// Versions of shim before 15.5 hashed one byte less than they logged. What they measured is
+/// genuine, but what the log says of it is not what was hashed: it isn't read.
+fn is_old_shim(event: &BootEvent, bank: LogHash) -> bool {
+    event
+        .data
+        .split_last()
+        .is_some_and(|(_, hashed)| event.digest(bank) == Some(bank.digest(&[hashed]).as_slice()))
+}
+
+impl SecureBoot {
+    /// If it is on, it was so under keys, and what started was allowed by db as it was measured.
+    fn check_enabled(&self, after: &[&BootEvent], db: &[u8]) -> Result<(), Refusal> {
+        let empty = digest(&[]);
+        let refuse = |what: &str, at: String, expected: &str| {
+            Err(Refusal::new(codes::VERIFY_SECURE_BOOT, what).at(at).expected(expected))
+        };
+        for name in ["PK", "KEK", "db"] {
+            if self.variables.get(name) == Some(&empty) {
+                return refuse("Secure Boot is on, but the variable is empty", format!("PCR 7, {name}"), "keys");
+            }
+        }
+        let lists = signature_lists(db);
+        let mut allowed = 0_u32;
+        for event in after.iter().filter(|event| event.kind == EventType::EFI_VARIABLE_AUTHORITY) {
+            let Some(variable) = Variable::parse(&event.data).filter(|variable| variable.name == "db") else { continue };
+            // The unread ones are shim's own; firmware measures db as it should.
+            if !self.authorities.iter().any(|authority| authority.event == event.number && authority.read.is_some()) {
+                continue;
+            }
+            let member = lists.as_ref().is_some_and(|lists| is_member(lists, variable.data));
+            if variable.owner != DATABASE || !member {
+                return refuse("an authority that isn't in db as it was measured", place(event), "an entry of db");
+            }
+            allowed = allowed.saturating_add(1);
+        }
+        if allowed == 0 {
+            return refuse("Secure Boot is on, but no entry of db vouched for anything", "PCR 7".to_owned(), "at least one");
+        }
+        Ok(())
+    }
+
+    /// Whether an authority other than those of db and of shim itself vouched for something: a
+    /// machine owner's key, which db as it was measured doesn't allow.
+    pub fn owner_key(&self) -> Option<&Authority> {
+        self.authorities.iter().find(|authority| {
+            authority.read.as_ref().is_some_and(|data| {
+                authority.vouches() && !["db", "Shim", "vendor_db"].contains(&data.variable.as_str())
+            })
+        })
+    }
+}
+
+fn digest(data: &[u8]) -> [u8; 32] {
+    use sha2::Digest;
+    sha2::Sha256::digest(data).into()
+}

@@ -10,4 +10,10 @@
 
 mod boot;
 mod expected;
+mod ima;
+mod ima_judge;
+mod ima_made;
+mod ima_mutants;
+mod ima_scale;
+mod ima_signed;
 mod testdata;

@@ -7,4 +7,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod corpus;
+mod machines;
 mod profiles;
+mod samples;

@@ -3,13 +3,14 @@
 use super::replay::{Log, ProvenEvent, Replay};
 use crate::codes::{self, Refusal};
 use crate::measurements::boot::BootEvent;
+use crate::measurements::uefi::{Separator, Vouched, printable, summary};
 use crate::measurements::userspace::UserspaceRecord;
 use crate::measurements::{EventType, LogHash};
 use crate::verify::profile::{PcrProfile, Profile};
 
-/// The two values a separator may have: firmware writes the first before it hands over (PC Client Platform
-/// Firmware Profile 1.06, 10.4.1), some the second. 1 signals an error.
-const SEPARATORS: [[u8; 4]; 2] = [[0; 4], [0xFF; 4]];
+/// What a separator may measure. Firmware writes the first before it hands over, some the second (PC Client
+/// Platform Firmware Profile 1.06, 3.3.2); the others signal an error, or end something else.
+const VALID: [Separator; 2] = [Separator::Zeros, Separator::Ones];
 /// Strings of EV_EFI_ACTION that mark a place in the boot and measure nothing (ibid., 10.4.4). Others,
 /// `UEFI Debug Mode` for one, say something of the machine.
 const ACTIONS: [&str; 5] = [
@@ -82,7 +83,7 @@ pub(super) fn proven(replay: &Replay<'_>, pcr: u8, bank: LogHash) -> Vec<ProvenE
         let digest = record.digest(bank).unwrap_or_default().to_vec();
         let kind = format!("systemd:{}", record.kind.escape_debug());
         let words = match &record.string {
-            Some(string) if record.vouched(bank) => shortened(&string.escape_debug().to_string()),
+            Some(string) if record.vouched(bank) => printable(string, 120),
             _ => "its digest doesn't tell what".to_owned(),
         };
         ProvenEvent {
@@ -102,7 +103,7 @@ pub(super) fn proven(replay: &Replay<'_>, pcr: u8, bank: LogHash) -> Vec<ProvenE
 pub(super) fn is_mark(kind: &str, digest: &[u8], bank: LogHash) -> bool {
     let is = |data: &[u8]| bank.digest(&[data]) == digest;
     match kind {
-        "EV_SEPARATOR" => SEPARATORS.iter().any(|separator| is(separator)),
+        "EV_SEPARATOR" => VALID.iter().any(|separator| is(separator.data())),
         "EV_EFI_ACTION" => ACTIONS.iter().any(|action| is(action.as_bytes())),
         "systemd:os-separator" => is(OS_SEPARATOR.as_bytes()),
         _ => false,
@@ -120,24 +121,21 @@ fn allowed(event: &BootEvent, rules: &PcrProfile) -> Result<(), Refusal> {
         return Ok(());
     }
     let kinds: Vec<String> = rules.events.iter().map(ToString::to_string).collect();
-    Err(Refusal::new(codes::VERIFY_EVENT_TYPE, event.kind.to_string())
-        .at(place(event))
-        .expected(if kinds.is_empty() { "no event".to_owned() } else { kinds.join(", ") }))
+    Err(Refusal::new(codes::VERIFY_EVENT_TYPE, event.kind.to_string()).at(place(event)).expected(if kinds.is_empty() {
+        "no event".to_owned()
+    } else {
+        kinds.join(", ")
+    }))
 }
 
 /// The types whose digest is always that of their data: 1,107 of 1,107 in 51 public logs. Where it
 /// isn't, somebody changed the type or the data, so nothing that reads either is misled.
 fn vouched_data(event: &BootEvent, bank: LogHash) -> Result<(), Refusal> {
     let whole = [EventType::EFI_VARIABLE_DRIVER_CONFIG, EventType::EFI_ACTION, EventType::EFI_GPT_EVENT];
-    if !whole.contains(&event.kind) || is_vouched(event, bank) {
+    if !whole.contains(&event.kind) || event.vouched(bank) == Vouched::Whole {
         return Ok(());
     }
     Err(unvouched(event, bank))
-}
-
-/// Whether the digest is that of the whole data.
-pub(super) fn is_vouched(event: &BootEvent, bank: LogHash) -> bool {
-    event.digest(bank).is_some_and(|digest| bank.digest(&[&event.data]) == digest)
 }
 
 /// The refusal of an event whose data isn't what was measured.
@@ -156,13 +154,11 @@ fn separators(pcr: u8, events: &[&BootEvent], rules: &PcrProfile, bank: LogHash)
     let mut found = 0_u32;
     for event in events.iter().filter(|event| event.kind == EventType::SEPARATOR) {
         found = found.saturating_add(1);
-        if !is_vouched(event, bank) {
-            let error = event.digest(bank) == Some(bank.digest(&[&1_u32.to_le_bytes()]).as_slice());
-            let what = if error { "it signals that a measurement failed" } else { "its data doesn't hash to its digest" };
-            return refuse(what, place(event));
-        }
-        if !SEPARATORS.iter().any(|separator| *separator == *event.data) {
-            return refuse(&format!("the value {}", hex::encode(event.data.get(..16).unwrap_or(&event.data))), place(event));
+        match event.separator(bank) {
+            Some(separator) if VALID.contains(&separator) && event.data == separator.data() => {}
+            Some(separator) if VALID.contains(&separator) => return Err(unvouched(event, bank)),
+            Some(Separator::Error) => return refuse("it signals that a measurement failed", place(event)),
+            _ => return refuse("another value", place(event)),
         }
         if found > 1 && rules.separator {
             return refuse("a second one", place(event));
@@ -174,18 +170,10 @@ fn separators(pcr: u8, events: &[&BootEvent], rules: &PcrProfile, bank: LogHash)
     Ok(())
 }
 
-/// What an event says, as far as its digest vouches for it.
+/// What an event says. Where its digest doesn't vouch for that, the words are the log's own, and said to be.
 fn words(event: &BootEvent, bank: LogHash) -> String {
-    if is_vouched(event, bank) {
-        return shortened(&String::from_utf8_lossy(&event.data).escape_debug().to_string());
-    }
-    "its digest doesn't tell what".to_owned()
-}
-
-/// At most 120 characters.
-fn shortened(text: &str) -> String {
-    match text.char_indices().nth(120) {
-        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
-        None => text.to_owned(),
+    match event.vouched(bank) {
+        Vouched::Whole | Vouched::Part { .. } => summary(event),
+        Vouched::No => format!("in the log's own words: {}", summary(event)),
     }
 }

@@ -121,8 +121,7 @@ fn userspace_records(
     pcr: u8,
     bank: LogHash,
 ) -> Result<Vec<(&UserspaceRecord, &[u8])>, Refusal> {
-    let of_pcr =
-        log.into_iter().flat_map(|log| &log.records).filter(|record| record.target == Target::Pcr(pcr));
+    let of_pcr = log.into_iter().flat_map(|log| &log.records).filter(|record| record.target == Target::Pcr(pcr));
     of_pcr
         .map(|record| {
             let digest = record.digest(bank).ok_or_else(|| {
@@ -167,9 +166,11 @@ impl One<'_> {
         while value != self.quoted {
             let Some((_, digest)) = self.records.get(taken) else {
                 return Err(match surplus {
-                    Some(event) => Refusal::new(codes::VERIFY_LOG_EXTENDED, format!("{} was never extended", event.kind))
-                        .at(events::place(event))
-                        .expected("a log that ends with what the TPM vouches for"),
+                    Some(event) => {
+                        Refusal::new(codes::VERIFY_LOG_EXTENDED, format!("{} was never extended", event.kind))
+                            .at(events::place(event))
+                            .expected("a log that ends with what the TPM vouches for")
+                    }
                     None => self.unexplained(&value),
                 });
             };

@@ -6,11 +6,12 @@
 
 use std::collections::BTreeMap;
 
-use super::events::{is_vouched, place, unvouched};
-use super::variable::{Variable, is_member, signature_lists};
+use super::events::{place, unvouched};
 use crate::codes::{self, Refusal};
 use crate::measurements::boot::BootEvent;
+use crate::measurements::uefi::{Guid, PartRule, SignatureList, VariableData, Vouched};
 use crate::measurements::{EventType, LogHash};
+use crate::verify::references::SecureBootReference;
 
 /// The variables before the separator, in the order they must have, and then those that firmware
 /// may measure besides.
@@ -18,11 +19,6 @@ const FIXED: [&str; 5] = ["SecureBoot", "PK", "KEK", "db", "dbx"];
 const OPTIONAL: [&str; 2] = ["dbt", "dbr"];
 /// Variables of shim that come as authorities and vouch for no image: its settings.
 const SETTINGS: [&str; 2] = ["SbatLevel", "MokListTrusted"];
-/// EFI_GLOBAL_VARIABLE and EFI_IMAGE_SECURITY_DATABASE_GUID (UEFI 2.10, 3.3 and 32.6.1), as they stand in memory.
-const GLOBAL: [u8; 16] =
-    [0x61, 0xDF, 0xE4, 0x8B, 0xCA, 0x93, 0xD2, 0x11, 0xAA, 0x0D, 0x00, 0xE0, 0x98, 0x03, 0x2B, 0x8C];
-const DATABASE: [u8; 16] =
-    [0xCB, 0xB2, 0x19, 0xD7, 0x3A, 0x3D, 0x96, 0x45, 0xA3, 0xBC, 0xDA, 0xD0, 0x0E, 0x67, 0x65, 0x6F];
 
 /// What PCR 7 says.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -82,10 +78,10 @@ pub(super) fn read(events: &[&BootEvent], bank: LogHash) -> Result<SecureBoot, R
         if event.kind != EventType::EFI_VARIABLE_DRIVER_CONFIG {
             return refuse("it stands before the separator".to_owned(), "variables only");
         }
-        if !is_vouched(event, bank) {
+        if event.vouched(bank) != Vouched::Whole {
             return Err(unvouched(event, bank));
         }
-        let Some(variable) = Variable::parse(&event.data) else {
+        let Some(variable) = VariableData::parse(&event.data) else {
             return refuse("data that is no UEFI_VARIABLE_DATA".to_owned(), "owner, lengths, name, contents");
         };
         let name = variable.name.as_str();
@@ -94,11 +90,15 @@ pub(super) fn read(events: &[&BootEvent], bank: LogHash) -> Result<SecureBoot, R
             None => OPTIONAL.contains(&name) && !variables.contains_key(name),
         };
         if !in_order {
-            return refuse(format!("the variable `{}`", name.escape_debug()), "SecureBoot, PK, KEK, db, dbx, each once");
+            return refuse(
+                format!("the variable `{}`", name.escape_debug()),
+                "SecureBoot, PK, KEK, db, dbx, each once",
+            );
         }
-        let owner = if FIXED.iter().take(3).any(|global| *global == name) { GLOBAL } else { DATABASE };
-        if variable.owner != owner {
-            return refuse(format!("`{name}` of the owner {}", hex::encode(variable.owner)), "the owner UEFI gives it");
+        let owner =
+            if FIXED.iter().take(3).any(|global| *global == name) { Guid::GLOBAL } else { Guid::SECURITY_DATABASE };
+        if variable.guid != owner {
+            return refuse(format!("`{name}` of the owner {}", variable.guid), &owner.to_string());
         }
         match (name, variable.data) {
             ("SecureBoot", [] | [0]) => {}
@@ -134,28 +134,21 @@ fn authorities(after: &[&BootEvent], bank: LogHash) -> Result<Vec<Authority>, Re
                 .expected("EV_EFI_VARIABLE_AUTHORITY only"));
         }
         let digest = event.digest(bank).unwrap_or_default().to_vec();
-        let read = if is_vouched(event, bank) {
-            let variable = Variable::parse(&event.data).ok_or_else(|| {
-                Refusal::new(codes::VERIFY_SECURE_BOOT, "data that is no UEFI_VARIABLE_DATA").at(place(event))
-            })?;
-            Some(AuthorityData { digest: self::digest(variable.data), variable: variable.name })
-        } else if is_old_shim(event, bank) {
-            None
-        } else {
-            return Err(unvouched(event, bank));
+        let read = match event.vouched(bank) {
+            Vouched::Whole => {
+                let variable = VariableData::parse(&event.data).ok_or_else(|| {
+                    Refusal::new(codes::VERIFY_SECURE_BOOT, "data that is no UEFI_VARIABLE_DATA").at(place(event))
+                })?;
+                Some(AuthorityData { digest: self::digest(variable.data), variable: variable.name })
+            }
+            // Versions of shim before 15.5 hashed one byte less than they logged. What they measured is
+            // genuine, but what the log says of it is not what was hashed: it isn't read.
+            Vouched::Part { rule: PartRule::AllButLastByte, .. } => None,
+            _ => return Err(unvouched(event, bank)),
         };
         authorities.push(Authority { event: event.number, digest, read });
     }
     Ok(authorities)
-}
-
-/// Versions of shim before 15.5 hashed one byte less than they logged. What they measured is
-/// genuine, but what the log says of it is not what was hashed: it isn't read.
-fn is_old_shim(event: &BootEvent, bank: LogHash) -> bool {
-    event
-        .data
-        .split_last()
-        .is_some_and(|(_, hashed)| event.digest(bank) == Some(bank.digest(&[hashed]).as_slice()))
 }
 
 impl SecureBoot {
@@ -170,24 +163,51 @@ impl SecureBoot {
                 return refuse("Secure Boot is on, but the variable is empty", format!("PCR 7, {name}"), "keys");
             }
         }
-        let lists = signature_lists(db);
+        let lists = SignatureList::parse_all(db).unwrap_or_default();
         let mut allowed = 0_u32;
         for event in after.iter().filter(|event| event.kind == EventType::EFI_VARIABLE_AUTHORITY) {
-            let Some(variable) = Variable::parse(&event.data).filter(|variable| variable.name == "db") else { continue };
-            // The unread ones are shim's own; firmware measures db as it should.
+            // The unread ones are shim's own; firmware hashes what it logs.
+            let Some(variable) = VariableData::parse(&event.data).filter(|variable| variable.name == "db") else {
+                continue;
+            };
             if !self.authorities.iter().any(|authority| authority.event == event.number && authority.read.is_some()) {
                 continue;
             }
-            let member = lists.as_ref().is_some_and(|lists| is_member(lists, variable.data));
-            if variable.owner != DATABASE || !member {
+            let entry = SignatureList::entry(variable.data);
+            let member = entry.is_some_and(|entry| lists.iter().any(|list| list.signatures.contains(&entry)));
+            if variable.guid != Guid::SECURITY_DATABASE || !member {
                 return refuse("an authority that isn't in db as it was measured", place(event), "an entry of db");
             }
             allowed = allowed.saturating_add(1);
         }
         if allowed == 0 {
-            return refuse("Secure Boot is on, but no entry of db vouched for anything", "PCR 7".to_owned(), "at least one");
+            return refuse(
+                "Secure Boot is on, but no entry of db vouched for anything",
+                "PCR 7".to_owned(),
+                "at least one",
+            );
         }
         Ok(())
+    }
+
+    /// What a state that was in order teaches.
+    pub(super) fn learnt(&self) -> SecureBootReference {
+        let mut authorities: Vec<Vec<u8>> = Vec::new();
+        for authority in self.authorities.iter().filter(|authority| authority.vouches()) {
+            match &authority.read {
+                Some(data) if authorities.iter().any(|known| *known == data.digest) => {}
+                Some(data) => authorities.push(data.digest.to_vec()),
+                // One that can't be read can't be listed: then whatever db allows.
+                None => return SecureBootReference { variables: self.owners(), ..SecureBootReference::default() },
+            }
+        }
+        SecureBootReference { authorities, variables: self.owners() }
+    }
+
+    /// The variables that change with the machine's owner only.
+    fn owners(&self) -> BTreeMap<String, Vec<Vec<u8>>> {
+        let owners = self.variables.iter().filter(|(name, _)| ["PK", "KEK"].contains(&name.as_str()));
+        owners.map(|(name, digest)| (name.clone(), vec![digest.to_vec()])).collect()
     }
 
     /// Whether an authority other than those of db and of shim itself vouched for something: a

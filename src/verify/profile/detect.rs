@@ -58,7 +58,8 @@ fn without_log(signs: &Signs<'_>, why: &mut Vec<String>) -> &'static str {
 }
 
 fn with_log(log: &BootLog, signs: &Signs<'_>, why: &mut Vec<String>) -> &'static str {
-    let has = |pcr: u8, test: &dyn Fn(&BootEvent) -> bool| log.events.iter().any(|event| event.pcr == pcr && test(event));
+    let has =
+        |pcr: u8, test: &dyn Fn(&BootEvent) -> bool| log.events.iter().any(|event| event.pcr == pcr && test(event));
     let text = |event: &BootEvent, start: &[u8]| event.kind == EventType::IPL && event.data.starts_with(start);
     let shim = has(14, &|event| text(event, b"MokList"));
     let grub = has(8, &|event| text(event, b"grub_cmd: "));
@@ -72,9 +73,8 @@ fn with_log(log: &BootLog, signs: &Signs<'_>, why: &mut Vec<String>) -> &'static
     }
     // UTF-16 `.linux`, as the stub names the sections it measures.
     let stub = has(11, &|event| text(event, b".\0l\0i\0n\0u\0x\0"));
-    let secure_boot = has(7, &|event| {
-        event.kind == EventType::EFI_VARIABLE_DRIVER_CONFIG && is_secure_boot_on(&event.data)
-    });
+    let secure_boot =
+        has(7, &|event| event.kind == EventType::EFI_VARIABLE_DRIVER_CONFIG && is_secure_boot_on(&event.data));
     let ovmf = ovmf(log);
     if ovmf && !secure_boot {
         why.push("PCR 0 begins as OVMF's does, and Secure Boot is off".to_owned());

@@ -55,7 +55,8 @@ struct FilePcr {
 pub(super) fn parse(name: &str, text: &str) -> Result<Profile, Refusal> {
     let file_name = format!("{}.toml", name.escape_default());
     let file: File = config::parse(text, &file_name)?;
-    let refuse = |key: &str, found: String| Refusal::new(codes::CONFIG_INVALID, found).at(format!("{file_name}: {key}"));
+    let refuse =
+        |key: &str, found: String| Refusal::new(codes::CONFIG_INVALID, found).at(format!("{file_name}: {key}"));
     if !is_name(name) {
         return Err(refuse("name", format!("`{}`", name.escape_default()))
             .expected("a file name of 1 to 64 lower-case letters, digits and `-`"));
@@ -127,7 +128,10 @@ impl FilePcr {
         let silent = events.is_empty() && self.userspace.is_empty();
         match self.source {
             Source::Logs if silent => {
-                return Err(("no event may stand here".to_owned(), "`events`, `userspace` or another `source`".to_owned()));
+                return Err((
+                    "no event may stand here".to_owned(),
+                    "`events`, `userspace` or another `source`".to_owned(),
+                ));
             }
             Source::Ima | Source::Value if !silent => {
                 return Err(("events of logs".to_owned(), "`source = \"logs\"`, or no `events`".to_owned()));

@@ -162,6 +162,11 @@ impl Profile {
         self.pcrs.keys().copied()
     }
 
+    /// The PCR that IMA's list explains.
+    pub fn ima_pcr(&self) -> Option<u8> {
+        self.pcrs.iter().find(|(_, rules)| rules.source == Source::Ima).map(|(pcr, _)| *pcr)
+    }
+
     /// Whether any PCR is explained by the boot log.
     pub fn needs_boot_log(&self) -> bool {
         self.pcrs.values().any(PcrProfile::has_boot_events)

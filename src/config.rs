@@ -147,6 +147,7 @@ pub struct AgentLogs {
 impl Default for AgentLogs {
     fn default() -> Self {
         Self {
+            // As `measurements::sources` has them; a test holds them together.
             boot: "/sys/kernel/security/tpm0/binary_bios_measurements".into(),
             userspace: "/run/log/systemd/tpm2-measure.log".into(),
             ima: "/sys/kernel/security/ima/binary_runtime_measurements".into(),
@@ -376,6 +377,9 @@ mod tests {
                 .unwrap();
         assert_eq!(config.watch.interval(), Duration::from_millis(250));
         assert_eq!(config.tpm.address, "device:/dev/tpmrm0");
+        use crate::measurements::sources::{BOOT_LOG, IMA_LIST, USERSPACE_LOG};
+        let paths = [&config.logs.boot, &config.logs.userspace, &config.logs.ima];
+        assert_eq!(paths.map(|path| path.to_str().unwrap()), [BOOT_LOG, USERSPACE_LOG, IMA_LIST]);
         let config: ServerConfig = parse("trust_domain = \"example.org\"\n", "server.toml").unwrap();
         assert_eq!(config.terms.lease_seconds, 600);
     }

@@ -47,6 +47,27 @@ impl Increment {
     }
 }
 
+/// Why nothing was reported.
+#[derive(Debug)]
+pub enum Trouble {
+    /// The logs can't be read.
+    Here(Refusal),
+    /// The control plane can't be reached, or refused.
+    There(Failure),
+}
+
+impl From<Refusal> for Trouble {
+    fn from(refusal: Refusal) -> Self {
+        Self::Here(refusal)
+    }
+}
+
+impl From<Failure> for Trouble {
+    fn from(failure: Failure) -> Self {
+        Self::There(failure)
+    }
+}
+
 /// Sends logs.
 #[derive(Debug)]
 pub struct Reporter {
@@ -77,8 +98,8 @@ impl Reporter {
     /// called after each part, so that an agent that is started again goes on from there.
     ///
     /// # Errors
-    /// [`Failure`]; those of the sources as [`Failure::Unreachable`], since nothing follows for the node.
-    pub async fn increment(&mut self, enrolled: &Enrolled, mut keep: impl FnMut(&Sent)) -> Result<Increment, Failure> {
+    /// [`Trouble`].
+    pub async fn increment(&mut self, enrolled: &Enrolled, mut keep: impl FnMut(&Sent)) -> Result<Increment, Trouble> {
         if self.sources.are_none() || self.takes_none {
             return Ok(Increment::default());
         }
@@ -90,15 +111,12 @@ impl Reporter {
                     self.takes_none = true;
                     return Ok(Increment::default());
                 }
-                Err(failure) => return Err(failure),
+                Err(failure) => return Err(failure.into()),
             }
         }
         let mut missed = 0;
         loop {
-            let mut parts = Vec::new();
-            for kind in LogKind::ALL {
-                parts.extend(self.next(kind, SEGMENT_LIMIT, &self.sent.chains)?);
-            }
+            let parts = self.new_parts(SEGMENT_LIMIT, &self.sent.chains)?;
             if parts.iter().map(|part| part.bytes.len()).sum::<usize>() <= INLINE {
                 return Ok(self.with(parts, &self.sent.chains));
             }
@@ -110,7 +128,7 @@ impl Reporter {
                     Err(failure) => {
                         self.perhaps.insert(kind, expected);
                         self.in_step = false;
-                        return Err(failure);
+                        return Err(failure.into());
                     }
                 };
                 if held.of(kind) == expected {
@@ -123,7 +141,7 @@ impl Reporter {
                     let refusal =
                         Refusal::new(codes::PROTOCOL_LOGS, format!("the {kind} log is held otherwise than sent"))
                             .expected("one agent on this node");
-                    return Err(Failure::Unreachable(refusal));
+                    return Err(refusal.into());
                 }
                 self.agree(&held);
                 break;
@@ -135,15 +153,13 @@ impl Reporter {
     ///
     /// # Errors
     /// Those of the sources.
-    pub fn tail(&self, increment: &Increment) -> Result<Increment, Failure> {
+    pub fn tail(&self, increment: &Increment) -> Result<Increment, Refusal> {
         if increment.chains.is_empty() {
             return Ok(Increment::default());
         }
-        let mut parts = Vec::new();
-        for kind in LogKind::ALL {
-            // A log that shrank meanwhile begins anew with the next evidence, not between two.
-            parts.extend(self.next(kind, INLINE, &increment.chains)?.filter(|part| part.offset > 0));
-        }
+        let mut parts = self.new_parts(INLINE, &increment.chains)?;
+        // A log that shrank meanwhile begins anew with the next evidence, not between two.
+        parts.retain(|part| part.offset > 0);
         Ok(self.with(parts, &increment.chains))
     }
 
@@ -180,15 +196,26 @@ impl Reporter {
         LogsRequest { boot_id: self.sent.boot_id, part }
     }
 
+    /// The next part of each log in which there is anything new.
+    fn new_parts(&self, limit: usize, chains: &Chains) -> Result<Vec<LogPart>, Refusal> {
+        // Files may take their time; the other tasks go on meanwhile.
+        tokio::task::block_in_place(|| {
+            let mut parts = Vec::new();
+            for kind in LogKind::ALL {
+                parts.extend(self.next(kind, limit, chains)?);
+            }
+            Ok(parts)
+        })
+    }
+
     /// The next part of a log, if there is anything new.
-    fn next(&self, kind: LogKind, limit: usize, chains: &Chains) -> Result<Option<LogPart>, Failure> {
+    fn next(&self, kind: LogKind, limit: usize, chains: &Chains) -> Result<Option<LogPart>, Refusal> {
         let mut offset = chains.get(&kind).map_or(0, |chain| chain.length);
-        let unreadable = |refusal: Refusal| Failure::Unreachable(refusal);
-        let Some(mut bytes) = self.sources.read(kind, offset, limit).map_err(unreadable)? else { return Ok(None) };
-        if bytes.is_empty() && offset > 0 && self.sources.ends_before(kind, offset).map_err(unreadable)? {
+        let Some(mut bytes) = self.sources.read(kind, offset, limit)? else { return Ok(None) };
+        if bytes.is_empty() && offset > 0 && self.sources.ends_before(kind, offset)? {
             // Shorter than it was: another list under the same name.
             offset = 0;
-            bytes = self.sources.read(kind, 0, limit).map_err(unreadable)?.unwrap_or_default();
+            bytes = self.sources.read(kind, 0, limit)?.unwrap_or_default();
         }
         Ok((!bytes.is_empty()).then_some(LogPart { kind, offset, bytes }))
     }

@@ -1,61 +1,53 @@
-//! The node's log files, opened once and read on.
+//! The node's log files as the reporter and the follower read them: from a place on, at any time.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
-use crate::codes::{self, Refusal};
+use crate::codes::Refusal;
 use crate::config::AgentLogs;
 use crate::evidence::LogKind;
+use crate::measurements::sources;
 
-/// The files, kept open; one that isn't there is none.
+/// The files, shared. The kernel makes its list anew at every seek, so all who read it share one place in it.
 #[derive(Debug)]
 pub struct Sources {
-    boot: Option<File>,
-    userspace: Option<File>,
-    ima: Option<File>,
+    files: Mutex<sources::Sources>,
+    /// Whether a path is configured at all: the userspace log may come into being later.
+    any: bool,
 }
 
 impl Sources {
     /// Opens what there is.
     ///
     /// # Errors
-    /// [`codes::MEASUREMENTS_UNREADABLE`] for a file that is there and can't be opened.
+    /// [`crate::codes::MEASUREMENTS_UNREADABLE`] for a file that is there and can't be opened.
     pub fn open(config: &AgentLogs) -> Result<Self, Refusal> {
-        Ok(Self { boot: open(&config.boot)?, userspace: open(&config.userspace)?, ima: open(&config.ima)? })
+        let [boot, userspace, ima] = [&config.boot, &config.userspace, &config.ima].map(|path| AgentLogs::given(path));
+        let files = sources::Sources::open(boot, userspace, ima)?;
+        let any = files.has_boot() || files.has_ima() || userspace.is_some();
+        Ok(Self { files: Mutex::new(files), any })
     }
 
-    /// Whether there is no log at all.
+    /// Whether there can be no log at all.
     pub const fn are_none(&self) -> bool {
-        self.boot.is_none() && self.userspace.is_none() && self.ima.is_none()
+        !self.any
     }
 
-    /// At most `limit` bytes from `offset` on; `None` if there is no such log.
+    /// At most `limit` bytes from `offset` on; `None` if there is no such log. It blocks, for 200 ms at the
+    /// most while systemd writes a record.
     ///
     /// # Errors
-    /// [`codes::MEASUREMENTS_UNREADABLE`].
+    /// Those of [`sources::Sources`].
     pub fn read(&self, kind: LogKind, offset: u64, limit: usize) -> Result<Option<Vec<u8>>, Refusal> {
-        let Some(file) = self.file(kind) else { return Ok(None) };
-        let mut bytes = vec![0; limit.min(1 << 16)];
-        let mut read = 0;
-        // To the end, however long it says it is: securityfs says 0.
-        loop {
-            if read == bytes.len() {
-                if read >= limit {
-                    break;
-                }
-                bytes.resize(limit.min(read.saturating_mul(2)), 0);
-            }
-            let at = offset.saturating_add(u64::try_from(read).unwrap_or(u64::MAX));
-            let more =
-                bytes.get_mut(read..).map_or(Ok(0), |free| file.read_at(free, at)).map_err(|e| unreadable(kind, &e))?;
-            if more == 0 {
-                break;
-            }
-            read = read.saturating_add(more);
-        }
-        bytes.truncate(read);
-        Ok(Some(bytes))
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let whole = match kind {
+            LogKind::Boot => files.read_boot()?,
+            LogKind::Userspace => files.read_userspace()?,
+            LogKind::Ima => return files.read_ima(offset, limit),
+        };
+        Ok(whole.map(|bytes| {
+            let rest = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..)).unwrap_or_default();
+            rest.get(..limit).unwrap_or(rest).to_vec()
+        }))
     }
 
     /// Whether the log has fewer bytes than `offset`.
@@ -66,27 +58,4 @@ impl Sources {
         let last = offset.saturating_sub(1);
         Ok(self.read(kind, last, 1)?.is_none_or(|byte| byte.is_empty()))
     }
-
-    const fn file(&self, kind: LogKind) -> Option<&File> {
-        match kind {
-            LogKind::Boot => self.boot.as_ref(),
-            LogKind::Userspace => self.userspace.as_ref(),
-            LogKind::Ima => self.ima.as_ref(),
-        }
-    }
-}
-
-fn open(path: &Path) -> Result<Option<File>, Refusal> {
-    let Some(path) = AgentLogs::given(path) else { return Ok(None) };
-    match File::open(path) {
-        Ok(file) => Ok(Some(file)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Refusal::new(codes::MEASUREMENTS_UNREADABLE, error.to_string())
-            .at(path.display().to_string())
-            .expected("a readable log, or an empty path under `[logs]`")),
-    }
-}
-
-fn unreadable(kind: LogKind, error: &std::io::Error) -> Refusal {
-    Refusal::new(codes::MEASUREMENTS_UNREADABLE, error.to_string()).at(format!("the {kind} log"))
 }

@@ -10,7 +10,7 @@ use tokio::sync::{Notify, watch};
 
 use super::attester::Attester;
 use super::keeper::{Keeper, Said};
-use super::reporter::{Increment, Reporter, Sent};
+use super::reporter::{Increment, Reporter, Sent, Trouble};
 use super::rules::PolicyKeys;
 use super::sources::Sources;
 use super::state::{Memory, Remembered};
@@ -226,7 +226,7 @@ impl Tenancy {
         let digests = increment.digests();
         let certification = &tenant.remembered.certification;
         let gathered = tenant.attester.gather(nonce.nonce, Some(node), nonce.selection, certification, digests).await?;
-        let mut tail = tenant.reporter.tail(&increment).map_err(|f| self.failure(f))?;
+        let mut tail = tenant.reporter.tail(&increment)?;
         let request = AttestRequest {
             logs: increment.parts,
             tail: std::mem::take(&mut tail.parts),
@@ -295,7 +295,12 @@ impl Tenancy {
                 tracing::warn!(%error, "how far the logs were sent can't be kept; a restart sends them anew");
             }
         };
-        let increment = reporter.increment(enrolled, keep).await.map_err(|f| self.failure(f))?;
+        let increment = match reporter.increment(enrolled, keep).await {
+            Ok(increment) => increment,
+            // Nothing is concluded from a log that can't be read; the lease runs to its end.
+            Err(Trouble::Here(refusal)) => return Err(Setback::Pause(refusal)),
+            Err(Trouble::There(failure)) => return Err(self.failure(failure)),
+        };
         self.keeper.reachable(true);
         Ok(increment)
     }

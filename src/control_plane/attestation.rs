@@ -23,7 +23,7 @@ use crate::evidence::{LogKind, UnverifiedEvidence};
 use crate::identity::NodeId;
 use crate::protocol::{AttestAnswer, AttestRequest, ListPosition, LogsHeld, LogsRequest};
 use crate::tpm::PcrSelection;
-use crate::verify::appraisal::{ImaLog, Logs};
+use crate::verify::appraisal::{Appraisal, ImaLog, Logs};
 use crate::verify::runtime::{Checkpoint, Judge};
 use crate::verify::{AkPublic, Appraised, EnrolledKeys, Fresh, LearntSet, LeaseTerms, NodeKey, Verdict, authenticate};
 
@@ -99,8 +99,8 @@ pub fn attest(
         entries,
         bundle: shared.authority.current().bundle.clone(),
         certificate: renew(tx, shared, node, peer, now)?,
-        layers: appraised.layers().to_vec(),
-        findings: appraised.findings().to_vec(),
+        layers: appraised.appraisal().map(|said| said.layers.clone()).unwrap_or_default(),
+        findings: appraised.appraisal().map(|said| said.findings.clone()).unwrap_or_default(),
         position: appraised.checkpoint().filter(|_| appraised.rules().is_some()).map(|at| ListPosition {
             entries: at.entries,
             offset: at.offset,
@@ -304,7 +304,12 @@ fn take_in(tx: &Transaction<'_>, shared: &Shared, node: &Node, boot: BootId) -> 
 
 /// Keeps the last appraisal in words, for `node explain`.
 fn keep_appraisal(tx: &Transaction<'_>, node: NodeId, appraised: &Appraised, now: WallTime) -> Result<(), Refusal> {
-    let report = serde_json::json!({ "layers": appraised.layers(), "findings": appraised.findings() });
+    let report = match appraised.appraisal() {
+        None => serde_json::json!({ "layers": [], "findings": [], "state": null, "notes": [] }),
+        Some(Appraisal { layers, findings, state, notes, .. }) => {
+            serde_json::json!({ "layers": layers, "findings": findings, "state": state, "notes": notes })
+        }
+    };
     tx.prepare_cached(
         "INSERT INTO appraisals(node, at, report) VALUES (?1, ?2, ?3)
          ON CONFLICT(node) DO UPDATE SET at = ?2, report = ?3",

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::appraisal::{Appraisal, Finding, LayerResult, LayerStanding, Logs, Measured, measured};
+use super::appraisal::{Appraisal, LayerStanding, Logs, Measured, measured};
 use super::endorsement::Grade;
 use super::fresh::{Fresh, Note};
 use super::lease::LeaseClaims;
@@ -40,8 +40,8 @@ pub struct Appraised {
     differences: Vec<PcrDifference>,
     vector: TrustVector,
     reference: Option<(String, u64)>,
-    layers: Vec<LayerResult>,
-    findings: Vec<Finding>,
+    /// What the logs say, where they were appraised.
+    appraisal: Option<Appraisal>,
     /// How far IMA's list was taken in: to the quoted PCR 10.
     checkpoint: Option<Checkpoint>,
     /// The document whose rules the node may judge new entries by.
@@ -159,9 +159,9 @@ impl Replayed {
         let rules = (set.runtime.is_some() && checkpoint.is_some()).then_some(document.digest);
         let reference = Some((set.name.clone(), set.version));
         let verdict = verdict_of(&appraisal);
-        let Appraisal { layers, findings, vector, .. } = appraisal;
+        let vector = appraisal.vector.identified();
         let appraised = Appraised::new(self.fresh, verdict, Vec::new(), vector, reference);
-        Appraised { layers, findings, checkpoint, rules, ..appraised }
+        Appraised { appraisal: Some(appraisal), checkpoint, rules, ..appraised }
     }
 }
 
@@ -194,8 +194,7 @@ impl Appraised {
         vector: TrustVector,
         reference: Option<(String, u64)>,
     ) -> Self {
-        let (layers, findings) = (Vec::new(), Vec::new());
-        Self { fresh, verdict, differences, vector, reference, layers, findings, checkpoint: None, rules: None }
+        Self { fresh, verdict, differences, vector, reference, appraisal: None, checkpoint: None, rules: None }
     }
 
     /// The claims of a lease on this result.
@@ -249,14 +248,9 @@ impl Appraised {
         &self.differences
     }
 
-    /// What is said of each layer, where logs were appraised.
-    pub fn layers(&self) -> &[LayerResult] {
-        &self.layers
-    }
-
-    /// What was found, the worst first.
-    pub fn findings(&self) -> &[Finding] {
-        &self.findings
+    /// What the logs say, where they were appraised.
+    pub const fn appraisal(&self) -> Option<&Appraisal> {
+        self.appraisal.as_ref()
     }
 
     /// How far IMA's list was taken in: what the next increment goes on from.

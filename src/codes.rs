@@ -205,6 +205,7 @@ table! {
     VERIFY_IMA_BYPASS = "verify.ima_bypass", "The kernel has a measurement list but didn't extend the TPM with it.";
     VERIFY_IMA_VIOLATION = "verify.ima_violation", "The kernel measured a file that was open for writing.";
     VERIFY_IMA_UNLISTED = "verify.ima_unlisted", "Something ran that no rule allows.";
+    VERIFY_IMA_PCR = "verify.ima_pcr", "An entry of the measurement list is for another PCR than 10, whose replay is not judged.";
     VERIFY_BOOT_AGGREGATE = "verify.boot_aggregate", "The measurement list begins with another boot's PCRs.";
     VERIFY_TPM_FIRMWARE = "verify.tpm_firmware", "The TPM's firmware is older than the floor for its manufacturer.";
     VERIFY_REFERENCE_MALFORMED = "verify.reference_malformed", "The reference values can't be read.";
@@ -220,6 +221,7 @@ table! {
     PROTOCOL_REPLAYED = "protocol.replayed", "The request was answered before and its answer is no longer kept.";
     PROTOCOL_CLIENT_CERTIFICATE = "protocol.client_certificate", "The call needs the client certificate of an admitted node.";
     PROTOCOL_BUSY = "protocol.busy", "The control plane has too much to do at the moment: try again later.";
+    PROTOCOL_LOGS = "protocol.logs", "A part of a log doesn't begin where the part before it ended.";
     PROTOCOL_EPOCH = "protocol.epoch", "The control plane's state was restored: attest afresh.";
 
     ENROL_WAITING = "enrol.waiting", "The node is known and waits for an operator's approval.";

@@ -112,7 +112,7 @@ impl Attester {
         let binding = certification_binding(&challenge.nonce, &self.node_key.name());
         let Signed { attest, signature } = self.tpm.certify_node_key(binding).await?;
         let certification = Certification { nonce: challenge.nonce, attest, signature };
-        let gathered = self.gather(challenge.nonce, None, challenge.selection, &certification).await?;
+        let gathered = self.gather(challenge.nonce, None, challenge.selection, &certification, Vec::new()).await?;
         let mut message = b"leasehold-enrol-v1\0".to_vec();
         message.extend_from_slice(&gathered.evidence);
         let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &secret), &message);
@@ -121,7 +121,7 @@ impl Attester {
         Ok((EnrolAnswer { enrolment: challenge.enrolment, proof, evidence: gathered.evidence }, certification))
     }
 
-    /// Evidence over `nonce`: one reading, one quote, one signature.
+    /// Evidence over `nonce`: one reading, one quote bound to the logs of these digests, one signature.
     ///
     /// # Errors
     /// The TPM's, or those of our own appraisal.
@@ -131,11 +131,12 @@ impl Attester {
         node: Option<NodeId>,
         selection: PcrSelection,
         certification: &Certification,
+        log_digests: Vec<[u8; 32]>,
     ) -> Result<Gathered, Refusal> {
         // First of all: whatever takes time below shortens the lease instead of stretching it.
         let requested_at = BootInstant::now();
         let node_key_name = self.node_key.name();
-        let binding = quote_binding(&nonce, &node_key_name, &self.boot_id, &[]);
+        let binding = quote_binding(&nonce, &node_key_name, &self.boot_id, &log_digests);
         let (reading, quote, counts) = self.snapshot(selection, binding).await?;
         let unsigned = Unsigned::new(
             &NodeClaims {
@@ -152,7 +153,7 @@ impl Attester {
                 certification_nonce: certification.nonce,
                 agent_version: env!("CARGO_PKG_VERSION").to_owned(),
                 agent_digest: self.agent_digest,
-                log_digests: Vec::new(),
+                log_digests,
             },
             &node_key_name,
         )?;

@@ -2,6 +2,8 @@
 
 mod doctor;
 mod evidence;
+mod log;
+mod log_ima;
 mod probe;
 
 use std::path::{Path, PathBuf};
@@ -90,6 +92,9 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
     },
+    /// Read a measurement log, of this node or in a file. Needs no TPM and no configuration.
+    #[command(subcommand)]
+    Log(log::LogCommand),
 }
 
 /// Runs the command line.
@@ -131,6 +136,7 @@ async fn carry_out(arguments: Arguments) -> anyhow::Result<u8> {
         Command::Status { json } => status(&config()?, json).await,
         Command::Doctor { json } => doctor::doctor(&arguments.config, json).await,
         Command::Evidence { nonce, pcrs, out } => evidence::write(config()?, nonce.as_deref(), &pcrs, &out).await,
+        Command::Log(command) => log::show(&command),
     }
 }
 

@@ -2,9 +2,12 @@
 //! bounded readers; what a log says is judged by `verify`.
 
 pub mod boot;
+mod cursor;
 mod event_type;
 mod hash;
 pub mod ima;
+pub mod sources;
+pub mod uefi;
 pub mod userspace;
 
 pub use event_type::EventType;

@@ -3,11 +3,20 @@
 //! A set names the states a node may have booted into, any *one* of which must be met as a whole,
 //! and the rules for what may run. It is versioned, and where the trust domain has a policy key,
 //! signed by it.
+//!
+//! ```text
+//! TOML (people) ─▶ ReferenceSet ─▶ CBOR (wire) ─▶ COSE_Sign (signed, once or more) ─▶ Document
+//!       text          check           wire              document
+//! ```
 
+mod check;
 mod document;
 mod learnt;
+mod text;
+mod wire;
 
-pub use document::{Document, PolicyKey};
+pub use check::{DIGESTS_LIMIT, EVENTS_LIMIT, STATES_LIMIT};
+pub use document::{Document, LIMIT, PolicyKey};
 pub use learnt::LearntSet;
 
 use std::collections::BTreeMap;
@@ -17,6 +26,9 @@ use serde::{Deserialize, Serialize};
 use super::runtime::RuntimeRules;
 use crate::clock::WallTime;
 use crate::tpm::Bank;
+
+/// The CDDL (RFC 8610) of documents.
+pub const CDDL: &str = include_str!("references.cddl");
 
 /// A set of reference values.
 #[derive(Clone, PartialEq, Eq, Debug)]

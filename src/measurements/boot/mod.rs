@@ -3,18 +3,26 @@
 //! Nothing in a log is believed here: an event is what somebody wrote beside a PCR. `verify`
 //! decides what follows, after replay.
 
+mod header;
+mod parse;
+mod replay;
+
 use super::{EventType, LogHash};
 use crate::codes::Refusal;
+
+pub use replay::{PcrBank, Step};
 
 /// The largest boot log that is read, in bytes: 4 MiB. Real ones have less than 200 KiB.
 pub const LIMIT: usize = 4 << 20;
 /// The most events of one log.
 pub const EVENTS_LIMIT: usize = 100_000;
+/// The most data of one event, in bytes: 1 MiB. A large dbx has 24 KiB.
+pub const DATA_LIMIT: usize = 1 << 20;
 
 /// A boot event log, read whole.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct BootLog {
-    /// The banks that every event has a digest for, in the order of the log's header.
+    /// The banks that every extending event has a digest for, in the order of the log's header.
     pub banks: Vec<LogHash>,
     /// The events in the log's order, EV_NO_ACTION ones included; the header is number 0.
     pub events: Vec<BootEvent>,
@@ -37,7 +45,8 @@ pub struct BootEvent {
     pub pcr: u8,
     /// Its type, which nothing vouches for.
     pub kind: EventType,
-    /// The digests that were extended, in the order of [`BootLog::banks`].
+    /// The digests that were extended, in the order of [`BootLog::banks`]; further ones, of banks
+    /// that other events lack, after them. None for EV_NO_ACTION, which extends nothing.
     pub digests: Vec<(LogHash, Vec<u8>)>,
     /// Its data, which only a recomputed digest vouches for.
     pub data: Vec<u8>,
@@ -48,6 +57,11 @@ impl BootEvent {
     pub fn digest(&self, bank: LogHash) -> Option<&[u8]> {
         self.digests.iter().find(|(hash, _)| *hash == bank).map(|(_, digest)| digest.as_slice())
     }
+
+    /// Whether it extended its PCR. EV_NO_ACTION never does.
+    pub fn extends(&self) -> bool {
+        self.kind != EventType::NO_ACTION
+    }
 }
 
 impl BootLog {
@@ -56,7 +70,7 @@ impl BootLog {
     /// # Errors
     /// [`crate::codes::MEASUREMENTS_BOOT_LOG`] naming the event and the byte, and
     /// [`crate::codes::MEASUREMENTS_TOO_LARGE`].
-    pub fn parse(_bytes: &[u8]) -> Result<Self, Refusal> {
-        todo!("A")
+    pub fn parse(bytes: &[u8]) -> Result<Self, Refusal> {
+        parse::parse(bytes)
     }
 }

@@ -33,7 +33,7 @@ const CONFIG: &str = "/etc/leasehold/agent.toml";
                   trust_domain = \"example.org\"\n  \
                   [control_plane]\n  \
                   address = \"control.example.org:8443\"\n  \
-                  ca_hash = \"sha256:…\"        # `leasehold-server ca show` prints it\n"
+                  ca_hash = \"…\"               # `leasehold-server ca show` prints it\n"
 )]
 struct Arguments {
     /// The configuration file (TOML).

@@ -3,7 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::registry::nodes::{Claim, Node};
+use super::registry::nodes::Node;
+use super::registry::ownership::Claim;
 use super::store::{Transaction, params, signed, unsigned};
 use crate::clock::WallTime;
 use crate::codes::Refusal;

@@ -16,7 +16,8 @@ use super::basis;
 use super::nonces::{self, Purpose};
 use super::references;
 use super::registry::eks::{self, KnownEk};
-use super::registry::nodes::{self, Claim, Node, State};
+use super::registry::nodes::{self, Node, State};
+use super::registry::ownership::{self, Claim};
 use super::server::Shared;
 use super::store::{OptionalExtension, Transaction, damaged, fixed, params, signed, unsigned};
 use crate::clock::WallTime;
@@ -126,8 +127,8 @@ pub fn finish(
         .unlogged()
         .appraise(attestation::references_of(tx, id)?.as_ref());
 
-    let claims = nodes::check_eks(tx, id, &row.ek_name, &row.aliases)?;
-    nodes::check_keys(tx, id, &row.ak_public, keys.node_key.spki_der())?;
+    let claims = ownership::check_eks(tx, id, &row.ek_name, &row.aliases)?;
+    ownership::check_keys(tx, id, &row.ak_public, keys.node_key.spki_der())?;
     if let Some(before) = &before {
         if before.state == State::Revoked {
             return Err(authn::revoked(before));
@@ -155,7 +156,7 @@ pub fn finish(
     }
     nodes::put(tx, &node)?;
     if node.state == State::Admitted {
-        nodes::claim_eks(tx, &node)?;
+        ownership::claim_eks(tx, &node)?;
     }
     if node.state == State::Admitted || !is_known {
         audit::claimed_eks(tx, now, &node, &claims)?;

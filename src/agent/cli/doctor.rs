@@ -100,7 +100,8 @@ async fn examine(config_file: &Path) -> (Vec<Link>, u8) {
         );
         return (links, exit::FAILED);
     }
-    link("registrations", true, format!("{} workloads", status.workloads.len()));
+    let count = status.workloads.len();
+    link("registrations", true, format!("{count} workload{}", if count == 1 { "" } else { "s" }));
     match status.workloads.iter().find(|workload| workload.svid_seconds_left.is_none()) {
         Some(workload) => {
             link("credentials", false, format!("no SVID is held for {}: {why}", workload.id));

@@ -8,7 +8,7 @@ use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::events::Audience;
 use crate::control_plane::registry::nodes::{self, Node, State};
-use crate::control_plane::registry::workloads;
+use crate::control_plane::registry::{ownership, workloads};
 use crate::control_plane::store::Transaction;
 use crate::control_plane::{audit, authn, leases, references};
 use crate::protocol::Event;
@@ -143,9 +143,9 @@ pub fn approve(
         State::Admitted | State::Revoked => Node { group, ..before },
     };
     if changed {
-        nodes::check_keys(tx, node.id, &node.ak_public, &node.node_key_spki)?;
+        ownership::check_keys(tx, node.id, &node.ak_public, &node.node_key_spki)?;
         nodes::put(tx, &node)?;
-        audit::claimed_eks(tx, now, &node, &nodes::claim_eks(tx, &node)?)?;
+        audit::claimed_eks(tx, now, &node, &ownership::claim_eks(tx, &node)?)?;
         audit::done(
             tx,
             now,
@@ -170,12 +170,12 @@ pub fn revoke(tx: &Transaction<'_>, node: &str, reason: &str, now: WallTime) -> 
         return Ok(only(facts(tx, &before, now, json!({ "changed": false }))?));
     }
     // A waiting node with the key or an EK of another one only claims them: it takes nothing along.
-    nodes::check_keys(tx, before.id, &before.ak_public, &before.node_key_spki).map_err(|refusal| {
-        match refusal.code {
+    ownership::check_keys(tx, before.id, &before.ak_public, &before.node_key_spki).map_err(
+        |refusal| match refusal.code {
             codes::STORE_FAILED => refusal,
             _ => Refusal { code: codes::ADMIN_CONFLICT, ..refusal }.at(format!("node {}", before.id)),
-        }
-    })?;
+        },
+    )?;
     let aliases = match before.state {
         // Its own EK is proven. What a node that nobody ever admitted says of others is not, and
         // must not keep their TPMs out.
@@ -185,7 +185,7 @@ pub fn revoke(tx: &Transaction<'_>, node: &str, reason: &str, now: WallTime) -> 
     let revoked_reason = Some(reason.to_owned());
     let node = Node { state: State::Revoked, aliases, revoked_at: Some(now), revoked_reason, ..before };
     nodes::put(tx, &node)?;
-    audit::claimed_eks(tx, now, &node, &nodes::claim_eks(tx, &node)?)?;
+    audit::claimed_eks(tx, now, &node, &ownership::claim_eks(tx, &node)?)?;
     leases::end(tx, node.id, codes::GATE_REVOKED)?;
     tx.execute("DELETE FROM nonces WHERE node = ?1 AND used_at IS NULL", [node.id.as_bytes()])?;
     audit::done(tx, now, "node.revoked", Some(node.id), json!({ "reason": reason }))?;

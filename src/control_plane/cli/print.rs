@@ -123,33 +123,33 @@ fn table(rows: &[Value], columns: &[(&str, &str)]) {
 /// An object as indented lines, without what is null.
 fn lines(value: &Value, depth: usize) {
     let Some(object) = value.as_object() else { return };
-    let shown = |object: &Map<String, Value>| {
-        object
-            .iter()
-            .filter(|(key, value)| *key != "schema" && !value.is_null())
-            .map(|(k, v)| (k.clone(), v.clone()))
-            .collect::<Vec<_>>()
-    };
     let indent = "  ".repeat(depth);
     for (key, value) in shown(object) {
-        match &value {
+        match value {
             Value::Object(_) => {
-                say!("{indent}{}:", plain(&key));
-                lines(&value, depth + 1);
+                say!("{indent}{}:", plain(key));
+                lines(value, depth + 1);
             }
             Value::Array(items) if items.iter().any(Value::is_object) => {
                 for item in items {
-                    say!("{indent}{}:", plain(&key));
+                    say!("{indent}{}:", plain(key));
                     lines(item, depth + 1);
                 }
             }
             Value::String(text) if text.contains('\n') => {
-                say!("{indent}{}:", plain(&key));
+                say!("{indent}{}:", plain(key));
                 text.lines().for_each(|line| say!("{indent}  {}", plain(line)));
             }
-            _ => say!("{indent}{}: {}", plain(&key), cell(&value)),
+            _ => say!("{indent}{}: {}", plain(key), cell(value)),
         }
     }
+}
+
+/// The members that are shown; PCR numbers in their own order, not in that of their digits.
+fn shown(object: &Map<String, Value>) -> Vec<(&String, &Value)> {
+    let mut shown: Vec<_> = object.iter().filter(|(key, value)| *key != "schema" && !value.is_null()).collect();
+    shown.sort_by_key(|(key, _)| key.parse::<u8>().ok());
+    shown
 }
 
 /// A value in one cell.
@@ -167,6 +167,13 @@ fn cell(value: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pcrs_are_listed_in_their_order() {
+        let object = serde_json::json!({ "10": 1, "2": 1, "schema": 1, "9": null });
+        let keys: Vec<_> = shown(object.as_object().unwrap()).into_iter().map(|(key, _)| key.as_str()).collect();
+        assert_eq!(keys, ["2", "10"]);
+    }
 
     #[test]
     fn control_characters_are_spelt_out() {

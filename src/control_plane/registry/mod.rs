@@ -3,4 +3,5 @@
 pub mod eks;
 pub mod nodes;
 pub mod owners;
+pub mod ownership;
 pub mod workloads;

@@ -6,6 +6,7 @@
 //! - [`decisions`]: dated choices: context, choice, what would change our mind.
 
 pub mod decisions;
+pub mod measurements;
 pub mod operations;
 pub mod protocol;
 pub mod threat_model;

@@ -8,7 +8,8 @@
 //!    │ POST /v1/enrol/answer   HMAC(secret, evidence), evidence   │ same row: proof, evidence, admission
 //!    │ ◀───────────  node certificate, bundle, nonce | "waiting"  │
 //!    │                                                            │
-//!    │ POST /v1/attest         evidence over the nonce            │ client certificate, nonce, verify
+//!    │ POST /v1/logs           a first log of several parts       │ kept, taken in
+//!    │ POST /v1/attest         evidence over the nonce, log parts │ client certificate, nonce, verify
 //!    │ ◀──────────────────  lease, entries, bundle, next nonce    │ one transaction
 //!    │ POST /v1/credentials    CSRs                               │ lease live? (node, workload)?
 //!    │ ◀─────────────────────────────────────────────────  SVIDs  │

@@ -15,6 +15,10 @@
 //! | a TPM reset under a running system, all extends replayed | the standing session dies, the reset count differs: the lease ends |
 //! | somebody on the network | TLS 1.3; the control plane is pinned; the node proves a TPM key; evidence under another client certificate is refused |
 //! | a replayed submission | nonces are single-use and consumed in the transaction that they authorise, across restarts |
+//! | a log that was relabelled, cut, extended or taken from another boot | strict replay in one bank; types by PCR; data only if its digest was recomputed |
+//! | firmware that leaves a bank unextended, for others to fill | a PCR that firmware extends is never zero; the bank is pinned |
+//! | an unknown program, started by whoever may start programs | IMA's rules are in the lease: the agent itself closes the gate, control plane or none |
+//! | a control plane that widens what may run | sets are signed by the policy key, which needn't be on it; the agent checks, and takes no older version |
 //! | a passive tap of the TPM bus | sessions that carry secrets are salted to the pinned EK and encrypt their parameters |
 //!
 //! # What is not
@@ -33,8 +37,12 @@
 //!   with `ek add`. An EK that the revoked node did name joins by no rule: an operator decides.
 //! - **A node that claims another's EK** keeps nobody out: who activates a credential for an EK owns it, and the
 //!   record says `node.ek_conflict` with both nodes.
-//! - **What PCRs don't measure.** References are PCR values for now: they say *that* something changed, not yet
-//!   what; the event logs come next.
+//! - **What nobody measures.** Logs prove what was measured. Data that IMA's policy leaves out (scripts that a
+//!   program reads by itself, memory, configuration) isn't seen. Paths in IMA's list aren't authentic across mount
+//!   namespaces: a rule by digest or signer says more than one by path, and an exclusion by path trusts whoever can
+//!   mount there.
+//! - **A bank that is pinned and a firmware that lies.** A root of trust that measures something else than it runs
+//!   can't be found out by a TPM. Unproven profiles say of which platforms nobody here has seen a log.
 //! - **Processes of one user can become each other**, by `ptrace`, `LD_PRELOAD` or a changed environment: a
 //!   program's path or digest says which file runs, not who steers it. So `unix:path` or `unix:sha256`
 //!   without `unix:uid` gives the identity to every user who may run that program; name the user too.

@@ -5,6 +5,7 @@
 
 pub mod check;
 pub mod faults;
+pub mod ima;
 pub mod oracle;
 pub mod tpm;
 pub mod world;

@@ -1,0 +1,158 @@
+//! What runs while a node holds a lease: allowed entries of IMA's list leave everything open, any other one
+//! closes it at once, whether the control plane can be asked or not; and logs travel by increments.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+mod bench;
+
+use std::time::Duration;
+
+use bench::ima::{Kernel, assign, document, logs_config, rules};
+use bench::world::{Node, PATIENCE, Server, holds_svid};
+use futures_util::StreamExt;
+use leasehold::clock::BootInstant;
+use serde_json::Value;
+
+const ALLOWED: &[(&str, &[u8])] = &[("/usr/bin/true", b"true"), ("/usr/bin/false", b"false")];
+
+/// A node with a list, that holds an SVID under rules that allow [`ALLOWED`].
+async fn settled(server: &Server, name: &str) -> (Node, Kernel, String) {
+    let mut node = Node::boot(server).await;
+    node.configure(server, &logs_config(&node.path("ima")));
+    let mut kernel = Kernel::start(&node).await;
+    kernel.run(&node, "/usr/bin/true", b"true").await;
+    node.start();
+    let id = node.admit(server).await;
+    assign(server, &id, &document(&node, &format!("set-{name}"), 1, rules(ALLOWED)).await);
+    node.register(server, &id, name);
+    node.until(holds_svid).await;
+    (node, kernel, id)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_rules_allow_leaves_streams_open_and_what_they_do_not_ends_them() {
+    let server = Server::start("");
+    let (node, mut kernel, id) = settled(&server, "app").await;
+    let status = node.status().unwrap();
+    assert!(status["lease"]["rules"].is_string(), "{status}");
+    let layer = |status: &Value, name: &str| {
+        let layers = status["layers"].as_array().unwrap().clone();
+        layers.into_iter().find(|layer| layer["layer"] == name).unwrap()["standing"].clone()
+    };
+    assert_eq!((layer(&status, "boot"), layer(&status, "runtime")), ("affirmed".into(), "affirmed".into()));
+
+    let client = node.client().await;
+    let mut stream = Box::pin(client.stream_x509_contexts().await.unwrap());
+    stream.next().await.unwrap().unwrap();
+    let sequence = status["lease"]["sequence"].clone();
+    for _ in 0..10 {
+        kernel.run(&node, "/usr/bin/false", b"false").await;
+        node.fetch().await.unwrap();
+    }
+    // The control plane hears of them: another lease, on the new value.
+    node.until(|status| status["lease"]["sequence"] != sequence && status["lease"]["new_entries"] == 0).await;
+    assert_eq!(node.status().unwrap()["standing"], "affirming");
+    let ended = tokio::time::timeout(Duration::from_millis(500), stream.next()).await;
+    assert!(!matches!(ended, Ok(None | Some(Err(_)))), "an allowed entry ended the stream: {ended:?}");
+
+    kernel.run(&node, "/tmp/evil", b"evil").await;
+    let end = tokio::time::timeout(PATIENCE, async {
+        loop {
+            match stream.next().await {
+                Some(Ok(_)) => {}
+                other => return other,
+            }
+        }
+    });
+    assert!(matches!(end.await.unwrap(), Some(Err(_))));
+    assert!(node.fetch().await.is_err());
+    // The node says so by itself, and then the control plane: which entry, and what would have been accepted.
+    let status = node.until(|status| status["reason"]["code"] == "verify.ima_unlisted").await;
+    assert_eq!(status["standing"], "contraindicated");
+    assert!(status["reason"].to_string().contains("/tmp/evil"), "{status}");
+    let status = node.until(|status| status["findings"].to_string().contains("/tmp/evil")).await;
+    assert_eq!(layer(&status, "runtime"), "contraindicated");
+    let explained = server.try_admin(&["node", "explain", &id]);
+    let words = String::from_utf8_lossy(&explained.stdout).into_owned();
+    assert!(words.contains("/tmp/evil") && words.contains("verify.ima_unlisted"), "{words}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_does_not_lead_to_the_pcr_is_drift() {
+    let server = Server::start("");
+    let (node, _kernel, _) = settled(&server, "app").await;
+    node.tpm.extend(10, [0xD1; 32]).await;
+    let refused = node.fetch().await.unwrap_err();
+    assert!(format!("{refused:?}").contains("NoIdentityIssued"), "{refused:?}");
+    let status = node.until(|status| status["standing"] == "contraindicated").await;
+    let code = status["reason"]["code"].as_str().unwrap();
+    assert!(["gate.drift", "verify.log_replay"].contains(&code), "{status}");
+}
+
+/// Promise: what is disallowed closes at once also while nobody can be asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_gate_needs_no_control_plane_to_listen() {
+    let mut server = Server::start("");
+    let (node, mut kernel, _) = settled(&server, "app").await;
+    server.kill();
+    for _ in 0..5 {
+        kernel.run(&node, "/usr/bin/true", b"true").await;
+        node.fetch().await.unwrap();
+    }
+    kernel.run(&node, "/usr/bin/true", b"other contents").await;
+    assert!(node.fetch().await.is_err());
+    let status = node.status().unwrap();
+    assert_eq!(
+        (&status["standing"], &status["reason"]["code"]),
+        (&"contraindicated".into(), &"verify.ima_unlisted".into())
+    );
+    let reason = status["reason"].to_string();
+    let nearest = hex::encode(<sha2::Sha256 as sha2::Digest>::digest(b"true"));
+    assert!(reason.contains("/usr/bin/true") && reason.contains(&nearest), "{reason}");
+    // Back again, it says the same.
+    server.restart();
+    node.until(|status| status["findings"].to_string().contains("/usr/bin/true")).await;
+}
+
+/// 100 trials of each reaction, with medians and maxima: half of them without the control plane.
+#[tokio::test(flavor = "multi_thread")]
+async fn reactions_over_many_trials() {
+    let trials: usize = std::env::var("LEASEHOLD_TRIALS").ok().and_then(|n| n.parse().ok()).unwrap_or(10);
+    for reachable in [true, false] {
+        let (mut allowed, mut ended) = (Vec::new(), Vec::new());
+        for trial in 0..trials {
+            let mut server = Server::start("");
+            let (node, mut kernel, _) = settled(&server, &format!("trial-{trial}")).await;
+            if !reachable {
+                server.kill();
+            }
+            let client = node.client().await;
+            let mut stream = Box::pin(client.stream_x509_contexts().await.unwrap());
+            stream.next().await.unwrap().unwrap();
+            let since = kernel.run(&node, "/usr/bin/false", b"false").await;
+            node.fetch().await.unwrap();
+            allowed.push(BootInstant::now().since(since));
+            let since = kernel.run(&node, "/tmp/evil", b"evil").await;
+            let end = tokio::time::timeout(PATIENCE, async { while let Some(Ok(_)) = stream.next().await {} });
+            end.await.expect("the stream ends");
+            ended.push(BootInstant::now().since(since));
+            assert!(node.fetch().await.is_err());
+        }
+        let words = |times: &mut Vec<Duration>| {
+            times.sort();
+            format!("median {:?}, maximum {:?}", times[times.len() / 2], times[times.len() - 1])
+        };
+        println!(
+            "control plane {}: {trials} trials; released after an allowed entry: {}; stream ended after a disallowed one: {}",
+            if reachable { "up" } else { "down" },
+            words(&mut allowed),
+            words(&mut ended)
+        );
+        assert!(ended.iter().all(|time| *time < Duration::from_secs(10)), "{ended:?}");
+    }
+}

@@ -156,3 +156,159 @@ async fn reactions_over_many_trials() {
         assert!(ended.iter().all(|time| *time < Duration::from_secs(10)), "{ended:?}");
     }
 }
+
+/// The figure below which so many of a hundred lie.
+fn percentile(times: &mut [Duration], percent: usize) -> Duration {
+    times.sort();
+    times[(times.len() * percent / 100).min(times.len() - 1)]
+}
+
+/// 8 clients fetch for `time`; how long each took. None may be refused.
+async fn fetching(node: &Node, time: Duration) -> Vec<Duration> {
+    let mut tasks = Vec::new();
+    for _ in 0..8 {
+        let client = node.client().await;
+        tasks.push(tokio::spawn(async move {
+            let (began, mut times) = (BootInstant::now(), Vec::new());
+            while BootInstant::now().since(began) < time {
+                let since = BootInstant::now();
+                client.fetch_x509_svid().await.expect("a release");
+                times.push(BootInstant::now().since(since));
+            }
+            times
+        }));
+    }
+    let mut times = Vec::new();
+    for task in tasks {
+        times.extend(task.await.unwrap());
+    }
+    times
+}
+
+/// A busy host: 100 new allowed entries a second. `LEASEHOLD_BUSY_SECONDS=60` for the whole minute.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_busy_host_keeps_releasing() {
+    let seconds = std::env::var("LEASEHOLD_BUSY_SECONDS").ok().and_then(|n| n.parse().ok()).unwrap_or(6);
+    let time = Duration::from_secs(seconds);
+    let server = Server::start("");
+    let (node, mut kernel, _) = settled(&server, "app").await;
+    let client = node.client().await;
+    let mut stream = Box::pin(client.stream_x509_contexts().await.unwrap());
+    stream.next().await.unwrap().unwrap();
+    let mut idle = fetching(&node, time).await;
+    let began = BootInstant::now();
+    let measuring = async {
+        let mut entries = 0;
+        while BootInstant::now().since(began) < time {
+            kernel.run(&node, "/usr/bin/true", b"true").await;
+            entries += 1;
+            let due = Duration::from_millis(10) * entries;
+            tokio::time::sleep(due.saturating_sub(BootInstant::now().since(began))).await;
+        }
+        entries
+    };
+    let (mut busy, entries) = tokio::join!(fetching(&node, time), measuring);
+    println!(
+        "{seconds} s, 8 clients: idle {} releases, p50 {:?}, p99 {:?}; with {entries} entries ({:.0} a second) {} releases, p50 {:?}, p99 {:?}",
+        idle.len(),
+        percentile(&mut idle, 50),
+        percentile(&mut idle, 99),
+        f64::from(entries) / time.as_secs_f64(),
+        busy.len(),
+        percentile(&mut busy, 50),
+        percentile(&mut busy, 99),
+    );
+    assert!(
+        entries >= u32::try_from(seconds).unwrap() * 50,
+        "only {entries} entries: the machine is too slow to show anything"
+    );
+    let status = node.until(|status| status["lease"]["new_entries"] == 0).await;
+    assert_eq!(status["standing"], "affirming", "{status}");
+    // The stream is open still, and what no rule allows ends it.
+    let since = kernel.run(&node, "/tmp/evil", b"evil").await;
+    let end = tokio::time::timeout(PATIENCE, async { while let Some(Ok(_)) = stream.next().await {} });
+    end.await.expect("the stream ends");
+    println!("after that the stream ended {:?} after a disallowed entry", BootInstant::now().since(since));
+    assert!(node.fetch().await.is_err());
+}
+
+/// What the store says of the node's IMA list: its length, and the row of its first segment.
+fn held(server: &Server) -> Option<(i64, i64)> {
+    let store = rusqlite::Connection::open(server.path("state/store.db")).unwrap();
+    store.busy_timeout(Duration::from_secs(20)).unwrap();
+    let one = |sql: &str| store.query_row(sql, [], |row| row.get::<_, i64>(0)).ok();
+    Some((
+        one("SELECT length FROM node_logs WHERE kind = 'ima'")?,
+        one("SELECT rowid FROM log_segments WHERE kind = 'ima' AND start = 0")?,
+    ))
+}
+
+/// The first list of a node that has run for long: in parts, and on where it was when the agent is killed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_first_list_is_sent_in_parts_and_goes_on_after_the_agent_was_killed() {
+    let server = Server::start("");
+    let mut node = Node::boot(&server).await;
+    node.configure(&server, &logs_config(&node.path("ima")));
+    let mut kernel = Kernel::start(&node).await;
+    let mut allowed = rules(&[]);
+    allowed.digests.insert(
+        "sha256".to_owned(),
+        [leasehold::verify::runtime::HexBytes(<sha2::Sha256 as sha2::Digest>::digest(b"true").to_vec())].into(),
+    );
+    // Long names make a long list of few entries: 4 MiB for each thousand.
+    for number in 0..4_500 {
+        kernel.run(&node, &format!("/{number:05}{}", "x".repeat(4_000)), b"true").await;
+    }
+    let length = i64::try_from(std::fs::metadata(&kernel.path).unwrap().len()).unwrap();
+    node.start();
+    let id = node.until(|status| status["node"].is_string()).await["node"].as_str().unwrap().to_owned();
+    assign(&server, &id, &document(&node, "long", 1, allowed).await);
+    node.register(&server, &id, "app");
+    server.admin(&["node", "approve", &id]);
+    let since = BootInstant::now();
+    let (seen, first) = loop {
+        if let Some(held) = held(&server) {
+            break held;
+        }
+        assert!(BootInstant::now().since(since) < PATIENCE, "{}", node.log());
+    };
+    node.agent.take().unwrap().kill();
+    let interrupted = held(&server).unwrap();
+    assert!(seen < length, "it was sent too quickly to be interrupted");
+    println!("interrupted after {} of {length} bytes", interrupted.0);
+    node.start();
+    node.until(holds_svid).await;
+    let after = held(&server).unwrap();
+    assert_eq!(after, (length, first), "the first part was sent again");
+    // And the agent that is started again once more has nothing to send.
+    node.start();
+    node.until(holds_svid).await;
+    assert_eq!(held(&server).unwrap(), (length, first));
+}
+
+/// The server is killed again and again while entries come: both sides come into step by themselves.
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_survive_a_server_that_is_killed() {
+    let mut server = Server::start("");
+    let (node, mut kernel, _) = settled(&server, "app").await;
+    for round in 0..4 {
+        for _ in 0..20 {
+            kernel.run(&node, "/usr/bin/true", b"true").await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        server.kill();
+        for _ in 0..5 {
+            kernel.run(&node, "/usr/bin/false", b"false").await;
+            node.fetch().await.unwrap_or_else(|error| panic!("round {round}: {error}\n{}", node.log()));
+        }
+        server.restart();
+        let length = i64::try_from(std::fs::metadata(&kernel.path).unwrap().len()).unwrap();
+        node.until(|status| status["lease"]["new_entries"] == 0).await;
+        let since = BootInstant::now();
+        while held(&server).map(|held| held.0) != Some(length) {
+            assert!(BootInstant::now().since(since) < PATIENCE, "round {round}: {}", node.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert_eq!(node.status().unwrap()["standing"], "affirming");
+    }
+}

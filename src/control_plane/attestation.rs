@@ -16,14 +16,14 @@ use super::references::{self, Quote};
 use super::registry::nodes::{self, Node};
 use super::registry::workloads::{self, Workload};
 use super::server::Shared;
-use super::store::{Transaction, params, signed};
+use super::store::Transaction;
 use crate::clock::{BootId, WallTime};
 use crate::codes::{self, Refusal};
 use crate::evidence::{LogKind, UnverifiedEvidence};
 use crate::identity::NodeId;
 use crate::protocol::{AttestAnswer, AttestRequest, ListPosition, LogsHeld, LogsRequest};
 use crate::tpm::PcrSelection;
-use crate::verify::appraisal::{Appraisal, ImaLog, Logs};
+use crate::verify::appraisal::{ImaLog, Logs};
 use crate::verify::runtime::{Checkpoint, Judge};
 use crate::verify::{AkPublic, Appraised, EnrolledKeys, Fresh, LearntSet, LeaseTerms, NodeKey, Verdict, authenticate};
 
@@ -73,7 +73,7 @@ pub fn attest(
         Some(basis) => appraise_logs(tx, node.id, basis, fresh, now)?,
     };
     references::keep_quote(tx, node.id, &quote_of(&appraised, now))?;
-    keep_appraisal(tx, node.id, &appraised, now)?;
+    logs::keep_report(tx, node.id, appraised.appraisal(), now)?;
     for note in appraised.notes() {
         audit::done(tx, now, "node.noted", Some(node.id), serde_json::json!({ "note": note.to_string() }))?;
     }
@@ -299,22 +299,6 @@ fn take_in(tx: &Transaction<'_>, shared: &Shared, node: &Node, boot: BootId) -> 
     if judge.take(&rest, None).is_ok() {
         logs::keep_progress(tx, node.id, boot, digest, &Progress { matched, folded: Some(judge.at) })?;
     }
-    Ok(())
-}
-
-/// Keeps the last appraisal in words, for `node explain`.
-fn keep_appraisal(tx: &Transaction<'_>, node: NodeId, appraised: &Appraised, now: WallTime) -> Result<(), Refusal> {
-    let report = match appraised.appraisal() {
-        None => serde_json::json!({ "layers": [], "findings": [], "state": null, "notes": [] }),
-        Some(Appraisal { layers, findings, state, notes, .. }) => {
-            serde_json::json!({ "layers": layers, "findings": findings, "state": state, "notes": notes })
-        }
-    };
-    tx.prepare_cached(
-        "INSERT INTO appraisals(node, at, report) VALUES (?1, ?2, ?3)
-         ON CONFLICT(node) DO UPDATE SET at = ?2, report = ?3",
-    )?
-    .execute(params![node.as_bytes(), signed(now.0), report.to_string()])?;
     Ok(())
 }
 

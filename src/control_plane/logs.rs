@@ -4,14 +4,17 @@
 //! increment is read from the segment it begins in. Only a new reference document, whose rules nobody
 //! has applied to the list yet, reads it from the start.
 
+use serde::{Deserialize, Serialize};
+
 use super::store::{OptionalExtension, Transaction, damaged, fixed, params, signed, unsigned};
-use crate::clock::BootId;
+use crate::clock::{BootId, WallTime};
 use crate::codes::{self, Refusal};
 use crate::evidence::logs::{SEGMENT_LIMIT, log_digests};
 use crate::evidence::{LogChain, LogKind};
 use crate::identity::NodeId;
 use crate::measurements::{boot, userspace};
 use crate::protocol::{HeldLog, LogPart, LogsHeld};
+use crate::verify::appraisal::{Appraisal, Finding, LayerResult};
 use crate::verify::runtime::Checkpoint;
 
 /// What is stored of a node's logs.
@@ -34,6 +37,63 @@ pub struct Progress {
     pub matched: Option<Checkpoint>,
     /// On from there, by parts that came ahead of a quote.
     pub folded: Option<Checkpoint>,
+}
+
+/// The last appraisal of a node's logs, as it is kept for people. Schema version 1.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Report {
+    /// When, RFC 3339; empty if there was none.
+    pub at: String,
+    /// The name of the state that was met.
+    pub state: Option<String>,
+    /// What is said of each layer.
+    pub layers: Vec<LayerResult>,
+    /// What was found, the worst first.
+    pub findings: Vec<Finding>,
+    /// What a reader should know besides.
+    pub notes: Vec<String>,
+}
+
+/// Keeps the last appraisal; `None` when the node's logs weren't appraised.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn keep_report(
+    tx: &Transaction<'_>,
+    node: NodeId,
+    appraisal: Option<&Appraisal>,
+    now: WallTime,
+) -> Result<(), Refusal> {
+    let Some(Appraisal { layers, findings, state, notes, .. }) = appraisal else {
+        tx.prepare_cached("DELETE FROM appraisals WHERE node = ?1")?.execute([node.as_bytes()])?;
+        return Ok(());
+    };
+    let report = Report {
+        at: now.to_string(),
+        state: state.clone(),
+        layers: layers.clone(),
+        findings: findings.clone(),
+        notes: notes.clone(),
+    };
+    let report = serde_json::to_string(&report).map_err(|_| damaged("an appraisal"))?;
+    tx.prepare_cached(
+        "INSERT INTO appraisals(node, at, report) VALUES (?1, ?2, ?3)
+         ON CONFLICT(node) DO UPDATE SET at = ?2, report = ?3",
+    )?
+    .execute(params![node.as_bytes(), signed(now.0), report])?;
+    Ok(())
+}
+
+/// The last appraisal; an empty one if there was none.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn report(tx: &Transaction<'_>, node: NodeId) -> Result<Report, Refusal> {
+    let found: Option<String> = tx
+        .prepare_cached("SELECT report FROM appraisals WHERE node = ?1")?
+        .query_row([node.as_bytes()], |row| row.get(0))
+        .optional()?;
+    found.map_or(Ok(Report::default()), |text| serde_json::from_str(&text).map_err(|_| damaged("an appraisal")))
 }
 
 /// What is held of the node's logs of this boot.

@@ -11,17 +11,32 @@ use leasehold::control_plane::dev::wire;
 use leasehold::tpm::Bank;
 use sha2::{Digest, Sha256};
 
-use super::TestTpm;
+use super::{TestTpm, ima, pe};
 
-/// What a machine boots.
+/// A unified kernel image, with what is measured of it.
 #[derive(Clone, Debug)]
 pub struct Image {
-    /// The Authenticode digest of the image: what the firmware measures.
-    pub authenticode: [u8; 32],
-    /// The same of the kernel in it, which the stub has the firmware load.
-    pub kernel_authenticode: [u8; 32],
-    /// Its sections in the stub's order, with names like `.linux`.
-    pub sections: Vec<(String, Vec<u8>)>,
+    /// The file.
+    pub bytes: Vec<u8>,
+    kernel: Vec<u8>,
+    /// Its sections in the stub's order.
+    sections: Vec<(&'static str, Vec<u8>)>,
+}
+
+impl Image {
+    /// An image of this kernel version.
+    pub fn new(version: &str) -> Self {
+        let kernel = pe::image(&[(".text", format!("kernel {version}").as_bytes())]);
+        let sections = vec![
+            (".linux", kernel.clone()),
+            (".osrel", b"ID=test\n".to_vec()),
+            (".cmdline", b"console=ttyS0 quiet".to_vec()),
+            (".initrd", format!("initrd {version}").into_bytes()),
+        ];
+        let mut parts: Vec<(&str, &[u8])> = vec![(".sdmagic", b"#### LoaderInfo: systemd-stub 252.39 ####\0")];
+        parts.extend(sections.iter().map(|(name, content)| (*name, content.as_slice())));
+        Self { bytes: pe::image(&parts), kernel, sections }
+    }
 }
 
 /// The log files of a machine.
@@ -62,7 +77,7 @@ impl Machine {
         log.firmware();
         log.image(image);
         let aggregate = log.boot_aggregate();
-        let (ima, digest) = ima_entry("boot_aggregate", &aggregate);
+        let (ima, digest) = ima::entry("boot_aggregate", &aggregate);
         log.extends.push(wire::pcr_extend(10, Bank::Sha256, &digest));
         // The files first: whoever looks meanwhile finds a log that goes beyond the PCRs, never PCRs without a log.
         std::fs::write(&self.boot_log, &log.bytes).unwrap();
@@ -72,30 +87,11 @@ impl Machine {
 
     /// The kernel measures a file that is executed: into its list, then into PCR 10.
     pub async fn execute(&self, tpm: &TestTpm, path: &str, digest: &[u8; 32]) -> leasehold::clock::BootInstant {
-        let (entry, digest) = ima_entry(path, digest);
+        let (entry, digest) = ima::entry(path, digest);
         let mut list = std::fs::File::options().append(true).open(&self.ima_list).unwrap();
         list.write_all(&entry).unwrap();
         tpm.extend(10, digest).await
     }
-}
-
-/// One `ima-ng` entry with a SHA-256 file digest, and what the kernel extends for it.
-pub fn ima_entry(path: &str, file: &[u8; 32]) -> (Vec<u8>, [u8; 32]) {
-    let mut data = Vec::new();
-    let mut field = |bytes: &[u8]| {
-        data.extend(u32::try_from(bytes.len()).unwrap().to_le_bytes());
-        data.extend(bytes);
-    };
-    field(&[b"sha256:\0".as_slice(), file].concat());
-    field(&[path.as_bytes(), b"\0"].concat());
-    let mut entry = 10u32.to_le_bytes().to_vec();
-    // The list prints SHA-1 whatever the banks are; nothing is believed on it.
-    entry.extend(<[u8; 20]>::from(sha1::Sha1::digest(&data)));
-    entry.extend(6u32.to_le_bytes());
-    entry.extend(b"ima-ng");
-    entry.extend(u32::try_from(data.len()).unwrap().to_le_bytes());
-    entry.extend(&data);
-    (entry, Sha256::digest(&data).into())
 }
 
 impl Log {
@@ -158,16 +154,16 @@ impl Log {
     }
 
     fn image(&mut self, image: &Image) {
-        self.event(4, 0x8000_0003, image.authenticode, &load_event());
+        self.event(4, 0x8000_0003, pe::authenticode(&image.bytes), &load_event());
         for (name, content) in &image.sections {
             let words: Vec<u8> = name.encode_utf16().chain([0]).flat_map(u16::to_le_bytes).collect();
             let measured_name = [name.as_bytes(), b"\0"].concat();
             self.event(11, 0xD, Sha256::digest(measured_name).into(), &words);
             self.event(11, 0xD, Sha256::digest(content).into(), &words);
         }
-        self.event(4, 0x8000_0003, image.kernel_authenticode, &load_event());
+        self.event(4, 0x8000_0003, pe::authenticode(&image.kernel), &load_event());
         let content =
-            |name: &str| image.sections.iter().find(|(found, _)| found == name).map(|(_, bytes)| bytes.clone());
+            |name: &str| image.sections.iter().find(|(found, _)| *found == name).map(|(_, bytes)| bytes.clone());
         let options: Vec<u8> = content(".cmdline").map_or_else(Vec::new, |line| {
             let line = String::from_utf8(line).unwrap();
             line.trim_end_matches(['\0', '\n']).encode_utf16().chain([0]).flat_map(u16::to_le_bytes).collect()

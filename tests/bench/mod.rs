@@ -5,8 +5,11 @@
 
 pub mod check;
 pub mod faults;
+pub mod ima;
+pub mod list;
 pub mod machine;
 pub mod oracle;
+pub mod pe;
 pub mod tpm;
 pub mod world;
 

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use leasehold::codes::{self, Code};
 use leasehold::control_plane::routes::ROUTES;
-use leasehold::protocol::{AttestRequest, BODY_LIMIT, CredentialAnswer, CredentialRequest, Wanted, decode, encode};
+use leasehold::protocol::{
+    AttestRequest, BODY_LIMIT, CredentialAnswer, CredentialRequest, LogsRequest, Wanted, decode, encode,
+};
 use p256::ecdsa::SigningKey;
 use p256::pkcs8::DecodePrivateKey;
 use reqwest::Method;
@@ -105,6 +107,7 @@ async fn call(
                 vec![Wanted { id: "spiffe://example.org/web".into(), csr: csr(&rcgen::KeyPair::generate().unwrap()) }];
             encode(&CredentialRequest { request_id: random(), lease_sequence, wanted }).unwrap()
         }
+        "/v1/logs" => encode(&LogsRequest { boot_id: random(), part: None }).unwrap(),
         _ => Vec::new(),
     };
     if path == "/v1/events" {

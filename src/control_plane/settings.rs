@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustls::pki_types::{CertificateDer, SubjectPublicKeyInfoDer};
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, SubjectPublicKeyInfoDer};
 
 use super::ca::CaTerms;
 use super::keys;
@@ -89,7 +89,7 @@ impl Settings {
         Ok(Self {
             trust_domain: config.trust_domain.clone(),
             selection,
-            roots: roots(&config.admission.ek_roots)?,
+            roots: ek_roots(&config.admission.ek_roots)?,
             rules: config.admission.join.iter().map(Rule::check).collect::<Result<_, _>>()?,
             policy: Policy::check(&config.policy)?,
             lease: Duration::from_secs(lease_seconds),
@@ -155,7 +155,11 @@ impl Rule {
     }
 }
 
-fn roots(paths: &[PathBuf]) -> Result<EkRoots, Refusal> {
+/// The TPM manufacturers' certificates in these files and directories.
+///
+/// # Errors
+/// [`codes::CONFIG_INVALID`] naming the file.
+pub fn ek_roots(paths: &[PathBuf]) -> Result<EkRoots, Refusal> {
     let mut certificates = Vec::new();
     for path in paths {
         let failed = |what: String| invalid("admission.ek_roots", what).at(path.display().to_string());

@@ -102,9 +102,9 @@ pub fn pcr11<'s>(sections: impl IntoIterator<Item = (&'s str, &'s Contents)>, ha
         };
         events.push(event("EV_IPL", digest, what));
     }
-    events.extend(PHASES.map(|phase| {
-        event("systemd:phase", hash.digest(&[phase.as_bytes()]), format!("boot phase {phase}"))
-    }));
+    events.extend(
+        PHASES.map(|phase| event("systemd:phase", hash.digest(&[phase.as_bytes()]), format!("boot phase {phase}"))),
+    );
     events
 }
 

@@ -9,5 +9,6 @@
 
 mod corpus;
 mod machines;
+mod mutants;
 mod profiles;
 mod samples;

@@ -124,15 +124,14 @@ impl One<'_> {
     /// Event by event. The boot log's must be the state's, in order. Of the userspace log's the node
     /// may have come only part of the way; boot phases need not be listed.
     fn listed(&self, list: &[EventReference]) -> Outcome {
-        let expected: Vec<&EventReference> =
-            list.iter().filter(|event| !is_mark(&event.kind, &event.digest, self.bank)).collect();
+        let expected: Vec<&EventReference> = list.iter().filter(|event| !is_mark(&event.digest, self.bank)).collect();
         let (later, firmware): (Vec<_>, Vec<_>) =
             expected.into_iter().partition(|event| event.kind.starts_with("systemd:"));
         let found = |log: Log| self.events.iter().filter(move |event| event.log == log && !event.mark);
         let boot: Vec<&ProvenEvent> = found(Log::Boot).collect();
         let mut userspace: Vec<&ProvenEvent> = found(Log::Userspace).collect();
         if later.is_empty() {
-            userspace.retain(|event| !is_phase(&event.kind, &event.digest, self.bank));
+            userspace.retain(|event| !is_phase(&event.digest, self.bank));
         }
         let reached = later.get(..userspace.len().min(later.len())).unwrap_or_default();
         let outcome = self.differences(&boot, &firmware).and(self.differences(&userspace, reached));
@@ -144,7 +143,7 @@ impl One<'_> {
 
     /// Names what lies between the events that are the same at the start and at the end.
     fn differences(&self, found: &[&ProvenEvent], expected: &[&EventReference]) -> Outcome {
-        let same = |(found, expected): &(&&ProvenEvent, &&EventReference)| found.digest == expected.digest;
+        let same = |(found, expected): &(&&ProvenEvent, &&EventReference)| expected.accepts(&found.digest);
         let start = found.iter().zip(expected).take_while(same).count();
         let (found, expected) = (found.get(start..).unwrap_or_default(), expected.get(start..).unwrap_or_default());
         let end = found.iter().rev().zip(expected.iter().rev()).take_while(same).count();
@@ -183,11 +182,8 @@ impl One<'_> {
 
     /// The state says nothing of this PCR.
     fn unlisted(&self) -> Outcome {
-        let measures: Vec<&ProvenEvent> = self
-            .events
-            .iter()
-            .filter(|event| !event.mark && !is_phase(&event.kind, &event.digest, self.bank))
-            .collect();
+        let measures: Vec<&ProvenEvent> =
+            self.events.iter().filter(|event| !event.mark && !is_phase(&event.digest, self.bank)).collect();
         if measures.is_empty() {
             return match self.rules.judged {
                 Judged::SecureBoot => Outcome::uncovered(format!("nothing is said of Secure Boot (PCR {})", self.pcr)),
@@ -256,8 +252,8 @@ fn problems(expected: &SecureBootReference, found: &super::SecureBoot) -> Vec<(S
         }
     }
     if expected.authorities.is_empty() {
-        if let Some(authority) = found.owner_key() {
-            let name = authority.read.as_ref().map(|data| data.variable.clone()).unwrap_or_default();
+        if let Some(authority) = found.beyond_db() {
+            let name = authority.read.as_ref().map_or("an authority that can't be read", |data| data.variable.as_str());
             problems.push((
                 format!("`{}` vouched for something that was started", name.escape_debug()),
                 format!("{} {}, PCR 7", Log::Boot, authority.event),

@@ -113,17 +113,14 @@ fn read(found: &Finding) -> Option<(LogHash, Vec<u8>)> {
 fn expected(hash: LogHash, later: bool, replay: &Replay<'_>, boot: Option<&BootLog>, pcrs: &PcrValues) -> Vec<Vec<u8>> {
     let quoted_bank = LogHash::from(pcrs.selection().bank()) == hash;
     let quoted = |last: u8| (0..=last).map(|pcr| pcrs.get(pcr).map(<[u8]>::to_vec)).collect::<Option<Vec<_>>>();
-    // What the firmware left: as replayed to the quote where the bank is the quoted one; of another
-    // bank as the log says, which only ties the list to this log.
-    let other = if quoted_bank { None } else { boot.and_then(|log| log.replay(hash)) };
+    // What the firmware left: as replayed to the quote where the bank is the quoted one. Of another
+    // bank, and of a PCR that the profile doesn't quote, as the log says, which only ties the list to
+    // this log: that it is this boot's, the quoted PCR 10 says.
+    let log = boot.and_then(|log| log.replay(hash));
+    let said = |pcr: u8| log.as_ref()?.value(pcr).map(<[u8]>::to_vec);
+    let proven = |pcr: u8| replay.firmware.get(&pcr).cloned().or_else(|| pcrs.get(pcr).map(<[u8]>::to_vec));
     let firmware = |last: u8| -> Option<Vec<Vec<u8>>> {
-        (0..=last)
-            .map(|pcr| match &other {
-                Some(bank) => bank.value(pcr).map(<[u8]>::to_vec),
-                None if quoted_bank => replay.firmware.get(&pcr).cloned().or_else(|| pcrs.get(pcr).map(<[u8]>::to_vec)),
-                None => None,
-            })
-            .collect()
+        (0..=last).map(|pcr| if quoted_bank { proven(pcr).or_else(|| said(pcr)) } else { said(pcr) }).collect()
     };
     let mut sets = vec![firmware(9), firmware(7)];
     if later && quoted_bank {

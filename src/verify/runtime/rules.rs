@@ -109,11 +109,6 @@ impl CompiledRules {
                 false => Err(format!("a {} digest is not believed", weak_name(fields.algorithm)).into()),
             };
         };
-        // Nothing vouches for the template's name. A buffer under another one would pass for a file
-        // with its content; a file's digest is not that of its signature.
-        if !fields.path.starts_with(b"/") && hash.digest(&[fields.signature]) == fields.digest {
-            return Err("it is a buffer under the name of another template".into());
-        }
         let listed = self.digests.contains(hash, fields.digest)
             || self.files.get(fields.path).is_some_and(|list| list.iter().any(|one| one.is(hash, fields.digest)))
             || self.exclusions.cover(fields.path);
@@ -125,13 +120,6 @@ impl CompiledRules {
 
     fn allow_buffer(&self, entry: &ImaEntry<'_>) -> Result<(), Why> {
         let fields = &entry.fields;
-        // Nothing vouches for the template's name: under another one a file's signature would pass for a
-        // buffer. But the digest of a buffer is the buffer's.
-        let is_buffer =
-            LogHash::from_name(fields.algorithm).is_some_and(|hash| hash.digest(&[fields.buffer]) == fields.digest);
-        if !is_buffer {
-            return Err("its digest is not the buffer's".into());
-        }
         let listed = self.buffers.get(fields.path).is_some_and(|list| {
             // The template data, buffer and all, was extended: the buffer's own hash decides.
             list.iter().any(|one| one.is(one.hash, &one.hash.digest(&[fields.buffer])))

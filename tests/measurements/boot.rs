@@ -1,13 +1,14 @@
 //! Every boot log of the test data, by name: what it must replay to, or why it is refused.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use leasehold::codes;
 use leasehold::measurements::LogHash;
 use leasehold::measurements::boot::BootLog;
+use leasehold::measurements::uefi::{Vouched, summary};
 
-use crate::expected::{Pcrs, replayed, yaml};
+use crate::expected::{Pcrs, hashes_of_data, replayed, yaml};
 use crate::testdata::{files, read, testdata};
 
 const TOOLS: &str = "tpm2-tools/test/integration/fixtures/";
@@ -160,4 +161,54 @@ fn held(log: &BootLog, tpm: &Pcrs) {
         }
     }
     assert!(compared >= 8, "{found:?}");
+}
+
+/// An independent count, by type: how many digests are the hash of their event's data, how many aren't.
+#[test]
+fn what_is_vouched_for_whole_agrees_with_another_count() {
+    let Some(root) = testdata() else { return };
+    let mut logs = 0;
+    for (file, _) in table().into_iter().filter(|(_, must)| matches!(must, Json | Yaml(_))) {
+        let Some(expected) = hashes_of_data(&root, &file) else { continue };
+        let log = BootLog::parse(&read(&root, &file)).unwrap();
+        let mut found = BTreeMap::<u32, (u64, u64)>::new();
+        for event in &log.events {
+            for (bank, _) in &event.digests {
+                let (yes, no) = found.entry(event.kind.0).or_default();
+                match event.vouched(*bank) {
+                    Vouched::Whole => *yes += 1,
+                    _ => *no += 1,
+                }
+            }
+        }
+        assert_eq!(found, expected, "{file}");
+        logs += 1;
+    }
+    assert!(logs >= 20, "{logs}");
+}
+
+/// Everything GRUB says it measured as a string is that string; every summary is a printable line.
+#[test]
+fn strings_of_boot_loaders_are_vouched_for_and_summaries_are_lines() {
+    let Some(root) = testdata() else { return };
+    let mut parts = BTreeMap::<String, usize>::new();
+    for (file, must) in table() {
+        let Ok(log) = BootLog::parse(&read(&root, &file)) else { continue };
+        for event in &log.events {
+            let line = summary(event);
+            assert!(!line.is_empty() && line.chars().count() <= 200, "{file} {}: {line}", event.number);
+            assert!(line.chars().all(|c| !c.is_control()), "{file} {}: {line}", event.number);
+            for bank in log.banks.iter().filter(|_| !matches!(must, Refused(_))) {
+                let vouched = event.vouched(*bank);
+                let grub = [&b"grub_cmd: "[..], b"kernel_cmdline: "].iter().any(|start| event.data.starts_with(start));
+                assert!(!grub || matches!(vouched, Vouched::Part { .. }), "{file} {}: {line}", event.number);
+                if let Vouched::Part { rule, .. } = vouched {
+                    *parts.entry(format!("{rule:?}")).or_default() += 1;
+                }
+            }
+        }
+    }
+    println!("{parts:?}");
+    let rules = ["AllButLastByte", "GrubString", "SectionName", "VariableContents"];
+    assert_eq!(parts.keys().collect::<Vec<_>>(), rules);
 }

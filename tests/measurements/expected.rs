@@ -44,3 +44,14 @@ pub fn replayed(root: &Path, file: &str) -> Pcrs {
     };
     pcrs.iter().map(|(bank, pcrs)| (bank.clone(), values(pcrs))).collect()
 }
+
+/// By event type, how many digests of `file` are the hash of their event's data and how many are
+/// not, as `replayed_pcrs.json` has it.
+pub fn hashes_of_data(root: &Path, file: &str) -> Option<BTreeMap<u32, (u64, u64)>> {
+    let text = std::fs::read(root.join("replayed_pcrs.json")).unwrap();
+    let all: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    let types = all[file]["digest_equals_hash_of_data"].as_object()?;
+    let number = |kind: &str| u32::from_str_radix(kind.strip_prefix("0x").unwrap(), 16).unwrap();
+    let counts = |count: &serde_json::Value| (count["yes"].as_u64().unwrap(), count["no"].as_u64().unwrap());
+    Some(types.iter().map(|(kind, count)| (number(kind), counts(count))).collect())
+}

@@ -9,5 +9,11 @@
 )]
 
 mod boot;
+mod boot_made;
+#[cfg(feature = "agent")]
+mod cli;
 mod expected;
+mod made;
+mod mutants;
 mod testdata;
+mod userspace;

@@ -13,6 +13,12 @@ mod boot_made;
 #[cfg(feature = "agent")]
 mod cli;
 mod expected;
+mod ima;
+mod ima_judge;
+mod ima_made;
+mod ima_mutants;
+mod ima_scale;
+mod ima_signed;
 mod made;
 mod mutants;
 mod testdata;

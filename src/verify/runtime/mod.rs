@@ -1,16 +1,34 @@
 //! What may run: the rules for entries of IMA's list, and the judge that applies them to new ones.
 //! The same judge works in the control plane, over the whole list, and on the node, over what came
 //! since the lease was granted.
+//!
+//! [`RuntimeRules`] are what people and reference sets write; [`CompiledRules`] are the same,
+//! checked, for looking up; a [`Judge`] goes by them from one [`Checkpoint`] to the next.
+
+mod judge;
+mod rules;
+mod signature;
+
+pub use judge::{Advanced, Judge};
+pub use rules::CompiledRules;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::references::hex_list;
-use crate::codes::Refusal;
+use crate::codes::{Code, Refusal};
+use crate::measurements::LogHash;
 use crate::tpm::Bank;
 
-/// Rules for the kernel's measurements. What no rule allows is refused.
+/// The most findings of a kind that a checkpoint names; what is beyond is only counted.
+pub const FINDINGS_LIMIT: usize = 64;
+
+/// Rules for the kernel's measurements. What no rule allows is refused. Paths are absolute, and
+/// written as [`crate::measurements::ima::escaped`] shows them: names need not be UTF-8.
+///
+/// A digest counts only if it is SHA-256 or longer: entries with SHA-1 or MD5 digests, as all of
+/// the template `ima`, are allowed by no rule.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RuntimeRules {
@@ -26,7 +44,9 @@ pub struct RuntimeRules {
     pub signers: Vec<Vec<u8>>,
     /// Paths that are not judged, each with an argument.
     pub exclusions: Vec<Exclusion>,
-    /// Violations that are waived, each with an argument.
+    /// Violations that are waived, each with an argument. The kernel extends the same for every
+    /// violation, so the TPM vouches for their number only, not for their paths: who can alter the
+    /// list can say any path. Waive what an accident may do, not what an attacker might.
     pub waivers: Vec<Exclusion>,
     /// Names of `ima-buf` entries and digests of their buffers, as in `files`.
     pub buffers: BTreeMap<String, Vec<String>>,
@@ -65,6 +85,9 @@ pub struct HexBytes(#[serde(with = "hex::serde")] pub Vec<u8>);
 pub struct Checkpoint {
     /// The bank whose PCR 10 is folded.
     pub bank: String,
+    /// The kernel couldn't hash for this bank, and extended SHA-1 digests with zeros behind them:
+    /// the list is vouched for by no more than SHA-1.
+    pub padded: bool,
     /// Entries taken in.
     pub entries: u64,
     /// Bytes of the list taken in.
@@ -80,7 +103,10 @@ pub struct Checkpoint {
     pub violations: Vec<Finding>,
     /// How many there are.
     pub violations_count: u64,
-    /// The `boot_aggregate`s: the first entry, and one more after each kexec.
+    /// How many violations were waived.
+    pub waived_count: u64,
+    /// The `boot_aggregate`s: the first entry, and one more after each kexec; at most 64. They are
+    /// not judged here: each must be the hash of this boot's PCRs ([`boot_aggregate`]).
     pub boot_aggregates: Vec<Finding>,
 }
 
@@ -90,52 +116,29 @@ pub struct Checkpoint {
 pub struct Finding {
     /// Its number.
     pub entry: u64,
-    /// Its path, what isn't printable escaped.
+    /// Where it begins, in bytes from the start of the list.
+    pub offset: u64,
+    /// Its path, what isn't printable escaped; at most 1,024 characters of it.
     pub path: String,
     /// The file's digest as found, `sha256:…`.
     pub digest: String,
+    /// Why no rule allows it, in words.
+    pub why: String,
     /// The nearest that a rule would have accepted; empty if there is none.
     pub nearest: String,
 }
 
-/// Takes a list in, entry by entry, under rules.
-#[derive(Clone, Debug)]
-pub struct Judge<'a> {
-    /// `None`: everything is only counted.
-    pub rules: Option<&'a RuntimeRules>,
-    /// Where it stands.
-    pub at: Checkpoint,
-}
-
-/// Proof that PCR 10 went from one value to another by entries that the rules allow, and no other.
-/// Only [`Judge::advance`] makes it; the gate takes it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Advanced {
-    bank: Bank,
-    from: Vec<u8>,
-    to: Vec<u8>,
-    entries: u64,
-}
-
-impl Advanced {
-    /// The bank.
-    pub const fn bank(&self) -> Bank {
-        self.bank
-    }
-
-    /// The value it began at.
-    pub fn from(&self) -> &[u8] {
-        &self.from
-    }
-
-    /// The value it leads to.
-    pub fn to(&self) -> &[u8] {
-        &self.to
-    }
-
-    /// How many entries lie between.
-    pub const fn entries(&self) -> u64 {
-        self.entries
+impl Finding {
+    /// The refusal of this entry: [`crate::codes::VERIFY_IMA_UNLISTED`], [`crate::codes::VERIFY_IMA_VIOLATION`]
+    /// or [`crate::codes::VERIFY_BOOT_AGGREGATE`].
+    pub fn refusal(&self, code: Code) -> Refusal {
+        let expected = match self.nearest.as_str() {
+            "" => "a digest, file, signer, buffer or exclusion of the reference values that allows it",
+            nearest => nearest,
+        };
+        Refusal::new(code, format!("{} with {}: {}", self.path, self.digest, self.why))
+            .at(format!("IMA entry {}, PCR 10, byte {} of the list", self.entry, self.offset))
+            .expected(expected)
     }
 }
 
@@ -144,6 +147,7 @@ impl Checkpoint {
     pub fn start(bank: Bank) -> Self {
         Self {
             bank: bank.to_string(),
+            padded: false,
             entries: 0,
             offset: 0,
             value: vec![0; bank.size()],
@@ -151,29 +155,22 @@ impl Checkpoint {
             unlisted_count: 0,
             violations: Vec::new(),
             violations_count: 0,
+            waived_count: 0,
             boot_aggregates: Vec::new(),
         }
     }
+
+    /// Before the first entry, for a bank that is extended with padded SHA-1 digests.
+    pub fn start_padded(bank: Bank) -> Self {
+        Self { padded: true, ..Self::start(bank) }
+    }
 }
 
-impl Judge<'_> {
-    /// Takes in `rest`, the list from the checkpoint on, until PCR 10 has `target`; all whole entries
-    /// if there is no target. `Ok(false)`: the entries that are there don't lead to it (yet); the
-    /// checkpoint then stands behind the last whole one.
-    ///
-    /// # Errors
-    /// [`crate::codes::MEASUREMENTS_IMA_LIST`]: the list can't be read on.
-    pub fn take(&mut self, _rest: &[u8], _target: Option<&[u8]>) -> Result<bool, Refusal> {
-        todo!("B")
-    }
-
-    /// The same on a node, under a lease: every entry from `self.at` to `target` must be allowed.
-    /// `Ok(None)`: the list hasn't got so far yet.
-    ///
-    /// # Errors
-    /// [`crate::codes::VERIFY_IMA_UNLISTED`] or [`crate::codes::VERIFY_IMA_VIOLATION`] naming the first entry that
-    /// no rule allows, with the nearest that one does.
-    pub fn advance(&mut self, _rest: &[u8], _target: &[u8]) -> Result<Option<Advanced>, Refusal> {
-        todo!("B")
-    }
+/// The `boot_aggregate` that a kernel computes from these values of PCRs, 0 first (Linux
+/// `ima_calc_boot_aggregate`): from 5.8 on PCRs 0 to 9, before and for SHA-1 PCRs 0 to 7. Backports differ,
+/// so either is right. The values are those of the bank of `hash`, and those that the firmware
+/// left: PCR 9 may have moved since.
+pub fn boot_aggregate<'a>(values: impl IntoIterator<Item = &'a [u8]>, hash: LogHash) -> Vec<u8> {
+    let values: Vec<&[u8]> = values.into_iter().collect();
+    hash.digest(&values)
 }

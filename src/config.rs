@@ -165,6 +165,9 @@ pub struct ServerConfig {
     /// Which TPMs are known and which nodes may join.
     #[serde(default)]
     pub admission: AdmissionConfig,
+    /// Who approves reference sets.
+    #[serde(default)]
+    pub policy: PolicyConfig,
     /// Terms.
     #[serde(default)]
     pub terms: TermsConfig,
@@ -213,6 +216,24 @@ pub struct JoinRule {
     /// The group a joining node is put in.
     #[serde(default)]
     pub group: Option<String>,
+}
+
+/// The keys that must sign a reference set before this server takes it. Their private halves need
+/// not be here: `leasehold-server reference sign` works anywhere.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PolicyConfig {
+    /// PEM files of the public keys (P-256). Without any, a set needs no signature.
+    pub keys: Vec<PathBuf>,
+    /// How many different ones of them must have signed, 1 or 2. With 2 nobody's set counts by their
+    /// own approval alone.
+    pub threshold: u8,
+}
+
+impl Default for PolicyConfig {
+    fn default() -> Self {
+        Self { keys: Vec::new(), threshold: 1 }
+    }
 }
 
 /// How long things hold.

@@ -26,6 +26,7 @@ mod keys;
 mod leases;
 mod limiter;
 mod nonces;
+pub mod reference;
 mod references;
 mod registry;
 mod replay;

@@ -1,4 +1,7 @@
-//! Reference values: for now each node's own, learnt from its latest verified quote.
+//! Reference values: the sets that operators imported ([`documents`]), and where a node has none of
+//! them, its own whole values, learnt from its latest verified quote.
+
+pub mod documents;
 
 use std::collections::BTreeMap;
 

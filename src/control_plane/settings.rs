@@ -3,17 +3,18 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, SubjectPublicKeyInfoDer};
 use rustls::pki_types::pem::PemObject;
 
 use super::ca::CaTerms;
 use super::keys;
 use super::registry::workloads::check_group;
 use crate::codes::{self, Refusal};
-use crate::config::{JoinRule, ServerConfig, TermsConfig};
+use crate::config::{JoinRule, PolicyConfig, ServerConfig, TermsConfig};
 use crate::identity::TrustDomain;
 use crate::tpm::PcrSelection;
 use crate::tpm::structures::Public;
+use crate::verify::references::PolicyKey;
 use crate::verify::{EkRoots, Grade};
 
 /// A day in seconds.
@@ -33,6 +34,8 @@ pub struct Settings {
     pub roots: EkRoots,
     /// Rules by which a node joins without an operator.
     pub rules: Vec<Rule>,
+    /// Who must have signed a reference set.
+    pub policy: Policy,
     /// A lease's online term.
     pub lease: Duration,
     /// The longest lifetime of a workload's SVID.
@@ -43,6 +46,15 @@ pub struct Settings {
     pub ca: CaTerms,
     /// How long a node's and the server's certificate last.
     pub own_certificates: Duration,
+}
+
+/// Who must have signed a reference set.
+#[derive(Clone, Debug, Default)]
+pub struct Policy {
+    /// The keys; none: sets need no signature.
+    pub keys: Vec<PolicyKey>,
+    /// How many different ones of them.
+    pub threshold: usize,
 }
 
 /// A join rule.
@@ -79,6 +91,7 @@ impl Settings {
             selection,
             roots: roots(&config.admission.ek_roots)?,
             rules: config.admission.join.iter().map(Rule::check).collect::<Result<_, _>>()?,
+            policy: Policy::check(&config.policy)?,
             lease: Duration::from_secs(lease_seconds),
             svid: Duration::from_secs(svid_seconds),
             nonce_seconds,
@@ -87,6 +100,34 @@ impl Settings {
             own_certificates: (lifetime / 4).min(Duration::from_secs(7 * DAY)),
         })
     }
+}
+
+impl Policy {
+    fn check(config: &PolicyConfig) -> Result<Self, Refusal> {
+        within("policy.threshold", config.threshold.into(), 1, 2)?;
+        let keys = config.keys.iter().map(|file| policy_key(file)).collect::<Result<Vec<_>, _>>()?;
+        let threshold = usize::from(config.threshold);
+        if !keys.is_empty() && keys.len() < threshold {
+            return Err(invalid("policy.keys", format!("{} for a threshold of {threshold}", keys.len()))
+                .expected("as many keys, at least"));
+        }
+        if keys.is_empty() && threshold > 1 {
+            return Err(invalid("policy.threshold", threshold.to_string()).expected("policy.keys, that it counts"));
+        }
+        for (number, key) in keys.iter().enumerate() {
+            if keys.iter().take(number).any(|other| other == key) {
+                return Err(invalid("policy.keys", "a key stands twice".to_owned()));
+            }
+        }
+        Ok(Self { keys, threshold })
+    }
+}
+
+fn policy_key(file: &Path) -> Result<PolicyKey, Refusal> {
+    let failed = |what: String| invalid(&format!("policy.keys {}", file.display()), what);
+    let spki = SubjectPublicKeyInfoDer::from_pem_file(file)
+        .map_err(|e| failed(e.to_string()).expected("a PEM file `PUBLIC KEY`; `reference keygen` makes one"))?;
+    PolicyKey::from_spki(&spki).map_err(|refusal| failed(refusal.found).expected("a P-256 key"))
 }
 
 impl Rule {
@@ -178,6 +219,9 @@ mod tests {
             ("[[admission.join]]\nname = \"all\"\ngrade = \"listed\"\ngroup = \"a b\"", "admission.join `all`"),
             ("[[admission.join]]\nname = \"all\"\ngrade = \"listed\"\nek = \"rsa\"", "admission.join `all`"),
             ("[admission]\nek_roots = [\"/nowhere\"]", "admission.ek_roots /nowhere"),
+            ("[policy]\nkeys = [\"/nowhere\"]", "policy.keys /nowhere"),
+            ("[policy]\nthreshold = 3", "policy.threshold"),
+            ("[policy]\nthreshold = 2", "policy.threshold"),
         ] {
             let refusal = check(text).unwrap_err();
             assert_eq!((refusal.code, refusal.at.as_str()), (codes::CONFIG_INVALID, at));

@@ -41,7 +41,15 @@ pub struct Fault {
 /// # Errors
 /// The first fault.
 pub fn scan(bytes: &[u8], tag: Option<u64>) -> Result<(), Fault> {
-    let mut scanner = Scanner { bytes, offset: 0, items: 0 };
+    scan_items(bytes, tag, ITEMS)
+}
+
+/// The same for documents of up to `limit` items.
+///
+/// # Errors
+/// The first fault.
+pub fn scan_items(bytes: &[u8], tag: Option<u64>, limit: u32) -> Result<(), Fault> {
+    let mut scanner = Scanner { bytes, offset: 0, items: 0, limit };
     if let Some(expected) = tag {
         let start = scanner.offset;
         let (major, value) = scanner.head()?;
@@ -78,6 +86,7 @@ struct Scanner<'a> {
     bytes: &'a [u8],
     offset: usize,
     items: u32,
+    limit: u32,
 }
 
 impl Scanner<'_> {
@@ -107,8 +116,8 @@ impl Scanner<'_> {
             return Err(fault(FaultKind::Malformed, start, format!("nested deeper than {DEPTH}")));
         };
         self.items += 1;
-        if self.items > ITEMS {
-            return Err(fault(FaultKind::Malformed, start, format!("more than {ITEMS} items")));
+        if self.items > self.limit {
+            return Err(fault(FaultKind::Malformed, start, format!("more than {} items", self.limit)));
         }
         let (major, value) = self.head()?;
         match major {

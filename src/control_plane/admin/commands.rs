@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{nodes, registrations, trust};
+use super::{nodes, references, registrations, trust};
 use crate::clock::WallTime;
 use crate::codes::Refusal;
 use crate::control_plane::events::Audience;
@@ -35,6 +35,11 @@ pub enum Command {
     ReferenceLearn { node: String, fingerprint: String },
     ReferenceList,
     ReferenceRetire { node: String },
+    ReferenceImport { document: String },
+    ReferenceShow { name: String, version: Option<u64> },
+    ReferenceAssign { name: String, node: Option<String>, node_group: Option<String> },
+    ReferenceUnassign { node: Option<String>, node_group: Option<String> },
+    ReferenceRetireSet { name: String },
     CaShow,
     CaPrepare,
     CaRotate { early: bool },
@@ -105,6 +110,17 @@ impl Command {
             Self::ReferenceLearn { node, fingerprint } => trust::reference_learn(tx, &node, &fingerprint, now),
             Self::ReferenceList => trust::reference_list(tx),
             Self::ReferenceRetire { node } => trust::reference_retire(tx, &node, now),
+            Self::ReferenceImport { document } => {
+                references::import(tx, &document, &shared.settings.policy, shared.settings.selection.bank(), now)
+            }
+            Self::ReferenceShow { name, version } => references::show(tx, &name, version),
+            Self::ReferenceAssign { name, node, node_group } => {
+                references::assign(tx, &name, node.as_deref(), node_group.as_deref(), now)
+            }
+            Self::ReferenceUnassign { node, node_group } => {
+                references::unassign(tx, node.as_deref(), node_group.as_deref(), now)
+            }
+            Self::ReferenceRetireSet { name } => references::retire(tx, &name, now),
             Self::CaShow => trust::ca_show(tx),
             Self::CaPrepare => trust::ca_prepare(tx, &shared.authority, now),
             Self::CaRotate { early } => trust::ca_rotate(tx, &shared.authority, early, now),

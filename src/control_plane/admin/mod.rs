@@ -3,13 +3,14 @@
 pub mod commands;
 pub mod facts;
 mod nodes;
+mod references;
 pub mod registrations;
 pub mod socket;
 mod trust;
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -23,11 +24,13 @@ pub use commands::Command;
 
 /// The path of commands.
 pub const PATH: &str = "/v1/command";
+/// The largest command, in bytes: a reference document in hexadecimal.
+const LIMIT: usize = 2 * crate::verify::references::LIMIT + 1024;
 
 /// Serves the admin socket until `stop`.
 pub async fn serve(listener: UnixListener, shared: Arc<Shared>, stop: CancellationToken) {
     let router = Router::new()
-        .route(PATH, post(command))
+        .route(PATH, post(command).layer(DefaultBodyLimit::max(LIMIT)))
         .route("/live", get(|| async { "live\n" }))
         .route("/ready", get(ready))
         .route("/metrics", get(|State(shared): State<Arc<Shared>>| async move { shared.metrics.render() }))

@@ -64,7 +64,8 @@ pub fn reference_learn(tx: &Transaction<'_>, node: &str, fingerprint: &str, now:
 /// # Errors
 /// [`codes::STORE_FAILED`].
 pub fn reference_list(tx: &Transaction<'_>) -> Result<Outcome, Refusal> {
-    Ok(only(json!({ "schema": 1, "references": references::all(tx)? })))
+    let sets = references::documents::all(tx)?;
+    Ok(only(json!({ "schema": 1, "references": references::all(tx)?, "sets": sets })))
 }
 
 /// Retires a node's reference values: its lease ends and it gets none until it has others.

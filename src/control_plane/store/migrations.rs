@@ -8,7 +8,7 @@ use crate::codes::{self, Refusal};
 const APPLICATION: i64 = 0x4C53_4844;
 
 /// Each step, once released, stays as it is; changes are further steps.
-const STEPS: &[&str] = &[FIRST, SECOND];
+const STEPS: &[&str] = &[FIRST, SECOND, THIRD];
 
 /// Brings the schema up to date, in one transaction.
 ///
@@ -231,4 +231,29 @@ const SECOND: &str = "
 -- The certification that the node last attested with, which a later enrolment must not take from it.
 ALTER TABLE nodes ADD COLUMN certification_in_use BLOB;
 CREATE INDEX nodes_by_ak ON nodes(ak_public) WHERE state <> 'waiting';
+";
+
+const THIRD: &str = "
+-- Reference sets as documents: the bytes as they were signed. Of each name the newest is in force.
+CREATE TABLE reference_documents(
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    digest BLOB NOT NULL CHECK (length(digest) = 32),
+    document BLOB NOT NULL,
+    imported_at INTEGER NOT NULL,
+    retired_at INTEGER,
+    UNIQUE (name, version)
+) STRICT;
+CREATE UNIQUE INDEX one_reference_document ON reference_documents(name) WHERE retired_at IS NULL;
+
+-- Which set a node is held against: its own assignment, else that of its group.
+CREATE TABLE reference_assignments(
+    node BLOB UNIQUE REFERENCES nodes(id),
+    node_group TEXT UNIQUE,
+    name TEXT NOT NULL,
+    assigned_at INTEGER NOT NULL,
+    CHECK ((node IS NULL) <> (node_group IS NULL))
+) STRICT;
+CREATE INDEX assignments_by_name ON reference_assignments(name);
 ";

@@ -3,11 +3,20 @@
 //! A set names the states a node may have booted into, any *one* of which must be met as a whole,
 //! and the rules for what may run. It is versioned, and where the trust domain has a policy key,
 //! signed by it.
+//!
+//! ```text
+//! TOML (people) ─▶ ReferenceSet ─▶ CBOR (wire) ─▶ COSE_Sign (signed, once or more) ─▶ Document
+//!       text          check           wire              document
+//! ```
 
+mod check;
 mod document;
 mod learnt;
+mod text;
+mod wire;
 
-pub use document::{Document, PolicyKey};
+pub use check::{DIGESTS_LIMIT, EVENTS_LIMIT, STATES_LIMIT};
+pub use document::{Document, LIMIT, PolicyKey};
 pub use learnt::LearntSet;
 
 use std::collections::BTreeMap;
@@ -17,6 +26,9 @@ use serde::{Deserialize, Serialize};
 use super::runtime::RuntimeRules;
 use crate::clock::WallTime;
 use crate::tpm::Bank;
+
+/// The CDDL (RFC 8610) of documents.
+pub const CDDL: &str = include_str!("references.cddl");
 
 /// A set of reference values.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -59,11 +71,19 @@ pub struct EventReference {
     /// digest decides.
     #[serde(rename = "type")]
     pub kind: String,
-    /// What was extended, in the set's bank.
+    /// What was extended, in the set's bank. Empty for a part (type EV_IPL) whose contents nobody knew:
+    /// it stands in its place and isn't judged.
     #[serde(with = "hex::serde")]
     pub digest: Vec<u8>,
     /// What it is, in words, e.g. `UKI section .cmdline`.
     pub what: String,
+}
+
+impl EventReference {
+    /// Whether an event of this digest is the one that is expected.
+    pub fn accepts(&self, digest: &[u8]) -> bool {
+        self.digest.is_empty() || self.digest == digest
+    }
 }
 
 /// What Secure Boot must have been. Its presence also accepts images (PCR 4) for which the state has

@@ -1,0 +1,164 @@
+//! Commands about reference sets as documents.
+
+use serde_json::json;
+
+use super::commands::{Effects, Outcome, only};
+use crate::clock::WallTime;
+use crate::codes::{self, Refusal};
+use crate::control_plane::events::Audience;
+use crate::control_plane::references::documents::{self, Facts, Target};
+use crate::control_plane::registry::{nodes, workloads};
+use crate::control_plane::settings::Policy;
+use crate::control_plane::store::Transaction;
+use crate::control_plane::{audit, leases, replay};
+use crate::identity::NodeId;
+use crate::protocol::Event;
+use crate::tpm::Bank;
+use crate::verify::references::Document;
+
+/// Puts a document in force, if the policy keys signed it; its nodes attest anew.
+///
+/// Leases on the version before stand until then: most new versions accept what the one before did.
+///
+/// # Errors
+/// As [`Document::read`] and [`documents::import`]; [`codes::ADMIN_INVALID`] for another bank than
+/// the one this server asks for.
+pub fn import(
+    tx: &Transaction<'_>,
+    document: &str,
+    policy: &Policy,
+    bank: Bank,
+    now: WallTime,
+) -> Result<Outcome, Refusal> {
+    let bytes = hex::decode(document).map_err(|_| Refusal::new(codes::ADMIN_INVALID, "it is not hexadecimal"))?;
+    let document = Document::read(&bytes, &policy.keys, policy.threshold)?;
+    if document.set.bank != bank {
+        return Err(Refusal::new(codes::ADMIN_INVALID, document.set.bank.to_string())
+            .at("bank")
+            .expected(format!("{bank}, which this server's `pcrs` names")));
+    }
+    let changed = documents::import(tx, &document, now)?;
+    let mut effects = Effects::default();
+    let facts = Facts::of(&document);
+    if changed {
+        let signers: Vec<String> = document.signers.iter().map(hex::encode).collect();
+        let detail = json!({
+            "name": facts.name, "version": facts.version, "digest": facts.digest, "states": facts.states,
+            "claimed": facts.signers, "verified": signers,
+        });
+        audit::done(tx, now, "reference.imported", None, detail)?;
+        effects = attest(tx, &documents::nodes_of(tx, &document.set.name)?)?;
+        // A restored store would put the version before in force again.
+        effects.taken = true;
+    }
+    Ok((json!({ "schema": 1, "changed": changed, "set": facts }), effects))
+}
+
+/// A stored set with its document, in hexadecimal.
+///
+/// # Errors
+/// [`codes::ADMIN_UNKNOWN`].
+pub fn show(tx: &Transaction<'_>, name: &str, version: Option<u64>) -> Result<Outcome, Refusal> {
+    let document = documents::find(tx, name, version)?;
+    Ok(only(json!({ "schema": 1, "set": Facts::of(&document), "document": hex::encode(&document.bytes) })))
+}
+
+/// Holds a node or a group against a set.
+///
+/// # Errors
+/// [`codes::ADMIN_UNKNOWN`], [`codes::ADMIN_INVALID`].
+pub fn assign(
+    tx: &Transaction<'_>,
+    name: &str,
+    node: Option<&str>,
+    group: Option<&str>,
+    now: WallTime,
+) -> Result<Outcome, Refusal> {
+    let target = target(tx, node, group)?;
+    let changed = documents::assign(tx, name, &target, now)?;
+    let mut effects = Effects::default();
+    if changed {
+        audit::done(tx, now, "reference.assigned", node_of(&target), detail(name, &target))?;
+        effects = ended(tx, &concerned(tx, &target)?)?;
+    }
+    Ok((json!({ "schema": 1, "changed": changed, "assigned": detail(name, &target) }), effects))
+}
+
+/// Undoes it: the node falls back to its group's set, or to the values learnt from itself.
+///
+/// # Errors
+/// [`codes::ADMIN_UNKNOWN`] when there is no assignment, [`codes::ADMIN_INVALID`].
+pub fn unassign(
+    tx: &Transaction<'_>,
+    node: Option<&str>,
+    group: Option<&str>,
+    now: WallTime,
+) -> Result<Outcome, Refusal> {
+    let target = target(tx, node, group)?;
+    if !documents::unassign(tx, &target)? {
+        return Err(Refusal::new(codes::ADMIN_UNKNOWN, "no set is assigned to it"));
+    }
+    audit::done(tx, now, "reference.unassigned", node_of(&target), detail("", &target))?;
+    let effects = ended(tx, &concerned(tx, &target)?)?;
+    Ok((json!({ "schema": 1, "changed": true, "assigned": null }), effects))
+}
+
+/// Retires a set: the leases of its nodes end, and they get none until there is a newer version.
+///
+/// # Errors
+/// [`codes::ADMIN_UNKNOWN`].
+pub fn retire(tx: &Transaction<'_>, name: &str, now: WallTime) -> Result<Outcome, Refusal> {
+    documents::retire(tx, name, now)?;
+    let nodes = documents::nodes_of(tx, name)?;
+    audit::done(tx, now, "reference.retired", None, json!({ "name": name, "nodes": nodes.len() }))?;
+    Ok((json!({ "schema": 1, "changed": true, "name": name, "nodes": nodes.len() }), ended(tx, &nodes)?))
+}
+
+fn target(tx: &Transaction<'_>, node: Option<&str>, group: Option<&str>) -> Result<Target, Refusal> {
+    match (node, group) {
+        (Some(node), None) => Ok(Target::Node(nodes::resolve(tx, node)?.id)),
+        (None, Some(group)) => {
+            workloads::check_group(group)?;
+            Ok(Target::Group(group.to_owned()))
+        }
+        _ => Err(Refusal::new(codes::ADMIN_INVALID, "no target, or two").expected("one of --node, --node-group")),
+    }
+}
+
+fn concerned(tx: &Transaction<'_>, target: &Target) -> Result<Vec<NodeId>, Refusal> {
+    match target {
+        Target::Node(node) => Ok(vec![*node]),
+        Target::Group(group) => nodes::of_group(tx, group),
+    }
+}
+
+const fn node_of(target: &Target) -> Option<NodeId> {
+    match target {
+        Target::Node(node) => Some(*node),
+        Target::Group(_) => None,
+    }
+}
+
+fn detail(name: &str, target: &Target) -> serde_json::Value {
+    match target {
+        Target::Node(node) => json!({ "name": name, "node": node.to_string() }),
+        Target::Group(group) => json!({ "name": name, "node_group": group }),
+    }
+}
+
+/// The nodes attest anew; what was answered before is no longer repeated.
+fn attest(tx: &Transaction<'_>, nodes: &[NodeId]) -> Result<Effects, Refusal> {
+    for node in nodes {
+        replay::forget(tx, Some(*node))?;
+    }
+    let push = nodes.iter().map(|node| (Audience::Node(*node), Event::Attest)).collect();
+    Ok(Effects { push, ..Effects::default() })
+}
+
+/// The nodes' leases were on other reference values, and end with them.
+fn ended(tx: &Transaction<'_>, nodes: &[NodeId]) -> Result<Effects, Refusal> {
+    for node in nodes {
+        leases::end(tx, *node, codes::VERIFY_NO_REFERENCE)?;
+    }
+    Ok(Effects { taken: true, ..attest(tx, nodes)? })
+}

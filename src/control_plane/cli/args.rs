@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::reference::ReferenceCommand;
 use crate::codes::Refusal;
 use crate::config::{self, ServerConfig};
-use super::reference::ReferenceCommand;
 use crate::control_plane::dev::command::DevArguments;
 use crate::telemetry::LogFormat;
 

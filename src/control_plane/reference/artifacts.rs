@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use super::files::Files;
 use super::pe::Image;
 use super::stub::{self, Contents};
-use super::variables::{self, Variables};
 use super::unusable;
+use super::variables::{self, Variables};
 use crate::codes::Refusal;
 use crate::measurements::LogHash;
 use crate::tpm::Bank;
@@ -68,15 +68,14 @@ pub fn set(
         return Err(unusable("from-artifacts", "nothing to compute reference values from")
             .expected("--uki, --digests, --secure-boot-vars, --ima-digests, --tree or --deb"));
     }
-    let runtime = (!inputs.files.is_empty())
-        .then(|| RuntimeRules { files: inputs.files.clone(), ..RuntimeRules::default() });
+    let runtime =
+        (!inputs.files.is_empty()).then(|| RuntimeRules { files: inputs.files.clone(), ..RuntimeRules::default() });
     if runtime.is_none() {
         notes.push("runtime: no files were given, so what runs is not proven".to_owned());
     }
     let state = BootState { name: state.to_owned(), ..predicted };
     let states = if empty { Vec::new() } else { vec![state] };
-    let set =
-        ReferenceSet { name: name.to_owned(), version: 1, profile: profile.to_owned(), bank, states, runtime };
+    let set = ReferenceSet { name: name.to_owned(), version: 1, profile: profile.to_owned(), bank, states, runtime };
     Ok((set.checked()?, notes))
 }
 
@@ -178,8 +177,11 @@ impl Prediction {
         for (name, contents) in &inputs.sections {
             let known = stub::SECTIONS.contains(&name.as_str());
             if !known || (contents.digest(hash).is_none() && name != ".osrel") {
-                return Err(unusable(format!("section {name}"), if known { "no digest in this bank" } else { "unknown" })
-                    .expected(format!("one of {}; for another bank than sha256 its file", stub::SECTIONS.join(", "))));
+                return Err(unusable(
+                    format!("section {name}"),
+                    if known { "no digest in this bank" } else { "unknown" },
+                )
+                .expected(format!("one of {}; for another bank than sha256 its file", stub::SECTIONS.join(", "))));
             }
         }
         let ordered = stub::SECTIONS.iter().filter_map(|name| inputs.sections.get_key_value(*name));
@@ -196,9 +198,9 @@ impl Prediction {
                 self.put(9, stub::pcr9(&stub::effective_cmdline(cmdline, Some(252)), initrd, hash), hash);
                 self.notes.push("PCR 9: predicted as of a systemd-stub older than 254".to_owned());
             }
-            _ => self.notes.push(
-                "PCR 9: the command line's text or the initrd isn't among the artefacts: not proven".to_owned(),
-            ),
+            _ => self
+                .notes
+                .push("PCR 9: the command line's text or the initrd isn't among the artefacts: not proven".to_owned()),
         }
         self.notes.push(match self.state.secure_boot {
             Some(_) => "PCR 4: the image isn't among the artefacts: Secure Boot vouches for it".to_owned(),

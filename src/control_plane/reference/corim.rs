@@ -113,7 +113,9 @@ pub fn import(bytes: &[u8]) -> Result<ReferenceSet, Refusal> {
         return Err(refuse(format!("tag {}", tagged.tag)).expected("501, an unsigned CoRIM"));
     }
     let CorimMap { id: CorimId::Text(name), profile, dependent_rims: None, rim_validity: None, .. } = &corim else {
-        return Err(refuse("an id that isn't text, other manifests it rests on, or a validity").expected("none of these"));
+        return Err(
+            refuse("an id that isn't text, other manifests it rests on, or a validity").expected("none of these")
+        );
     };
     let ours = *profile == Some(ProfileChoice::Uri(PROFILE.to_owned()));
     if !ours && profile.is_some() {
@@ -156,7 +158,8 @@ fn state_measurements(state: &BootState, algorithm: i64) -> Vec<MeasurementMap> 
         let mut values = MeasurementValuesMap::new();
         values.flags = Some(SECURE);
         measurements.push(keyed("secure-boot".to_owned(), values));
-        let sha256 = |list: &[Vec<u8>]| list.iter().map(|digest| Digest::new(named(LogHash::Sha256), digest.clone())).collect();
+        let sha256 =
+            |list: &[Vec<u8>]| list.iter().map(|digest| Digest::new(named(LogHash::Sha256), digest.clone())).collect();
         if !authorities.is_empty() {
             measurements.push(measurement("secure-boot/authorities".to_owned(), sha256(authorities), None));
         }
@@ -221,7 +224,9 @@ impl Reading {
             || triples.conditional_endorsement_series.is_some()
             || triples.conditional_endorsement.is_some();
         if others {
-            return Err(refuse("triples of another kind, or links to other tags").at(name).expected("reference triples only"));
+            return Err(refuse("triples of another kind, or links to other tags")
+                .at(name)
+                .expected("reference triples only"));
         }
         same(&mut self.version, identity.tag_version_or_default().max(1), "tag-version")?;
         let mut state = BootState { name: name.clone(), ..BootState::default() };
@@ -306,7 +311,9 @@ impl Reading {
         };
         let pcr = u8::try_from(*pcr).map_err(|_| refuse(format!("integrity register {pcr}")).expected("0 to 23"))?;
         let [digest] = digests else {
-            return Err(refuse(format!("{} digests of PCR {pcr}", digests.len())).expected("one, of the bank to be quoted"));
+            return Err(
+                refuse(format!("{} digests of PCR {pcr}", digests.len())).expected("one, of the bank to be quoted")
+            );
         };
         let value = self.in_bank(digest)?;
         match state.values.insert(pcr, value) {
@@ -379,7 +386,9 @@ fn digest_of(digest: &Digest) -> Result<(LogHash, Vec<u8>), Refusal> {
         DigestAlg::Int(1) => LogHash::Sha256,
         DigestAlg::Int(7) => LogHash::Sha384,
         DigestAlg::Int(8) => LogHash::Sha512,
-        other => return Err(refuse(format!("digest algorithm {other}")).expected("1, 7 or 8: SHA-256, SHA-384, SHA-512")),
+        other => {
+            return Err(refuse(format!("digest algorithm {other}")).expected("1, 7 or 8: SHA-256, SHA-384, SHA-512"));
+        }
     };
     match digest.value().len() == hash.size() {
         true => Ok((hash, digest.value().to_vec())),

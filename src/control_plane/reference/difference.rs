@@ -52,7 +52,9 @@ pub fn states(before: &BootState, after: &BootState) -> Vec<String> {
     for pcr in pcrs {
         match (before.events.get(&pcr), after.events.get(&pcr)) {
             (Some(before), Some(after)) => events(&mut lines, pcr, before, after),
-            (None, Some(after)) => lines.push(format!("PCR {pcr}: {} events, which weren't judged before", after.len())),
+            (None, Some(after)) => {
+                lines.push(format!("PCR {pcr}: {} events, which weren't judged before", after.len()))
+            }
             _ => lines.push(format!("PCR {pcr}: its events are no longer judged")),
         }
     }
@@ -119,10 +121,9 @@ fn secure_boot(lines: &mut Vec<String>, before: Option<&SecureBootReference>, af
 fn runtime(lines: &mut Vec<String>, before: &RuntimeRules, after: &RuntimeRules) {
     let mode = |rules: &RuntimeRules| if rules.mode == Mode::Warn { "warn" } else { "enforce" };
     changed(lines, "runtime: mode", mode(before), mode(after));
-    for (what, old, new) in
-        [("file", &before.files, &after.files), ("buffer", &before.buffers, &after.buffers)]
-    {
-        let paths: BTreeSet<&String> = old.keys().chain(new.keys()).filter(|path| old.get(*path) != new.get(*path)).collect();
+    for (what, old, new) in [("file", &before.files, &after.files), ("buffer", &before.buffers, &after.buffers)] {
+        let paths: BTreeSet<&String> =
+            old.keys().chain(new.keys()).filter(|path| old.get(*path) != new.get(*path)).collect();
         for path in paths.iter().take(FILES_SHOWN) {
             let how = match (old.get(*path), new.get(*path)) {
                 (None, _) => "new",
@@ -136,7 +137,11 @@ fn runtime(lines: &mut Vec<String>, before: &RuntimeRules, after: &RuntimeRules)
         }
     }
     let digests = |rules: &RuntimeRules| -> BTreeSet<String> {
-        rules.digests.iter().flat_map(|(alg, list)| list.iter().map(move |d| format!("{alg}:{}", short(&d.0)))).collect()
+        rules
+            .digests
+            .iter()
+            .flat_map(|(alg, list)| list.iter().map(move |d| format!("{alg}:{}", short(&d.0))))
+            .collect()
     };
     sets_of(lines, "runtime: digest", &digests(before), &digests(after));
     let signers = |rules: &RuntimeRules| -> BTreeSet<String> {

@@ -129,8 +129,11 @@ fn replaced(
     let new: Vec<&EventReference> = after.iter().filter(of_image).collect();
     // Sections may come and go; images and what the kernel got may not.
     if pcr != 11 && new.len() != count {
-        return Err(unusable(format!("PCR {pcr}"), format!("{count} events of type {kind}, where the image makes {}", new.len()))
-            .expected("a boot path from the firmware to the image and nothing between; a boot loader's must be learnt"));
+        return Err(unusable(
+            format!("PCR {pcr}"),
+            format!("{count} events of type {kind}, where the image makes {}", new.len()),
+        )
+        .expected("a boot path from the firmware to the image and nothing between; a boot loader's must be learnt"));
     }
     let first = before.iter().position(|event| event.kind == kind).unwrap_or(before.len());
     let last = before.iter().rposition(|event| event.kind == kind).map_or(first, |last| last + 1);

@@ -118,11 +118,8 @@ pub fn import(tx: &Transaction<'_>, document: &Document, now: WallTime) -> Resul
     if active(tx, &set.name)?.is_some_and(|known| known.digest == document.digest) {
         return Ok(false);
     }
-    let last: Option<i64> = tx.query_row(
-        "SELECT max(version) FROM reference_documents WHERE name = ?1",
-        [&set.name],
-        |row| row.get(0),
-    )?;
+    let last: Option<i64> =
+        tx.query_row("SELECT max(version) FROM reference_documents WHERE name = ?1", [&set.name], |row| row.get(0))?;
     if let Some(last) = last.map(unsigned).filter(|last| *last >= set.version) {
         return Err(Refusal::new(codes::VERIFY_REFERENCE_ORDER, format!("version {}", set.version))
             .at(format!("reference set `{}`", set.name))
@@ -178,8 +175,8 @@ pub fn assign(tx: &Transaction<'_>, name: &str, target: &Target, now: WallTime) 
 /// [`codes::STORE_FAILED`].
 pub fn unassign(tx: &Transaction<'_>, target: &Target) -> Result<bool, Refusal> {
     let (node, group) = target.columns();
-    let removed = tx
-        .execute("DELETE FROM reference_assignments WHERE node = ?1 OR node_group = ?2", params![node, group])?;
+    let removed =
+        tx.execute("DELETE FROM reference_assignments WHERE node = ?1 OR node_group = ?2", params![node, group])?;
     Ok(removed > 0)
 }
 
@@ -249,7 +246,8 @@ impl Target {
 }
 
 fn targets(tx: &Transaction<'_>, name: &str) -> Result<Vec<String>, Refusal> {
-    let mut statement = tx.prepare("SELECT node, node_group FROM reference_assignments WHERE name = ?1 ORDER BY 1, 2")?;
+    let mut statement =
+        tx.prepare("SELECT node, node_group FROM reference_assignments WHERE name = ?1 ORDER BY 1, 2")?;
     let rows = statement.query_map([name], |row| {
         let node: Option<Vec<u8>> = row.get(0)?;
         let group: Option<String> = row.get(1)?;

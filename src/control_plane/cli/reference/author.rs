@@ -159,7 +159,11 @@ fn made(
     match out {
         Some(path) => {
             let path = print::plain(&path.display().to_string());
-            say!("{path}: reference set `{}` version {}; `reference sign` it, then `reference import`", set.name, set.version);
+            say!(
+                "{path}: reference set `{}` version {}; `reference sign` it, then `reference import`",
+                set.name,
+                set.version
+            );
         }
         // A plan's difference is what was asked for; the set goes where --out says.
         None if differences.is_empty() => part(format_args!("{toml}")),

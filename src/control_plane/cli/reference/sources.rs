@@ -119,8 +119,9 @@ fn digests(path: &Path, inputs: &mut Inputs) -> Result<(), Refusal> {
                 continue;
             }
             other => {
-                return Err(wrong(format!("role `{other}`"))
-                    .expected("kernel, initrd, cmdline, osrel, uki or uki_signed"));
+                return Err(
+                    wrong(format!("role `{other}`")).expected("kernel, initrd, cmdline, osrel, uki or uki_signed")
+                );
             }
         };
         part(inputs, section, Contents::Sha256(digest)).map_err(|refusal| wrong(refusal.found))?;

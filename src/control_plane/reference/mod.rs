@@ -15,6 +15,7 @@ pub mod deb;
 pub mod difference;
 pub mod files;
 pub mod key;
+pub mod learn;
 
 pub mod pe;
 pub mod stub;

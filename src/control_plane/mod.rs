@@ -29,6 +29,7 @@ mod leases;
 mod limiter;
 mod logs;
 mod nonces;
+pub mod reference;
 mod references;
 mod registry;
 mod replay;

@@ -92,7 +92,7 @@ impl Settings {
         Ok(Self {
             trust_domain: config.trust_domain.clone(),
             selection,
-            roots: roots(&config.admission.ek_roots)?,
+            roots: ek_roots(&config.admission.ek_roots)?,
             rules: config.admission.join.iter().map(Rule::check).collect::<Result<_, _>>()?,
             policy: Policy::check(&config.policy)?,
             lease: Duration::from_secs(lease_seconds),
@@ -159,7 +159,11 @@ impl Rule {
     }
 }
 
-fn roots(paths: &[PathBuf]) -> Result<EkRoots, Refusal> {
+/// The TPM manufacturers' certificates in these files and directories.
+///
+/// # Errors
+/// [`codes::CONFIG_INVALID`] naming the file.
+pub fn ek_roots(paths: &[PathBuf]) -> Result<EkRoots, Refusal> {
     let mut certificates = Vec::new();
     for path in paths {
         let failed = |what: String| invalid("admission.ek_roots", what).at(path.display().to_string());

@@ -94,7 +94,7 @@ impl TrustVector {
     }
 
     /// The same where the keys are the enrolled ones.
-    pub(super) const fn identified(self) -> Self {
+    pub const fn identified(self) -> Self {
         Self { instance_identity: Self::GOOD, ..self }
     }
 

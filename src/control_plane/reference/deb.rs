@@ -7,6 +7,7 @@ use std::path::Path;
 use super::files::{self, Files};
 use super::unusable;
 use crate::codes::Refusal;
+use crate::measurements::ima::escaped;
 
 /// The most bytes a package's files may have, unpacked: 16 GiB. Nothing of them is kept.
 const UNPACKED_LIMIT: u64 = 16 << 30;
@@ -80,5 +81,5 @@ fn unpack(data: impl Read, found: &mut Files) -> std::io::Result<()> {
 /// `./usr/bin/x` is installed as `/usr/bin/x`.
 fn installed(path: &[u8]) -> String {
     let path = path.strip_prefix(b"./").or_else(|| path.strip_prefix(b"/")).unwrap_or(path);
-    format!("/{}", files::printable(path))
+    format!("/{}", escaped(path))
 }

@@ -1,7 +1,6 @@
 //! Digests of files, for the rules of the runtime: a directory tree, or a list that another tool made.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
@@ -11,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::unusable;
 use crate::codes::Refusal;
+use crate::measurements::ima::escaped;
 
 /// The most files of one tree or list.
 const FILES_LIMIT: usize = 1_000_000;
@@ -76,27 +76,9 @@ pub fn list(path: &Path) -> Result<Files, Refusal> {
         if !name.starts_with(b"/") {
             return Err(wrong().expected("absolute paths, or ones that begin with `./`"));
         }
-        add(&mut files, printable(name), &digest.to_ascii_lowercase());
+        add(&mut files, escaped(name), &digest.to_ascii_lowercase());
     }
     Ok(files)
-}
-
-/// A path as the judge of runtime rules names it: what isn't printable text is escaped.
-pub fn printable(path: &[u8]) -> String {
-    let mut text = String::with_capacity(path.len());
-    for chunk in path.utf8_chunks() {
-        for character in chunk.valid().chars() {
-            match character {
-                '\\' => text.push_str("\\\\"),
-                control if control.is_control() => text.extend(control.escape_default()),
-                plain => text.push(plain),
-            }
-        }
-        for byte in chunk.invalid() {
-            let _ = write!(text, "\\x{byte:02x}");
-        }
-    }
-    text
 }
 
 /// A whole file of at most `limit` bytes.
@@ -138,5 +120,5 @@ fn digest(path: &PathBuf) -> Result<String, Refusal> {
 
 fn path_below(root: &Path, path: &Path) -> String {
     let below = path.strip_prefix(root).unwrap_or(path);
-    format!("/{}", printable(below.as_os_str().as_bytes()))
+    format!("/{}", escaped(below.as_os_str().as_bytes()))
 }

@@ -14,7 +14,7 @@ pub mod deb;
 pub mod difference;
 pub mod files;
 pub mod key;
-pub mod learn;
+
 pub mod pe;
 pub mod stub;
 pub mod update;

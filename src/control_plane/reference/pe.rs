@@ -181,7 +181,8 @@ impl<'a> Reader<'a, '_> {
         for (number, section) in sections.iter().enumerate() {
             let twice = sections.iter().take(number).any(|other| other.name == section.name);
             if twice && section.name.starts_with('.') {
-                return Err(self.refuse(section.offset, format!("section {} stands twice", section.name))
+                return Err(self
+                    .refuse(section.offset, format!("section {} stands twice", section.name))
                     .expected("an image with one of each: which one a loader takes isn't known"));
             }
         }

@@ -46,6 +46,8 @@ impl Contents {
 
 /// The version of the stub in an image, e.g. 252.
 ///
+/// Red Hat's 252 measures what others measure since 254, and is taken for that.
+///
 /// # Errors
 /// [`crate::codes::ADMIN_INVALID`] when the image isn't made with systemd's stub.
 pub fn version(image: &Image<'_>, name: &str) -> Result<u32, Refusal> {
@@ -53,7 +55,8 @@ pub fn version(image: &Image<'_>, name: &str) -> Result<u32, Refusal> {
     let text = String::from_utf8_lossy(&magic);
     let version = text.trim_start_matches('\0').strip_prefix(MAGIC).and_then(|rest| {
         let digits = rest.find(|character: char| !character.is_ascii_digit()).unwrap_or(rest.len());
-        rest.get(..digits)?.parse().ok()
+        let number = rest.get(..digits)?.parse().ok()?;
+        Some(if number == 252 && rest.contains(".el") { 254 } else { number })
     });
     version.ok_or_else(|| {
         unusable(name, "it says nothing of systemd-stub").expected("a unified kernel image made with systemd's stub")
@@ -99,9 +102,9 @@ pub fn pcr11<'s>(sections: impl IntoIterator<Item = (&'s str, &'s Contents)>, ha
         };
         events.push(event("EV_IPL", digest, what));
     }
-    events.extend(PHASES.map(|phase| {
-        event("systemd:phase", hash.digest(&[phase.as_bytes()]), format!("boot phase {phase}"))
-    }));
+    events.extend(
+        PHASES.map(|phase| event("systemd:phase", hash.digest(&[phase.as_bytes()]), format!("boot phase {phase}"))),
+    );
     events
 }
 

@@ -4,18 +4,16 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use sha2::{Digest, Sha256};
-
 use super::unusable;
 use crate::codes::Refusal;
+use crate::measurements::LogHash;
+use crate::measurements::uefi::{Signature, SignatureKind, SignatureList};
 use crate::verify::references::SecureBootReference;
 
 /// The variables that are read, by the name their file begins with.
 const NAMES: [&str; 4] = ["PK", "KEK", "db", "dbx"];
 /// The largest variable, in bytes: dbx has some 24 KiB.
 const LIMIT: u64 = 1 << 20;
-/// EFI_CERT_X509_GUID, as it stands in memory.
-const X509: [u8; 16] = [0xA1, 0x59, 0xC0, 0xA5, 0xE4, 0x94, 0xA7, 0x4A, 0x87, 0xB5, 0xAB, 0x15, 0x5C, 0x2B, 0xF0, 0x72];
 /// EFI_CERT_TYPE_PKCS7_GUID, which a variable's signed update names.
 const PKCS7: [u8; 16] =
     [0x9D, 0xD2, 0xAF, 0x4A, 0xDF, 0x68, 0xEE, 0x49, 0x8A, 0xA9, 0x34, 0x7D, 0x37, 0x56, 0x65, 0xA7];
@@ -37,7 +35,7 @@ pub fn read(directory: &Path) -> Result<Variables, Refusal> {
         let at = path.display().to_string();
         let bytes = super::files::read(&path, LIMIT)?;
         let contents = contents(&bytes, form).map_err(|what| unusable(&at, what))?;
-        lists(contents).map_err(|what| unusable(&at, what))?;
+        certificates(contents).map_err(|what| unusable(&at, what))?;
         if found.insert(name.to_owned(), contents.to_vec()).is_some() {
             return Err(unusable(at, format!("{name} stands in two files")));
         }
@@ -56,28 +54,21 @@ pub fn read(directory: &Path) -> Result<Variables, Refusal> {
 /// [`crate::codes::ADMIN_INVALID`] when the signer isn't in `db`.
 pub fn reference(variables: &Variables, signer: Option<&[u8]>) -> Result<SecureBootReference, Refusal> {
     let empty = Vec::new();
-    let db = lists(variables.get("db").unwrap_or(&empty)).map_err(|what| unusable("db", what))?;
+    let db = certificates(variables.get("db").unwrap_or(&empty)).map_err(|what| unusable("db", what))?;
     let vouching: Vec<Vec<u8>> = db
         .iter()
-        .filter(|entry| signer.is_none_or(|signer| entry.certificate == signer))
-        .map(|entry| Sha256::digest(entry.data).to_vec())
+        .filter(|entry| signer.is_none_or(|signer| entry.data == signer))
+        .map(|entry| LogHash::Sha256.digest(&[&entry.owner.0, entry.data]))
         .collect();
     if let (Some(_), true) = (signer, vouching.is_empty()) {
         return Err(unusable("--signer", "a certificate that isn't in db")
             .expected("one that is: the firmware starts nothing by another"));
     }
-    let digest = |contents: &Vec<u8>| vec![Sha256::digest(contents).to_vec()];
+    let digest = |contents: &Vec<u8>| vec![LogHash::Sha256.digest(&[contents])];
     Ok(SecureBootReference {
         authorities: vouching,
         variables: variables.iter().map(|(name, contents)| (name.clone(), digest(contents))).collect(),
     })
-}
-
-/// An X.509 entry of a signature database.
-struct Entry<'a> {
-    /// EFI_SIGNATURE_DATA: owner and certificate.
-    data: &'a [u8],
-    certificate: &'a [u8],
 }
 
 #[derive(Clone, Copy)]
@@ -113,29 +104,11 @@ fn contents(bytes: &[u8], form: Form) -> Result<&[u8], String> {
     }
 }
 
-/// The X.509 entries of EFI_SIGNATURE_LISTs (UEFI 2.10, 32.4.1), each of which states its size.
-fn lists(mut rest: &[u8]) -> Result<Vec<Entry<'_>>, String> {
-    let mut entries = Vec::new();
-    while !rest.is_empty() {
-        let malformed = || format!("no signature list, {} bytes before the end", rest.len());
-        let (size, header, each) = (u32_at(rest, 16), u32_at(rest, 20), u32_at(rest, 24));
-        let (size, header, each) =
-            size.zip(header).zip(each).map(|((size, header), each)| (size, header, each)).ok_or_else(malformed)?;
-        let list = rest.get(..size).filter(|_| size >= 28).ok_or_else(malformed)?;
-        let body = list.get(28usize.saturating_add(header)..).ok_or_else(malformed)?;
-        // An owner's GUID, then the signature.
-        if each <= 16 || body.len() % each != 0 {
-            return Err(malformed());
-        }
-        if list.starts_with(&X509) {
-            entries.extend(
-                body.chunks_exact(each)
-                    .filter_map(|data| data.get(16..).map(|certificate| Entry { data, certificate })),
-            );
-        }
-        rest = rest.get(size..).unwrap_or_default();
-    }
-    Ok(entries)
+/// The EFI_SIGNATURE_DATA (owner and certificate) of each X.509 entry.
+fn certificates(contents: &[u8]) -> Result<Vec<Signature<'_>>, String> {
+    let lists = SignatureList::parse_all(contents).ok_or("it is no signature list")?;
+    let certificates = lists.into_iter().filter(|list| list.kind == SignatureKind::X509);
+    Ok(certificates.flat_map(|list| list.signatures).collect())
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<usize> {

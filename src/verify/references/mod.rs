@@ -71,11 +71,19 @@ pub struct EventReference {
     /// digest decides.
     #[serde(rename = "type")]
     pub kind: String,
-    /// What was extended, in the set's bank.
+    /// What was extended, in the set's bank. Empty for a part (type EV_IPL) whose contents nobody knew:
+    /// it stands in its place and isn't judged.
     #[serde(with = "hex::serde")]
     pub digest: Vec<u8>,
     /// What it is, in words, e.g. `UKI section .cmdline`.
     pub what: String,
+}
+
+impl EventReference {
+    /// Whether an event of this digest is the one that is expected.
+    pub fn accepts(&self, digest: &[u8]) -> bool {
+        self.digest.is_empty() || self.digest == digest
+    }
 }
 
 /// What Secure Boot must have been. Its presence also accepts images (PCR 4) for which the state has

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
-use super::attester::Attester;
+use super::attester::{Attester, List};
 use super::keeper::{Keeper, Said};
 use super::reporter::{Increment, Reporter, Sent, Trouble};
 use super::rules::PolicyKeys;
@@ -225,7 +225,11 @@ impl Tenancy {
         };
         let digests = increment.digests();
         let certification = &tenant.remembered.certification;
-        let gathered = tenant.attester.gather(nonce.nonce, Some(node), nonce.selection, certification, digests).await?;
+        let list = List { sources: &self.sources, from: self.keeper.place(nonce.selection.bank()).await };
+        let gathered = tenant
+            .attester
+            .gather(nonce.nonce, Some(node), nonce.selection, certification, digests, Some(list))
+            .await?;
         let mut tail = tenant.reporter.tail(&increment)?;
         let request = AttestRequest {
             logs: increment.parts,

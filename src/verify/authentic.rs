@@ -5,8 +5,8 @@ use p256::ecdsa::signature::Verifier;
 use super::keys::{AkPublic, EnrolledKeys};
 use crate::codes::{self, Refusal};
 use crate::evidence::{NodeClaims, UnverifiedEvidence, certification_binding};
-use crate::tpm::{PcrValues, Signed};
 use crate::tpm::structures::{Attest, AttestBody, Signature};
+use crate::tpm::{PcrValues, Signed};
 
 /// Evidence made by the enrolled keys: the node key signed it, the AK signed its quote, and its
 /// PCR values are the quoted ones. Not yet known: whether it is fresh, and whether it is good.

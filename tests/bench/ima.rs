@@ -65,5 +65,9 @@ pub async fn document(node: &Node, name: &str, version: u64, runtime: RuntimeRul
 
 /// Puts a document in force for a node.
 pub fn assign(server: &Server, node: &str, document: &Document) {
-    super::list::assign(&server.path("state/store.db"), node, document);
+    let set = &document.set;
+    let file = server.path(&format!("{}-{}.toml", set.name, set.version));
+    std::fs::write(&file, set.to_toml()).unwrap();
+    server.admin(&["reference", "import", file.to_str().unwrap()]);
+    server.admin(&["reference", "assign", "--name", &set.name, "--node", node]);
 }

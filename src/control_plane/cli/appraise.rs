@@ -159,7 +159,8 @@ impl Files {
             .as_deref()
             .map(|digits| hex::decode(digits).map_err(|_| usage(digits, "--nonce", "hexadecimal digits")))
             .transpose()?;
-        let pair = |a: &Option<PathBuf>, b: &Option<PathBuf>| -> Result<_, Refusal> { Ok(optional(a)?.zip(optional(b)?)) };
+        let pair =
+            |a: &Option<PathBuf>, b: &Option<PathBuf>| -> Result<_, Refusal> { Ok(optional(a)?.zip(optional(b)?)) };
         Ok(Self {
             quote: pair(&arguments.quote, &arguments.signature)?,
             evidence: pair(&arguments.evidence, &arguments.node_key)?,

@@ -33,14 +33,18 @@
 //!   with `ek add`. An EK that the revoked node did name joins by no rule: an operator decides.
 //! - **A node that claims another's EK** keeps nobody out: who activates a credential for an EK owns it, and the
 //!   record says `node.ek_conflict` with both nodes.
-//! - **What PCRs don't measure.** References are PCR values for now: they say *that* something changed, not yet
-//!   what; the event logs come next.
+//! - **What PCRs don't measure.** Where no log explains a PCR, its value says *that* something changed, not what.
+//!   What the kernel's policy for IMA doesn't measure is in no list, and a path in it is authentic in no other
+//!   mount namespace.
+//! - **What the control plane's rules allow.** Without `control_plane.policy_keys` an agent takes the rules for new
+//!   entries from the control plane's word; with them their holders must have signed, and no version goes back.
 //! - **Processes of one user can become each other**, by `ptrace`, `LD_PRELOAD` or a changed environment: a
 //!   program's path or digest says which file runs, not who steers it. So `unix:path` or `unix:sha256`
 //!   without `unix:uid` gives the identity to every user who may run that program; name the user too.
 //! - **An agent that isn't root** can't see the executables of other users' processes: `unix:path` and
 //!   `unix:sha256` match none of them.
-//! - **The moment before a drift is read.** An open stream learns of a drift with the watcher's next reading
+//! - **The moment before a drift is read.** An entry that no rule allows is judged when the PCR it extended is read:
+//!   it has run by then. An open stream learns of a drift with the watcher's next reading
 //!   (250 ms by default); a new request always waits for a reading that began after it arrived.
 //!   What a client has asked for and doesn't take waits a second, then its connection is cut.
 //! - **The fallback for callers on kernels before 6.5.** Without `SO_PEERPIDFD` the peer's process is found by

@@ -41,11 +41,21 @@ impl Kernel {
         self.measure(node, path, &Sha256::digest(contents)).await
     }
 
+    /// The first half of it: the list grows. What is to be extended now.
+    pub fn list(&mut self, path: &str, contents: &[u8]) -> [u8; 32] {
+        self.append(path, &Sha256::digest(contents))
+    }
+
     async fn measure(&mut self, node: &Node, path: &str, digest: &[u8]) -> BootInstant {
+        let extended = self.append(path, digest);
+        node.tpm.extend(10, extended).await
+    }
+
+    fn append(&mut self, path: &str, digest: &[u8]) -> [u8; 32] {
         let (bytes, extended) = entry(path, digest);
         self.list.write_all(&bytes).unwrap();
-        self.value = Sha256::digest([self.value, extended].concat()).into();
-        node.tpm.extend(10, extended).await
+        self.value = super::list::extended(&self.value, &extended);
+        extended
     }
 }
 

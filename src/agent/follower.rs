@@ -104,6 +104,11 @@ impl Place {
         });
     }
 
+    /// The place, if there is one.
+    pub fn at(&self) -> Option<&Checkpoint> {
+        self.at.as_ref().map(|(_, at)| at)
+    }
+
     /// Goes on to where the gate followed.
     pub fn advance(&mut self, at: Checkpoint) {
         if let Some((_, present)) = &mut self.at {

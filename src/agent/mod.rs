@@ -14,6 +14,7 @@ pub mod cli;
 mod events;
 mod follower;
 mod keeper;
+mod quoted;
 mod reporter;
 mod rules;
 mod run;

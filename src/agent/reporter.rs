@@ -79,14 +79,18 @@ pub struct Reporter {
     in_step: bool,
     /// A control plane of the version before: it takes no logs.
     takes_none: bool,
+    /// Whether everything was sent from its start since an attestation was last answered.
+    started_over: bool,
 }
 
 impl Reporter {
     /// A reporter of these sources that goes on from what was sent before.
     pub fn new(sources: Arc<Sources>, boot_id: BootId, before: Sent) -> Self {
         let this = Sent { boot_id: *boot_id.as_bytes(), chains: Chains::new() };
-        let sent = if before.boot_id == this.boot_id { before } else { this };
-        Self { sources, sent, perhaps: Chains::new(), in_step: false, takes_none: false }
+        let mut sent = if before.boot_id == this.boot_id { before } else { this };
+        // The short ones are sent anew with each start: whether they still are what was sent needs no asking.
+        sent.chains.retain(|kind, _| *kind == LogKind::Ima);
+        Self { sources, sent, perhaps: Chains::new(), in_step: false, takes_none: false, started_over: false }
     }
 
     /// What was sent so far, to be kept.
@@ -165,6 +169,7 @@ impl Reporter {
 
     /// The attestation with `increment` and `tail` was answered.
     pub fn arrived(&mut self, tail: Increment) {
+        self.started_over = false;
         if !tail.chains.is_empty() {
             self.sent.chains = tail.chains;
         }
@@ -174,6 +179,15 @@ impl Reporter {
     pub fn doubt(&mut self, tail: Increment) {
         self.perhaps = tail.chains;
         self.in_step = false;
+    }
+
+    /// The logs as they are held lead nowhere: a file may have been replaced under its name. Everything is sent
+    /// from its start, once: if that leads nowhere either, it is the node.
+    pub fn start_over(&mut self) {
+        if !std::mem::replace(&mut self.started_over, true) {
+            self.sent.chains.clear();
+            self.perhaps.clear();
+        }
     }
 
     /// Takes over what is held where it is what was sent; the rest is sent from its start.

@@ -64,18 +64,30 @@ impl Remembered {
         membership: Membership,
         certification: Certification,
     ) -> Result<Self, Refusal> {
-        Ok(Self {
+        let ek_name = attester.ek_name()?;
+        Ok(Self::of(trust_domain, attester.node_key.name(), ek_name, membership, certification))
+    }
+
+    /// A fresh membership of the keys with these TPM names.
+    pub(super) fn of(
+        trust_domain: &TrustDomain,
+        node_key_name: Vec<u8>,
+        ek_name: Vec<u8>,
+        membership: Membership,
+        certification: Certification,
+    ) -> Self {
+        Self {
             version: VERSION,
             trust_domain: trust_domain.to_string(),
-            node_key_name: attester.node_key.name(),
-            ek_name: attester.ek_name()?,
+            node_key_name,
+            ek_name,
             membership,
             certification,
             epoch: [0; 16],
             last_sequence: 0,
             sent: Sent::default(),
             versions: BTreeMap::new(),
-        })
+        }
     }
 
     /// Whether there is a node certificate: it goes when the control plane refuses it.

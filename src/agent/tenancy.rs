@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
-use super::attester::Attester;
+use super::attester::{Attester, List};
 use super::keeper::{Keeper, Said};
 use super::reporter::{Increment, Reporter, Sent, Trouble};
 use super::rules::PolicyKeys;
 use super::sources::Sources;
 use super::state::{Memory, Remembered};
 use crate::clock::BootInstant;
-use crate::codes::{self, Refusal};
+use crate::codes::{self, Code, Refusal};
 use crate::credentials::{Held, PendingSvid};
 use crate::gate::{Reason, Standing};
 use crate::identity::{NodeId, SpiffeId, TrustDomain};
@@ -225,7 +225,11 @@ impl Tenancy {
         };
         let digests = increment.digests();
         let certification = &tenant.remembered.certification;
-        let gathered = tenant.attester.gather(nonce.nonce, Some(node), nonce.selection, certification, digests).await?;
+        let list = List { sources: &self.sources, from: self.keeper.place(nonce.selection.bank()).await };
+        let gathered = tenant
+            .attester
+            .gather(nonce.nonce, Some(node), nonce.selection, certification, digests, Some(list))
+            .await?;
         let mut tail = tenant.reporter.tail(&increment)?;
         let request = AttestRequest {
             logs: increment.parts,
@@ -243,6 +247,9 @@ impl Tenancy {
                 tenant.reporter.doubt(tail);
                 if let Failure::Refused(refused) = &failure {
                     tenant.next = refused.next.clone().map(|next| (next, asked_at));
+                    if about_logs(refused.refusal.code) {
+                        tenant.reporter.start_over();
+                    }
                 }
                 return Err(self.refused_evidence(failure));
             }
@@ -508,6 +515,20 @@ fn failed(failure: Failure) -> Setback {
 
 fn fresh_id() -> Result<[u8; 16], Refusal> {
     random().map_err(|e| Refusal::new(codes::PROTOCOL_MALFORMED, e.to_string()))
+}
+
+/// Whether logs that were sent otherwise than they are now would explain it.
+fn about_logs(code: Code) -> bool {
+    matches!(
+        code,
+        codes::VERIFY_LOGS
+            | codes::VERIFY_LOG_REPLAY
+            | codes::VERIFY_LOG_EXTENDED
+            | codes::VERIFY_BOOT_AGGREGATE
+            | codes::MEASUREMENTS_BOOT_LOG
+            | codes::MEASUREMENTS_USERSPACE_LOG
+            | codes::MEASUREMENTS_IMA_LIST
+    )
 }
 
 /// `pause` or up to a quarter more.

@@ -266,7 +266,7 @@ fn appraise_logs(
         let rest = if has_list { logs::rest(tx, node, LogKind::Ima, offset)? } else { Vec::new() };
         let ima = has_list.then_some(ImaLog { from: from.as_ref(), rest: &rest });
         let logs = Logs { boot: boot_log.as_deref(), userspace: userspace.as_deref(), ima };
-        match fresh.replay(&basis.profile, &logs, &basis.document.set) {
+        match fresh.replay(&basis.profile, &logs, &basis.document.set, basis.rules.as_ref()) {
             Ok(replayed) => {
                 let appraised = replayed.appraise_logs(&basis.profile, &basis.document, now);
                 if let Some(matched) = appraised.checkpoint().cloned() {

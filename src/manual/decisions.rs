@@ -22,7 +22,7 @@
 //! *Context.* The gate judges without the control plane. It could compare with the reading of its own last
 //! evidence, or with what the control plane says it accepted.
 //! *Choice.* The values are in the signed lease. The gate has one input it can trust and no state to confuse.
-//! *Would change our mind.* Nothing; rules for log entries will join them.
+//! *Would change our mind.* Nothing. PCR 10 alone may have gone on from its value, by rules the lease names.
 //!
 //! # 2026-11-22 A lease that ran out is `Unavailable`, a drift is `PermissionDenied`
 //! *Context.* SPIFFE clients drop what they cache on `PermissionDenied` and keep it on `Unavailable`.
@@ -125,3 +125,36 @@
 //! *Choice.* Every piece of an answer is followed until it is written; one that waits longer than the bound of
 //! promise 3 ends the connection, and the check runs before each write too. Nothing older than a second leaves.
 //! *Would change our mind.* A kernel interface that tells what the peer has read.
+//!
+//! # 2026-11-22 The gate believes a moved PCR 10 only with a proof that begins where it last stood
+//! *Context.* PCR 10 changes with everything the kernel measures. A lease on its exact value closes a busy node
+//! with each new program.
+//! *Choice.* The judge makes a proof (`Advanced`) by folding allowed entries from the value last judged to the one
+//! that was read; the gate takes the proof, does no I/O, and compares everything else exactly. The list is read
+//! after the reading, since the kernel adds to it before it extends; a list that lags is read again for 100 ms, and
+//! then the gate closes. A reading that is older than another one already judged is judged by the newer: it may
+//! have been followed beyond the older one, which would look as if the PCR had gone back.
+//! *Would change our mind.* A kernel that extends before it lists.
+//!
+//! # 2026-11-22 The quoted PCR 10 is found by the list, not by reading it at the right moment
+//! *Context.* A quote says a digest. On a machine that measures 100 files a second no reading beside a quote of a
+//! slow TPM has the same PCR 10, however often both are repeated.
+//! *Choice.* All but PCR 10 must be equal before and in the quote. PCR 10 is tried with each value that the list leads
+//! to from the reading on; the digest, signed, says which it was. In a reading PCR 10 stands in the last command,
+//! which need not be repeated when the update counter moves.
+//! *Would change our mind.* Nothing.
+//!
+//! # 2026-11-22 Rules are trusted by signature and order; a lease without its rules is held exactly
+//! *Context.* An agent that can't get, or doesn't accept, the document that its lease names must do something.
+//! *Choice.* It opens the gate all the same, on the lease's exact values, says what is amiss in `status`, and asks
+//! again with every renewal. Refusing the lease would turn a policy mistake into an outage; following unsigned
+//! rules would let a control plane alone widen what may run.
+//! *Would change our mind.* A need to hold leases to be refused when the policy key's holders disagree.
+//!
+//! # 2026-11-22 Logs are stored as they came, and taken in under the reference document of the moment
+//! *Context.* A million entries take a second to fold and 100 MiB to keep. Rules change.
+//! *Choice.* Segments are kept, with two checkpoints per node: at the last quote that was reached, and where parts
+//! sent ahead were folded to. An increment reads from the segment it begins in. Another document starts from the
+//! first segment again, within the transaction of the attestation that finds it.
+//! *Would change our mind.* Fleets so large that the bytes don't fit: then entries allowed under every document are
+//! dropped behind the checkpoint.

@@ -43,12 +43,15 @@
 //!   mount there.
 //! - **A bank that is pinned and a firmware that lies.** A root of trust that measures something else than it runs
 //!   can't be found out by a TPM. Unproven profiles say of which platforms nobody here has seen a log.
+//! - **What the control plane's rules allow.** Without `control_plane.policy_keys` an agent takes the rules for new
+//!   entries from the control plane's word; with them their holders must have signed, and no version goes back.
 //! - **Processes of one user can become each other**, by `ptrace`, `LD_PRELOAD` or a changed environment: a
 //!   program's path or digest says which file runs, not who steers it. So `unix:path` or `unix:sha256`
 //!   without `unix:uid` gives the identity to every user who may run that program; name the user too.
 //! - **An agent that isn't root** can't see the executables of other users' processes: `unix:path` and
 //!   `unix:sha256` match none of them.
-//! - **The moment before a drift is read.** An open stream learns of a drift with the watcher's next reading
+//! - **The moment before a drift is read.** An entry that no rule allows is judged when the PCR it extended is read:
+//!   it has run by then. An open stream learns of a drift with the watcher's next reading
 //!   (250 ms by default); a new request always waits for a reading that began after it arrived.
 //!   What a client has asked for and doesn't take waits a second, then its connection is cut.
 //! - **The fallback for callers on kernels before 6.5.** Without `SO_PEERPIDFD` the peer's process is found by

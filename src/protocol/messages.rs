@@ -394,6 +394,25 @@ mod tests {
     }
 
     #[test]
+    fn a_request_without_logs_is_that_of_the_version_before() {
+        #[derive(Serialize, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Before {
+            #[serde(with = "serde_bytes")]
+            request_id: [u8; 16],
+            #[serde(with = "serde_bytes")]
+            evidence: Vec<u8>,
+        }
+        let request = AttestRequest::new([1; 16], vec![2; 3]);
+        let bytes = encode(&request).unwrap();
+        assert_eq!(encode(&Before { request_id: [1; 16], evidence: vec![2; 3] }).unwrap(), bytes);
+        assert_eq!(decode::<AttestRequest>(&bytes).unwrap(), request);
+        let part = LogPart { kind: LogKind::Ima, offset: 7, bytes: vec![3; 4] };
+        let request = AttestRequest { logs: vec![part.clone()], tail: vec![part], ..request };
+        assert_eq!(decode::<AttestRequest>(&encode(&request).unwrap()).unwrap(), request);
+    }
+
+    #[test]
     fn events_and_refusals_survive_the_wire() {
         for event in [Event::Alive, Event::Attest, Event::Revoked(Refusal::new(codes::GATE_REVOKED, "by op"))] {
             assert_eq!(decode::<Event>(&encode(&event).unwrap()).unwrap(), event);

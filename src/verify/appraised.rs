@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use super::appraisal::{Appraisal, LayerStanding, Logs, Measured, measured};
+use super::appraisal::{Appraisal, LayerStanding, Logs, Measured, measured_by};
 use super::endorsement::Grade;
 use super::fresh::{Fresh, Note};
 use super::lease::LeaseClaims;
 use super::profile::Profile;
 use super::references::{Document, LearntSet, ReferenceSet};
-use super::runtime::Checkpoint;
+use super::runtime::{Checkpoint, CompiledRules};
 use super::trust::TrustVector;
 use crate::clock::{BootId, BootInstant, WallTime};
 use crate::codes::{self, Refusal};
@@ -78,17 +78,18 @@ impl Fresh {
         Replayed { fresh: self, measured: None }
     }
 
-    /// Replays the logs to the quoted PCRs; the set's rules judge IMA's entries on the way.
+    /// Replays the logs to the quoted PCRs; the set's `rules`, compiled, judge IMA's entries on the way.
     ///
     /// # Errors
-    /// Those of [`measured`].
+    /// Those of [`measured_by`].
     pub fn replay(
         self,
         profile: &Profile,
         logs: &Logs<'_>,
         references: &ReferenceSet,
+        rules: Option<&CompiledRules>,
     ) -> Result<Replayed, Box<Unreplayed>> {
-        match measured(&self.authentic.claims.pcrs, profile, logs, Some(references)) {
+        match measured_by(&self.authentic.claims.pcrs, profile, logs, Some(references), rules) {
             Ok(measured) => Ok(Replayed { fresh: self, measured: Some(measured) }),
             Err(refusal) => Err(Box::new(Unreplayed { fresh: self, refusal })),
         }

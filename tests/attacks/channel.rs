@@ -69,7 +69,7 @@ async fn the_nodes_routes_are_for_nodes() {
             docket.refused(&what, refused, codes::PROTOCOL_CLIENT_CERTIFICATE);
         }
     }
-    assert_eq!(ROUTES.iter().filter(|route| route.needs_node).count(), 4);
+    assert_eq!(ROUTES.iter().filter(|route| route.needs_node).count(), 6);
 }
 
 /// What is larger than allowed, and what is no message at all.

@@ -41,11 +41,21 @@ impl Kernel {
         self.measure(node, path, &Sha256::digest(contents)).await
     }
 
+    /// The first half of it: the list grows. What is to be extended now.
+    pub fn list(&mut self, path: &str, contents: &[u8]) -> [u8; 32] {
+        self.append(path, &Sha256::digest(contents))
+    }
+
     async fn measure(&mut self, node: &Node, path: &str, digest: &[u8]) -> BootInstant {
+        let extended = self.append(path, digest);
+        node.tpm.extend(10, extended).await
+    }
+
+    fn append(&mut self, path: &str, digest: &[u8]) -> [u8; 32] {
         let (bytes, extended) = entry(path, digest);
         self.list.write_all(&bytes).unwrap();
-        self.value = Sha256::digest([self.value, extended].concat()).into();
-        node.tpm.extend(10, extended).await
+        self.value = super::list::extended(&self.value, &extended);
+        extended
     }
 }
 
@@ -65,5 +75,9 @@ pub async fn document(node: &Node, name: &str, version: u64, runtime: RuntimeRul
 
 /// Puts a document in force for a node.
 pub fn assign(server: &Server, node: &str, document: &Document) {
-    super::list::assign(&server.path("state/store.db"), node, document);
+    let set = &document.set;
+    let file = server.path(&format!("{}-{}.toml", set.name, set.version));
+    std::fs::write(&file, set.to_toml()).unwrap();
+    server.admin(&["reference", "import", file.to_str().unwrap()]);
+    server.admin(&["reference", "assign", "--name", &set.name, "--node", node]);
 }

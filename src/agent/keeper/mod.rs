@@ -21,10 +21,10 @@ use crate::measurements::Watcher;
 use crate::protocol::{Bundle, Entry, ListPosition};
 use crate::shutdown::CancellationToken;
 use crate::telemetry::AgentMetrics;
-use crate::tpm::{PcrReading, TpmError};
+use crate::tpm::{Bank, PcrReading, TpmError};
 use crate::verify::Lease;
 use crate::verify::appraisal::{Finding, LayerResult};
-use crate::verify::runtime::CompiledRules;
+use crate::verify::runtime::{Checkpoint, CompiledRules};
 use crate::workload::{Peer, Selector};
 
 /// Everything that is decided or held on this node, behind one lock that is never kept across
@@ -215,6 +215,11 @@ impl Keeper {
     /// Whether the rules of the document with this digest are at hand.
     pub async fn has_rules(&self, digest: &[u8; 32]) -> bool {
         self.follower.lock().await.has(digest)
+    }
+
+    /// The place in IMA's list up to which it was followed, if that is known for this bank.
+    pub async fn place(&self, bank: Bank) -> Option<Checkpoint> {
+        self.follower.lock().await.at().filter(|at| at.bank == bank.as_str()).cloned()
     }
 
     /// Takes up the rules for new entries of IMA's list.

@@ -103,6 +103,19 @@ impl WallTime {
         Self(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()))
     }
 
+    /// A moment from RFC 3339, in whole seconds since 1970.
+    ///
+    /// # Errors
+    /// What is wrong, in words.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let moment = time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339)
+            .map_err(|e| format!("`{text}`: {e}"))?;
+        match u64::try_from(moment.unix_timestamp()) {
+            Ok(seconds) if moment.nanosecond() == 0 => Ok(Self(seconds)),
+            _ => Err(format!("`{text}`: not in whole seconds since 1970")),
+        }
+    }
+
     /// `term` later, in whole seconds.
     pub fn after(self, term: Duration) -> Self {
         Self(self.0.saturating_add(term.as_secs()))
@@ -145,5 +158,9 @@ mod tests {
     #[test]
     fn wall_time_prints_as_rfc_3339() {
         assert_eq!(WallTime(0).to_string(), "1970-01-01T00:00:00Z");
+        assert_eq!(WallTime::parse("1970-01-01T01:00:01+01:00"), Ok(WallTime(1)));
+        for wrong in ["1970-01-01", "1969-12-31T23:59:59Z", "1970-01-01T00:00:00.5Z", ""] {
+            assert!(WallTime::parse(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::WallTime;
-use crate::codes::Refusal;
+use crate::codes::{self, Refusal};
 use crate::control_plane::leases;
-use crate::control_plane::references::{self, Quote};
+use crate::control_plane::references::{self, Quote, documents};
 use crate::control_plane::registry::nodes::Node;
 use crate::control_plane::store::Transaction;
 use crate::tpm::PcrDifference;
@@ -51,6 +51,8 @@ pub struct NodeFacts {
     pub quote: Option<QuoteFacts>,
     /// The version of its reference values.
     pub reference_version: Option<u64>,
+    /// The set it is held against, before values learnt from itself.
+    pub reference_set: Option<String>,
 }
 
 /// A lease.
@@ -120,6 +122,13 @@ impl NodeFacts {
             quoted: quote.is_some(),
             quote: quote.as_ref().map(QuoteFacts::of),
             reference_version: references::active(tx, node.id)?.map(|reference| reference.version),
+            reference_set: match documents::of_node(tx, node) {
+                Ok(document) => {
+                    document.map(|document| format!("{} version {}", document.set.name, document.set.version))
+                }
+                Err(refusal) if refusal.code == codes::VERIFY_NO_REFERENCE => Some(refusal.found),
+                Err(refusal) => return Err(refusal),
+            },
         })
     }
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::reference::ReferenceCommand;
 use crate::codes::Refusal;
 use crate::config::{self, ServerConfig};
 use crate::control_plane::dev::command::DevArguments;
@@ -108,7 +109,7 @@ pub enum Command {
     /// Workloads: which identities there are, on which nodes, for which processes.
     #[command(subcommand)]
     Workload(WorkloadCommand),
-    /// Reference values: what a node's PCRs must be.
+    /// Reference values: what a node must have booted, and what may run on it.
     #[command(subcommand)]
     Reference(ReferenceCommand),
     /// The trust domain's CAs and their rotation.
@@ -264,31 +265,6 @@ pub struct WorkloadTarget {
     /// … or the group of nodes.
     #[arg(long)]
     pub node_group: Option<String>,
-}
-
-/// Commands about reference values.
-#[derive(Clone, Debug, Subcommand)]
-pub enum ReferenceCommand {
-    /// Makes the PCRs of a node's latest verified quote what it must show from now on.
-    ///
-    /// It shows them first, with the TPM's grade and what differs from the values so far, and asks.
-    /// They are the node's own word of a good state: run this when you know that it is in one.
-    Learn {
-        /// The node.
-        #[arg(long)]
-        node: String,
-        /// Doesn't ask.
-        #[arg(long)]
-        yes: bool,
-    },
-    /// Lists all reference values, retired ones too.
-    List,
-    /// Retires a node's reference values: its lease ends, and it gets none until it has others.
-    Retire {
-        /// The node.
-        #[arg(long)]
-        node: String,
-    },
 }
 
 /// Commands about CAs.

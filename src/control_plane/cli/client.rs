@@ -71,14 +71,22 @@ impl Client {
 /// # Errors
 /// [`codes::ADMIN_INVALID`].
 pub fn read_certificate(path: &Path) -> Result<String, Refusal> {
+    Ok(hex::encode(read_certificate_der(path)?))
+}
+
+/// The DER of a certificate file, DER or PEM.
+///
+/// # Errors
+/// [`codes::ADMIN_INVALID`].
+pub fn read_certificate_der(path: &Path) -> Result<Vec<u8>, Refusal> {
     let bytes = read(path)?;
     let is_pem = bytes.trim_ascii_start().starts_with(b"-----");
     if !is_pem {
-        return Ok(hex::encode(bytes));
+        return Ok(bytes);
     }
     let der = CertificateDer::from_pem_slice(&bytes)
         .map_err(|e| Refusal::new(codes::ADMIN_INVALID, e.to_string()).at(path.display().to_string()))?;
-    Ok(hex::encode(der))
+    Ok(der.to_vec())
 }
 
 /// A file in hexadecimal.

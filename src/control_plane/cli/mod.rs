@@ -4,6 +4,7 @@ mod appraise;
 mod args;
 mod client;
 mod print;
+mod reference;
 mod run;
 
 use std::io::{BufRead, IsTerminal};
@@ -14,9 +15,9 @@ use serde_json::Value;
 
 pub use args::Cli;
 use args::{
-    AuditCommand, CaCommand, Command, EkCommand, NodeCommand, OwnerCommand, ReferenceCommand, RevokeCommand, Shared,
-    WorkloadCommand,
+    AuditCommand, CaCommand, Command, EkCommand, NodeCommand, OwnerCommand, RevokeCommand, Shared, WorkloadCommand,
 };
+use reference::ReferenceCommand;
 
 use super::admin;
 use super::admin::registrations::StatedEk;
@@ -60,6 +61,7 @@ fn administer(cli: &Shared, command: Command) -> Result<u8, Refusal> {
         Command::Audit(AuditCommand::Tail { after, lines, follow }) => {
             return tail(cli, &client, after, lines, follow);
         }
+        Command::Reference(command) => return reference::run(cli, &client, command),
         command => request(command)?,
     };
     let explains = matches!(command, admin::Command::NodeExplain { .. });
@@ -109,16 +111,10 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         Command::Workload(WorkloadCommand::List) => Admin::WorkloadList,
         Command::Workload(WorkloadCommand::Remove { id }) => Admin::WorkloadRemove { id, reason: None },
         Command::Revoke(RevokeCommand::Workload { id, reason }) => Admin::WorkloadRemove { id, reason: Some(reason) },
-        Command::Reference(ReferenceCommand::List) => Admin::ReferenceList,
-        Command::Reference(ReferenceCommand::Retire { node }) => Admin::ReferenceRetire { node },
         Command::Ca(CaCommand::Show) => Admin::CaShow,
         Command::Ca(CaCommand::Prepare) => Admin::CaPrepare,
         Command::Ca(CaCommand::Rotate { early }) => Admin::CaRotate { early },
-        Command::Run { .. }
-        | Command::Dev(_)
-        | Command::Appraise(_)
-        | Command::Audit(_)
-        | Command::Reference(ReferenceCommand::Learn { .. }) => {
+        Command::Run { .. } | Command::Dev(_) | Command::Appraise(_) | Command::Audit(_) | Command::Reference(_) => {
             return Err(Refusal::new(codes::ADMIN_INVALID, "BUG: this command is carried out elsewhere"));
         }
     })

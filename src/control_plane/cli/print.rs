@@ -10,10 +10,15 @@ pub fn facts(facts: &Value, json: bool) {
         say!("{facts:#}");
         return;
     }
-    for (key, columns) in TABLES {
-        if let Some(rows) = facts[*key].as_array() {
-            return table(rows, columns);
+    let mut tables = TABLES.iter().filter_map(|(key, columns)| Some((facts[*key].as_array()?, columns))).peekable();
+    if tables.peek().is_some() {
+        for (number, (rows, columns)) in tables.enumerate() {
+            if number > 0 {
+                say!("");
+            }
+            table(rows, columns);
         }
+        return;
     }
     match facts["steps"].is_array() {
         true => explanation(facts),
@@ -55,6 +60,18 @@ const TABLES: &[(&str, &[(&str, &str)])] = &[
             ("VERSION", "version"),
             ("SELECTION", "selection"),
             ("LEARNT", "learnt"),
+            ("RETIRED", "retired"),
+        ],
+    ),
+    (
+        "sets",
+        &[
+            ("SET", "name"),
+            ("VERSION", "version"),
+            ("PROFILE", "profile"),
+            ("STATES", "states"),
+            ("ASSIGNED", "assigned"),
+            ("IMPORTED", "imported"),
             ("RETIRED", "retired"),
         ],
     ),

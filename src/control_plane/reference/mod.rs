@@ -10,10 +10,12 @@
 //! All of it works without a server: a set may be made and signed where neither node nor control plane is.
 
 pub mod artifacts;
+pub mod corim;
 pub mod deb;
 pub mod difference;
 pub mod files;
 pub mod key;
+pub mod learn;
 
 pub mod pe;
 pub mod stub;

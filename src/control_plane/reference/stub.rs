@@ -102,10 +102,13 @@ pub fn pcr11<'s>(sections: impl IntoIterator<Item = (&'s str, &'s Contents)>, ha
         };
         events.push(event("EV_IPL", digest, what));
     }
-    events.extend(
-        PHASES.map(|phase| event("systemd:phase", hash.digest(&[phase.as_bytes()]), format!("boot phase {phase}"))),
-    );
+    events.extend(phases(hash));
     events
+}
+
+/// The phases of PCR 11, all of them: a node may have come only part of the way.
+pub fn phases(hash: LogHash) -> [EventReference; 6] {
+    PHASES.map(|phase| event("systemd:phase", hash.digest(&[phase.as_bytes()]), format!("boot phase {phase}")))
 }
 
 /// PCR 9: the command line and the initrd as the kernel's EFI stub got them, in that order.

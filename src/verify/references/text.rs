@@ -7,8 +7,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use serde::Deserialize;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use super::check::refuse;
 use super::{BootState, EventReference, ReferenceSet, SecureBootReference};
@@ -122,7 +120,9 @@ const TEXT_LIMIT: usize = 4 * super::LIMIT;
 
 fn state_of(text: StateText) -> Result<BootState, Refusal> {
     let at = |key: &str| format!("state `{}` {key}", text.name.escape_debug());
-    let until = text.until.as_deref().map(|until| moment(&at("until"), until)).transpose()?;
+    let until = (text.until.as_deref())
+        .map(|until| WallTime::parse(until).map_err(|what| refuse(&at("until"), what).expected("RFC 3339")))
+        .transpose()?;
     let mut events: BTreeMap<u8, Vec<EventReference>> = BTreeMap::new();
     for EventText { pcr, kind, digest, what } in text.event {
         events.entry(pcr).or_default().push(EventReference { kind, digest, what });
@@ -136,16 +136,6 @@ fn state_of(text: StateText) -> Result<BootState, Refusal> {
         values.insert(pcr, hex::decode(value).map_err(|e| refuse(&at, e.to_string()).expected("hexadecimal"))?);
     }
     Ok(BootState { name: text.name, until, events, values, secure_boot: text.secure_boot })
-}
-
-/// A moment from RFC 3339, in whole seconds since 1970.
-pub(super) fn moment(at: &str, text: &str) -> Result<WallTime, Refusal> {
-    let wrong = |what: String| refuse(at, what).expected("RFC 3339 in whole seconds, e.g. 2026-12-01T00:00:00Z");
-    let moment = OffsetDateTime::parse(text, &Rfc3339).map_err(|e| wrong(format!("`{text}`: {e}")))?;
-    match u64::try_from(moment.unix_timestamp()) {
-        Ok(seconds) if moment.nanosecond() == 0 => Ok(WallTime(seconds)),
-        _ => Err(wrong(format!("`{text}`"))),
-    }
 }
 
 fn write_set(out: &mut String, set: &ReferenceSet) -> std::fmt::Result {

@@ -1,0 +1,229 @@
+//! `learn`: a state and rules from the logs of a node that an operator knows to be good.
+//!
+//! Only what leads to the quoted PCRs is learnt: an event that was written into a log afterwards
+//! would otherwise be approved with the rest.
+
+use std::collections::BTreeMap;
+
+use super::stub;
+use crate::codes::{self, Refusal};
+use crate::measurements::boot::{BootEvent, BootLog};
+use crate::measurements::ima::{BOOT_AGGREGATE, Entries, escaped};
+use crate::measurements::uefi::{SignatureList, VariableData, summary};
+use crate::measurements::userspace::{Target, UserspaceLog};
+use crate::measurements::{EventType, LogHash};
+use crate::tpm::PcrValues;
+use crate::verify::profile::{Judged, PcrProfile, Profile, Source};
+use crate::verify::references::{BootState, EventReference, SecureBootReference};
+use crate::verify::runtime::RuntimeRules;
+
+/// The variables that are learnt. Not dbx: it grows with every update, and nothing is started by it.
+const VARIABLES: [&str; 3] = ["PK", "KEK", "db"];
+
+/// The logs of one node and the PCRs of its verified quote.
+#[derive(Clone, Copy, Debug)]
+pub struct Logs<'a> {
+    /// What the quote covers.
+    pub pcrs: &'a PcrValues,
+    /// The boot log.
+    pub boot: Option<&'a BootLog>,
+    /// The userspace log.
+    pub userspace: Option<&'a UserspaceLog>,
+    /// IMA's list, as its bytes.
+    pub ima: &'a [u8],
+}
+
+/// What was learnt.
+#[derive(Clone, Debug, Default)]
+pub struct Learnt {
+    /// The state, without a name.
+    pub state: BootState,
+    /// Rules that allow what ran; `None` without a list.
+    pub runtime: Option<RuntimeRules>,
+    /// What an operator should know, in words.
+    pub notes: Vec<String>,
+}
+
+/// Learns from a node's logs what the profile judges by reference.
+///
+/// # Errors
+/// [`codes::VERIFY_LOG_REPLAY`] for a PCR that the logs don't lead to; those of IMA's list.
+pub fn learn(profile: &Profile, logs: &Logs<'_>) -> Result<Learnt, Refusal> {
+    let hash = LogHash::from(logs.pcrs.selection().bank());
+    let mut learnt = Learnt::default();
+    for (pcr, rules) in &profile.pcrs {
+        let Some(quoted) = logs.pcrs.get(*pcr) else {
+            learnt.notes.push(format!("PCR {pcr}: it wasn't quoted: nothing is learnt of it"));
+            continue;
+        };
+        match (rules.source, rules.judged) {
+            (Source::Value, Judged::Reference) => {
+                learnt.state.values.insert(*pcr, quoted.to_vec());
+            }
+            (Source::Logs, Judged::Reference) => {
+                let events = to_come(proven(*pcr, rules, logs, hash, quoted)?, rules, hash);
+                // Nothing was measured: nothing may be, but an empty list says nothing.
+                if events.is_empty() {
+                    learnt.state.values.insert(*pcr, quoted.to_vec());
+                } else {
+                    learnt.state.events.insert(*pcr, events);
+                }
+            }
+            (Source::Logs, Judged::SecureBoot) => {
+                proven(*pcr, rules, logs, hash, quoted)?;
+                learnt.state.secure_boot = secure_boot(logs, *pcr, hash);
+            }
+            (Source::Ima, _) if !logs.ima.is_empty() => learnt.runtime(logs.ima)?,
+            _ => {}
+        }
+    }
+    if profile.pcrs.values().any(|rules| rules.judged == Judged::SecureBoot) && learnt.state.secure_boot.is_none() {
+        learnt.notes.push("PCR 7: Secure Boot is off, so whoever started what is not proven".to_owned());
+    }
+    Ok(learnt)
+}
+
+/// The events that lead to the quoted value: the whole boot log, and as much of the userspace log
+/// as had happened when the quote was made.
+fn proven(
+    pcr: u8,
+    rules: &PcrProfile,
+    logs: &Logs<'_>,
+    hash: LogHash,
+    quoted: &[u8],
+) -> Result<Vec<EventReference>, Refusal> {
+    let empty = BootLog::default();
+    let boot = logs.boot.unwrap_or(&empty);
+    let start = boot.start(hash);
+    let mut value = start.value(pcr).unwrap_or_default().to_vec();
+    let mut events = Vec::new();
+    for event in boot.events.iter().filter(|event| event.pcr == pcr && event.extends()) {
+        let digest = event.digest(hash).ok_or_else(|| {
+            Refusal::new(codes::VERIFY_BANK, format!("no {hash} digest")).at(format!("boot log event {}", event.number))
+        })?;
+        value = hash.extend(&value, digest);
+        events.push(reference(event, digest));
+    }
+    if value == quoted {
+        return Ok(events);
+    }
+    let records = logs.userspace.map(|log| log.records.as_slice()).unwrap_or_default();
+    for record in records.iter().filter(|record| record.target == Target::Pcr(pcr)) {
+        let Some(digest) = record.digest(hash) else { break };
+        value = hash.extend(&value, digest);
+        let what = record.string.as_deref().unwrap_or(&record.kind);
+        events.push(EventReference {
+            kind: format!("systemd:{}", record.kind),
+            digest: digest.to_vec(),
+            what: words(what),
+        });
+        if value == quoted {
+            return Ok(events);
+        }
+    }
+    Err(Refusal::new(codes::VERIFY_LOG_REPLAY, hex::encode(value))
+        .at(format!("PCR {pcr} ({}), after {} events", rules.layer, events.len()))
+        .expected(hex::encode(quoted)))
+}
+
+/// The events with what systemd is yet to say: a node that is learnt from early goes on, and one
+/// with a newer systemd says where its initrd began.
+fn to_come(mut events: Vec<EventReference>, rules: &PcrProfile, hash: LogHash) -> Vec<EventReference> {
+    if rules.userspace.contains("phase") {
+        let said = events.iter().filter(|event| event.kind == "systemd:phase").count();
+        let all = stub::phases(hash);
+        let as_usual = events
+            .iter()
+            .rev()
+            .take(said)
+            .rev()
+            .map(|event| &event.digest)
+            .eq(all.iter().take(said).map(|event| &event.digest));
+        if as_usual {
+            events.extend(all.into_iter().skip(said));
+        }
+    }
+    let began = stub::os_separator(hash);
+    if events.is_empty() && rules.userspace.contains("os-separator") {
+        events.push(began);
+    }
+    events
+}
+
+fn reference(event: &BootEvent, digest: &[u8]) -> EventReference {
+    EventReference { kind: event.kind.to_string(), digest: digest.to_vec(), what: words(&summary(event)) }
+}
+
+/// What Secure Boot was, if it was on: the keys' variables and whom they let vouch. Only data that
+/// its digest vouches for is read.
+fn secure_boot(logs: &Logs<'_>, pcr: u8, hash: LogHash) -> Option<SecureBootReference> {
+    let events = logs.boot.map(|log| log.events.as_slice()).unwrap_or_default();
+    let vouched = |event: &BootEvent| -> Option<(EventType, String, Vec<u8>)> {
+        let bytes = event.vouched(hash).bytes(&event.data)?.to_vec();
+        // An old shim's digest covers all but the last byte, which isn't the variable's.
+        let (variable, _) = VariableData::prefix(&bytes)?;
+        Some((event.kind, variable.name, variable.data.to_vec()))
+    };
+    let variables: Vec<_> = events.iter().filter(|event| event.pcr == pcr).filter_map(vouched).collect();
+    let config = |wanted: &str| {
+        let found =
+            variables.iter().find(|(kind, name, _)| *kind == EventType::EFI_VARIABLE_DRIVER_CONFIG && name == wanted);
+        found.map(|(_, _, data)| data)
+    };
+    if config("SecureBoot").map(Vec::as_slice) != Some(&[1]) {
+        return None;
+    }
+    let sha256 = |data: &[u8]| LogHash::Sha256.digest(&[data]);
+    let authorities: std::collections::BTreeSet<Vec<u8>> = variables
+        .iter()
+        .filter(|(kind, _, data)| *kind == EventType::EFI_VARIABLE_AUTHORITY && SignatureList::entry(data).is_some())
+        .map(|(_, _, data)| sha256(data))
+        .collect();
+    let pinned = VARIABLES.iter().filter_map(|name| Some(((*name).to_owned(), vec![sha256(config(name)?)])));
+    Some(SecureBootReference {
+        authorities: authorities.into_iter().collect(),
+        variables: pinned.collect::<BTreeMap<_, _>>(),
+    })
+}
+
+impl Learnt {
+    /// Rules that allow each file under its path, and each buffer.
+    fn runtime(&mut self, list: &[u8]) -> Result<(), Refusal> {
+        let mut rules = RuntimeRules::default();
+        let (mut violations, mut weak) = (0u64, 0u64);
+        for entry in Entries::new(list, 0, 0) {
+            let entry = entry?;
+            let fields = &entry.fields;
+            let hash = LogHash::from_name(fields.algorithm)
+                .filter(|hash| *hash != LogHash::Sha1 && hash.size() == fields.digest.len());
+            if entry.violation {
+                violations = violations.saturating_add(1);
+            } else if fields.path == BOOT_AGGREGATE {
+                // Bound to the boot by its own rule.
+            } else if entry.template == "ima-buf" {
+                let digest = hex::encode(LogHash::Sha256.digest(&[fields.buffer]));
+                super::files::add(&mut rules.buffers, escaped(fields.path), &digest);
+            } else if let Some(hash) = hash {
+                rules.allow_file(fields.path, hash, fields.digest);
+            } else {
+                weak = weak.saturating_add(1);
+            }
+        }
+        if violations > 0 {
+            self.notes
+                .push(format!("runtime: {violations} violations: waive each path with a reason, or they are refused"));
+        }
+        if weak > 0 {
+            self.notes.push(format!("runtime: {weak} entries with a digest that isn't believed (SHA-1): not learnt"));
+        }
+        self.runtime = Some(rules);
+        Ok(())
+    }
+}
+
+/// Words as a set may have them.
+fn words(text: &str) -> String {
+    let plain: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let cut = plain.get(..plain.floor_char_boundary(512)).unwrap_or_default().trim();
+    if cut.is_empty() { "no data".to_owned() } else { cut.to_owned() }
+}

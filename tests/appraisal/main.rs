@@ -7,6 +7,8 @@
     reason = "a test fails by panicking"
 )]
 
+#[cfg(feature = "control-plane")]
+mod command;
 mod corpus;
 mod machines;
 mod mutants;

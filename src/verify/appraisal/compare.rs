@@ -10,6 +10,9 @@ use crate::verify::references::{BootState, EventReference, SecureBootReference};
 /// The most differences of one PCR that are named; what is beyond is only counted.
 const NAMED: usize = 8;
 
+/// The PCR with the images that the firmware started (PC Client Platform Firmware Profile 1.06, 3.3.4.5).
+const IMAGES: u8 = 4;
+
 /// What comes of it.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
@@ -182,13 +185,14 @@ impl One<'_> {
 
     /// The state says nothing of this PCR.
     fn unlisted(&self) -> Outcome {
+        let phase = |event: &&ProvenEvent| is_phase(&event.digest, self.bank);
         let measures: Vec<&ProvenEvent> =
-            self.events.iter().filter(|event| !event.mark && !is_phase(&event.digest, self.bank)).collect();
-        if measures.is_empty() {
-            return match self.rules.judged {
-                Judged::SecureBoot => Outcome::uncovered(format!("nothing is said of Secure Boot (PCR {})", self.pcr)),
-                _ => Outcome::default(),
-            };
+            self.events.iter().filter(|event| !event.mark).filter(|event| !phase(event)).collect();
+        // Where every image that was started is listed itself, who vouched for it adds nothing.
+        let images = self.state.values.contains_key(&IMAGES)
+            || self.state.events.get(&IMAGES).is_some_and(|list| !list.is_empty());
+        if measures.is_empty() || (self.rules.judged == Judged::SecureBoot && images) {
+            return Outcome::default();
         }
         if self.by_authority() {
             return Outcome::met("by authority");
@@ -206,7 +210,7 @@ impl One<'_> {
     /// state accepts vouch for them.
     fn by_authority(&self) -> bool {
         let accepted = self.state.secure_boot.as_ref().zip(self.measured.secure_boot.as_ref());
-        self.pcr == 4
+        self.pcr == IMAGES
             && accepted.is_some_and(|(expected, found)| {
                 found.enabled && problems(expected, found).is_empty() && self.measured.pcrs.get(7).is_some()
             })

@@ -79,7 +79,7 @@ pub struct Reporter {
     in_step: bool,
     /// A control plane of the version before: it takes no logs.
     takes_none: bool,
-    /// Whether everything was sent from its start since an attestation was last answered.
+    /// Whether everything was sent from its start since a lease was last granted.
     started_over: bool,
 }
 
@@ -169,7 +169,6 @@ impl Reporter {
 
     /// The attestation with `increment` and `tail` was answered.
     pub fn arrived(&mut self, tail: Increment) {
-        self.started_over = false;
         if !tail.chains.is_empty() {
             self.sent.chains = tail.chains;
         }
@@ -179,6 +178,11 @@ impl Reporter {
     pub fn doubt(&mut self, tail: Increment) {
         self.perhaps = tail.chains;
         self.in_step = false;
+    }
+
+    /// The logs as they are held led to the quote.
+    pub const fn believed(&mut self) {
+        self.started_over = false;
     }
 
     /// The logs as they are held lead nowhere: a file may have been replaced under its name. Everything is sent

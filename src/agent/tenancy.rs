@@ -260,8 +260,12 @@ impl Tenancy {
         self.renew_membership(tenant, &answer)?;
         self.keeper.said(Said { layers: answer.layers.clone(), findings: answer.findings.clone() });
         let Some(lease) = &answer.lease else {
+            if answer.refusal.as_ref().is_some_and(|refusal| about_logs(refusal.code)) {
+                tenant.reporter.start_over();
+            }
             return Err(self.contraindicated(&answer));
         };
+        tenant.reporter.believed();
         let issuers: Vec<Vec<u8>> = answer.bundle.certificates.iter().map(|der| der.to_vec()).collect();
         let expected = LeaseExpectation {
             node,

@@ -19,4 +19,5 @@ mod enrolment;
 mod node;
 mod pushed;
 mod routes;
+mod sets;
 mod start;

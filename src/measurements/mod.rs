@@ -6,6 +6,7 @@ mod cursor;
 mod event_type;
 mod hash;
 pub mod ima;
+pub mod sources;
 pub mod uefi;
 pub mod userspace;
 

@@ -8,7 +8,7 @@ mod public;
 mod reader;
 mod signature;
 
-pub use attest::{Attest, AttestBody, ClockInfo};
+pub use attest::{Attest, AttestBody, ClockInfo, Quote};
 pub use public::{HashAlgorithm, Kind, Public, SymmetricKey, attributes, qualified_name};
 pub use reader::Reader;
 pub use signature::Signature;

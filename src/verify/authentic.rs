@@ -5,8 +5,8 @@ use p256::ecdsa::signature::Verifier;
 use super::keys::{AkPublic, EnrolledKeys};
 use crate::codes::{self, Refusal};
 use crate::evidence::{NodeClaims, UnverifiedEvidence, certification_binding};
-use crate::tpm::Signed;
 use crate::tpm::structures::{Attest, AttestBody, Signature};
+use crate::tpm::{PcrValues, Signed};
 
 /// Evidence made by the enrolled keys: the node key signed it, the AK signed its quote, and its
 /// PCR values are the quoted ones. Not yet known: whether it is fresh, and whether it is good.
@@ -46,6 +46,18 @@ pub fn authenticate(
     certified(&claims, keys)?;
     let quote = quoted(&claims, &keys.ak)?;
     Ok(Authentic { claims, quote, keys: keys.clone() })
+}
+
+impl Authentic {
+    /// The quoted PCRs.
+    pub const fn pcrs(&self) -> &PcrValues {
+        &self.claims.pcrs
+    }
+
+    /// The TPM's firmware version.
+    pub const fn firmware_version(&self) -> u64 {
+        self.quote.firmware_version
+    }
 }
 
 /// The node key is the one that the AK certified, over the enrolment's nonce.

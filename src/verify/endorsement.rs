@@ -4,7 +4,8 @@ use der::Decode;
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 use x509_cert::certificate::{CertificateInner, Raw};
-use x509_cert::ext::pkix::ExtendedKeyUsage;
+use x509_cert::ext::pkix::name::GeneralName;
+use x509_cert::ext::pkix::{ExtendedKeyUsage, SubjectAltName};
 use x509_cert::spki::ObjectIdentifier;
 
 use crate::clock::WallTime;
@@ -13,7 +14,9 @@ use crate::tpm::structures::{HashAlgorithm, Kind, Public, SymmetricKey};
 
 /// tcg-kp-EKCertificate (TCG EK Credential Profile, 3.2).
 const EK_USAGE: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.23.133.8.1");
-/// The same as the contents of its DER.
+/// tcg-at-tpmManufacturer (ibid., 3.2.9).
+const MANUFACTURER: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.23.133.2.1");
+/// [`EK_USAGE`] as the contents of its DER.
 const EK_USAGE_DER: &[u8] = &[0x67, 0x81, 0x05, 0x08, 0x01];
 /// rsaEncryption, and the id-RSAES-OAEP that some EK certificates have in its place.
 const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
@@ -195,7 +198,7 @@ pub fn grade(
     check_template(ek)?;
     let without = if listed { Grade::Listed } else { Grade::Unknown };
     let Some(der) = certificate else { return Ok(without) };
-    check_leaf(ek, der, now)?;
+    check_leaf(Some(ek), der, now)?;
     if roots.is_empty() {
         return Ok(without);
     }
@@ -206,8 +209,32 @@ pub fn grade(
     }
 }
 
+/// Checks a certificate where no enrolment stands behind it: for an EK, for this one if there is one,
+/// valid now, and, if there are roots, with a path to one.
+///
+/// # Errors
+/// As [`grade`].
+pub fn check_certificate(ek: Option<&Public>, der: &[u8], roots: &EkRoots, now: WallTime) -> Result<(), Refusal> {
+    check_leaf(ek, der, now)?;
+    if roots.is_empty() { Ok(()) } else { check_path(der, &[], roots, now) }
+}
+
+/// The manufacturer that a certificate's alternative name states, e.g. `id:49465800` (TCG EK Credential Profile,
+/// 3.2.9). It is as true as the certificate.
+pub fn manufacturer(der: &[u8]) -> Option<String> {
+    let certificate = parse(der).ok()?;
+    let (_, names) = certificate.tbs_certificate().get_extension::<SubjectAltName>().ok()??;
+    let directory = names.0.iter().find_map(|name| match name {
+        GeneralName::DirectoryName(name) => Some(name),
+        _ => None,
+    })?;
+    let attribute = directory.iter().find(|attribute| attribute.oid == MANUFACTURER)?;
+    let text = std::str::from_utf8(attribute.value.value()).ok()?;
+    Some(text.to_owned())
+}
+
 /// The certificate by itself: for an EK, for this EK, valid now.
-fn check_leaf(ek: &Public, der: &[u8], now: WallTime) -> Result<(), Refusal> {
+fn check_leaf(ek: Option<&Public>, der: &[u8], now: WallTime) -> Result<(), Refusal> {
     let refuse = |code, what: String| Refusal::new(code, what).at("EK certificate");
     let certificate = parse(der).map_err(|e| refuse(codes::VERIFY_EK_CERTIFICATE, e.to_string()))?;
     let certificate = certificate.tbs_certificate();
@@ -219,12 +246,14 @@ fn check_leaf(ek: &Public, der: &[u8], now: WallTime) -> Result<(), Refusal> {
             .expected(format!("{EK_USAGE} (tcg-kp-EKCertificate)")));
     }
     let found = certificate.subject_public_key_info();
-    let expected = ek.spki_der()?;
-    let same = x509_cert::spki::SubjectPublicKeyInfoOwned::from_der(&expected).is_ok_and(|expected| {
-        // The key itself must be the same; how its algorithm is called may differ for RSA.
-        found.subject_public_key == expected.subject_public_key
-            && (found.algorithm == expected.algorithm
-                || expected.algorithm.oid == RSA && [RSA, RSA_OAEP].contains(&found.algorithm.oid))
+    let expected = ek.map(Public::spki_der).transpose()?;
+    let same = expected.is_none_or(|expected| {
+        x509_cert::spki::SubjectPublicKeyInfoOwned::from_der(&expected).is_ok_and(|expected| {
+            // The key itself must be the same; how its algorithm is called may differ for RSA.
+            found.subject_public_key == expected.subject_public_key
+                && (found.algorithm == expected.algorithm
+                    || expected.algorithm.oid == RSA && [RSA, RSA_OAEP].contains(&found.algorithm.oid))
+        })
     });
     if !same {
         return Err(refuse(codes::VERIFY_EK_KEY, "a certificate for another key".to_owned()));

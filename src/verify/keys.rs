@@ -4,7 +4,7 @@ use der::{Decode, Encode};
 use p256::ecdsa::VerifyingKey;
 use x509_cert::Certificate;
 
-use crate::codes::{self, Refusal};
+use crate::codes::{self, Code, Refusal};
 use crate::identity::NodeId;
 use crate::tpm::structures::{HashAlgorithm, Public, attributes};
 
@@ -41,20 +41,7 @@ impl AkPublic {
     pub fn parse(bytes: &[u8]) -> Result<Self, Refusal> {
         let public = Public::parse(bytes)?;
         let found = public.attributes;
-        let has = |attribute: u32| found & attribute != 0;
-        let code = if !has(attributes::RESTRICTED) {
-            Some(codes::VERIFY_AK_UNRESTRICTED)
-        } else if has(attributes::DECRYPT) {
-            Some(codes::VERIFY_AK_DECRYPT)
-        } else if !has(attributes::FIXED_TPM) || !has(attributes::FIXED_PARENT) {
-            Some(codes::VERIFY_AK_NOT_FIXED)
-        } else if !has(attributes::SENSITIVE_DATA_ORIGIN) {
-            Some(codes::VERIFY_AK_IMPORTED)
-        } else if found != AK_ATTRIBUTES {
-            Some(codes::VERIFY_AK_TEMPLATE)
-        } else {
-            None
-        };
+        let code = attributes_fault(found).or((found != AK_ATTRIBUTES).then_some(codes::VERIFY_AK_TEMPLATE));
         if let Some(code) = code {
             return Err(Refusal::new(code, format!("attributes {found:#010x}"))
                 .at("attestation key")
@@ -99,6 +86,22 @@ impl AkPublic {
     /// The TPMT_PUBLIC.
     pub fn as_bytes(&self) -> &[u8] {
         self.public.as_bytes()
+    }
+}
+
+/// What keeps a key with these attributes from being an attestation key at all, of whatever template.
+pub(super) fn attributes_fault(found: u32) -> Option<Code> {
+    let has = |attribute: u32| found & attribute != 0;
+    if !has(attributes::RESTRICTED) || !has(attributes::SIGN) {
+        Some(codes::VERIFY_AK_UNRESTRICTED)
+    } else if has(attributes::DECRYPT) {
+        Some(codes::VERIFY_AK_DECRYPT)
+    } else if !has(attributes::FIXED_TPM) || !has(attributes::FIXED_PARENT) {
+        Some(codes::VERIFY_AK_NOT_FIXED)
+    } else if !has(attributes::SENSITIVE_DATA_ORIGIN) {
+        Some(codes::VERIFY_AK_IMPORTED)
+    } else {
+        None
     }
 }
 

@@ -16,15 +16,17 @@ mod appraised;
 mod authentic;
 pub mod credential;
 pub mod endorsement;
+pub mod firmware;
 mod fresh;
 mod keys;
 mod lease;
 pub mod profile;
+pub mod quoted;
 pub mod references;
 pub mod runtime;
 mod trust;
 
-pub use appraised::{Appraised, LeaseTerms, Replayed, Verdict};
+pub use appraised::{Appraised, LeaseTerms, Replayed, Unreplayed, Verdict};
 pub use authentic::{Authentic, authenticate};
 pub use endorsement::{EkRoots, Grade};
 pub use fresh::{Fresh, Note, PriorQuote};

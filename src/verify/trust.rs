@@ -1,5 +1,7 @@
 //! The AR4SI trustworthiness vector (draft-ietf-rats-ar4si) of an attestation result.
 
+use super::appraisal::{LayerResult, LayerStanding};
+use super::profile::Layer;
 use crate::tpm::PcrDifference;
 
 /// PCRs that hold what was executed rather than how it was set up (PC Client Platform Firmware
@@ -32,6 +34,8 @@ impl TrustVector {
     const GOOD: i8 = 2;
     /// Executables recognized as approved during boot; nothing is said of what came after.
     const BOOT: i8 = 3;
+    /// Executables that nobody approved were loaded, and policy only warns of it.
+    const WARNING: i8 = 32;
     /// Not acceptable.
     const BAD: i8 = 96;
 
@@ -57,6 +61,41 @@ impl TrustVector {
             executables: if code.is_empty() { Self::BOOT } else { Self::BAD },
             ..self
         }
+    }
+
+    /// What the layers of an appraisal say. Firmware and boot are executables and their configuration: what
+    /// differs in a PCR of [`CODE`] is an executable, in another a setting. Userspace says how the system was
+    /// set up. The runtime layer is what was executed since: with it affirmed only approved executables
+    /// were loaded, without it only those of the boot. Nothing is claimed of file systems as such (IMA sees
+    /// what is used, not what is there), of memory encryption, storage or data.
+    pub(super) fn of_layers(layers: &[LayerResult], differing: &[u8]) -> Self {
+        use LayerStanding::{Affirmed, Contraindicated, NotProven, Warned};
+        let of = |layer: Layer| {
+            layers.iter().find(|result| result.layer == layer.as_str()).map_or(NotProven, |result| result.standing)
+        };
+        let (boot, runtime) = (of(Layer::Boot), of(Layer::Runtime));
+        let booted = [of(Layer::Firmware), boot, of(Layer::Userspace)];
+        let contraindicated = booted.contains(&Contraindicated);
+        let code = differing.iter().any(|pcr| CODE.contains(pcr));
+        let executables = match runtime {
+            _ if contraindicated && (code || differing.is_empty()) => Self::BAD,
+            Contraindicated => Self::BAD,
+            Warned => Self::WARNING,
+            Affirmed if boot == Affirmed => Self::GOOD,
+            _ if boot == Affirmed => Self::BOOT,
+            _ => 0,
+        };
+        let configuration = match boot {
+            _ if contraindicated && differing.iter().any(|pcr| !CODE.contains(pcr)) => Self::BAD,
+            Affirmed => Self::GOOD,
+            _ => 0,
+        };
+        Self { executables, configuration, ..Self::default() }
+    }
+
+    /// The same where the keys are the enrolled ones.
+    pub const fn identified(self) -> Self {
+        Self { instance_identity: Self::GOOD, ..self }
     }
 
     /// The same where the manufacturer vouches for the TPM.

@@ -17,6 +17,12 @@ const FIRST_CONFIGURATION: &str = "A first configuration (server.toml); everythi
     listen = \"0.0.0.0:8443\"\n\n\
     Then: leasehold-server run --config server.toml\n";
 
+/// Raw artefacts of tpm2-tools and the kernel.
+const APPRAISE_EXAMPLE: &str = "Example:\n\n  \
+    leasehold-server appraise --quote quote.msg --signature quote.sig --ak ak.pub --nonce 1234abcd \\\n    \
+    --boot-log binary_bios_measurements --ima-log binary_runtime_measurements \\\n    \
+    --profile uefi-uki --references fleet.toml\n";
+
 /// The Leasehold control plane: decides which nodes are good and which workload gets which credential.
 ///
 /// `run` is the server. Every other command talks to a running server over its admin socket.
@@ -85,6 +91,12 @@ pub enum Command {
     },
     /// Tries everything out on this machine: a software TPM, a server, an agent and a workload.
     Dev(DevArguments),
+    /// Appraises files without a server: a quote and logs of any tool, or evidence of our agent.
+    ///
+    /// It says for each check what held, what didn't and what isn't proven. Exit code 0 if the node is
+    /// affirmed, 3 for a warning, 4 if it is contraindicated, 1 if the quote itself is none.
+    #[command(after_help = APPRAISE_EXAMPLE)]
+    Appraise(Box<super::appraise::AppraiseArguments>),
     /// Nodes: which are there, which wait, why one has no lease.
     #[command(subcommand)]
     Node(NodeCommand),

@@ -97,7 +97,11 @@ pub fn read_hex(path: &Path) -> Result<String, Refusal> {
     Ok(hex::encode(read(path)?))
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, Refusal> {
+/// A file's bytes.
+///
+/// # Errors
+/// [`codes::ADMIN_INVALID`].
+pub fn read(path: &Path) -> Result<Vec<u8>, Refusal> {
     std::fs::read(path).map_err(|e| Refusal::new(codes::ADMIN_INVALID, e.to_string()).at(path.display().to_string()))
 }
 

@@ -1,5 +1,6 @@
 //! The command line of `leasehold-server`.
 
+mod appraise;
 mod args;
 mod client;
 mod print;
@@ -51,6 +52,9 @@ fn complain(refusal: &Refusal) -> ExitCode {
 }
 
 fn administer(cli: &Shared, command: Command) -> Result<u8, Refusal> {
+    if let Command::Appraise(arguments) = &command {
+        return appraise::appraise(arguments, cli.json);
+    }
     let client = client::Client::new(cli.admin_socket()?);
     let command = match command {
         Command::Reference(ReferenceCommand::Learn { node, yes }) => return learn(cli, &client, node, yes),
@@ -110,7 +114,7 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         Command::Ca(CaCommand::Show) => Admin::CaShow,
         Command::Ca(CaCommand::Prepare) => Admin::CaPrepare,
         Command::Ca(CaCommand::Rotate { early }) => Admin::CaRotate { early },
-        Command::Run { .. } | Command::Dev(_) | Command::Audit(_) | Command::Reference(_) => {
+        Command::Run { .. } | Command::Dev(_) | Command::Appraise(_) | Command::Audit(_) | Command::Reference(_) => {
             return Err(Refusal::new(codes::ADMIN_INVALID, "BUG: this command is carried out elsewhere"));
         }
     })

@@ -129,12 +129,20 @@ fn lists(contents: &[u8]) -> String {
     let certificates = count(|kind| kind == SignatureKind::X509);
     let hashes = count(|kind| kind == SignatureKind::Sha256);
     let others = count(|kind| matches!(kind, SignatureKind::Other(_)));
-    let words: Vec<String> = [(certificates, "certificates"), (hashes, "hashes"), (others, "other entries")]
-        .into_iter()
-        .filter(|(count, _)| *count > 0)
-        .map(|(count, what)| format!("{count} {what}"))
-        .collect();
+    let words: Vec<String> = [
+        (certificates, "certificate", "certificates"),
+        (hashes, "hash", "hashes"),
+        (others, "other entry", "other entries"),
+    ]
+    .into_iter()
+    .filter(|(count, ..)| *count > 0)
+    .map(|(count, one, more)| counted(count, one, more))
+    .collect();
     if words.is_empty() { "empty".to_owned() } else { words.join(", ") }
+}
+
+fn counted(count: usize, one: &str, more: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { more })
 }
 
 fn boot_order(contents: &[u8]) -> String {
@@ -171,7 +179,7 @@ fn gpt(data: &[u8]) -> Option<String> {
     let Gpt { disk, partitions } = Gpt::parse(data)?;
     let names: Vec<&str> = partitions.iter().map(|(_, name)| name.as_str()).filter(|name| !name.is_empty()).collect();
     let names = if names.is_empty() { String::new() } else { format!(": {}", names.join(", ")) };
-    Some(format!("disk {disk}, {} partitions{names}", partitions.len()))
+    Some(format!("disk {disk}, {}{names}", counted(partitions.len(), "partition", "partitions")))
 }
 
 fn tagged(data: &[u8]) -> Option<String> {

@@ -69,13 +69,7 @@ impl Attest {
     /// one that isn't accepted, [`codes::VERIFY_QUOTE_MALFORMED`] for anything else.
     pub fn parse(bytes: &[u8]) -> Result<Self, Refusal> {
         let mut reader = Reader::new(bytes, codes::VERIFY_QUOTE_MALFORMED);
-        let magic = reader.u32("magic")?;
-        if magic != GENERATED {
-            return Err(Refusal::new(codes::VERIFY_QUOTE_MAGIC, format!("{magic:#010x}"))
-                .at("byte 0")
-                .expected(format!("{GENERATED:#010x}")));
-        }
-        let kind = reader.u16("type")?;
+        let kind = generated(&mut reader)?;
         if kind != QUOTE && kind != CERTIFY {
             return Err(Self::wrong_type(kind));
         }
@@ -92,10 +86,7 @@ impl Attest {
             let qualified_name = reader.sized(NAME_LIMIT, "qualifiedName")?.to_vec();
             AttestBody::Certify { name, qualified_name }
         };
-        if reader.left() > 0 {
-            return Err(Refusal::new(codes::VERIFY_QUOTE_TRAILING, format!("{} more bytes", reader.left()))
-                .at(format!("byte {}", reader.offset())));
-        }
+        at_end(&reader)?;
         Ok(Self { qualified_signer, extra_data, clock_info, firmware_version, body })
     }
 
@@ -115,6 +106,67 @@ impl Attest {
     }
 }
 
+/// A quote as other tools make them: over several banks, SHA-1 among them. What it covers is believed
+/// only together: see `verify::quoted`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Quote {
+    /// The qualified name of the key that signed.
+    pub qualified_signer: Vec<u8>,
+    /// The caller's qualifying data.
+    pub extra_data: Vec<u8>,
+    /// The TPM's clock when it signed.
+    pub clock_info: ClockInfo,
+    /// The TPM's firmware version; clear for keys of the endorsement hierarchy.
+    pub firmware_version: u64,
+    /// The banks in their order, each with its TPM_ALG_ID and the three bytes of pcrSelect.
+    pub banks: Vec<(u16, [u8; 3])>,
+    /// Hash, by the signature scheme's algorithm, of the selected values: bank by bank, each ascending.
+    pub pcr_digest: Vec<u8>,
+}
+
+impl Quote {
+    /// Parses a TPMS_ATTEST of the type quote.
+    ///
+    /// # Errors
+    /// As [`Attest::parse`], but several banks of any kind are read.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Refusal> {
+        let mut reader = Reader::new(bytes, codes::VERIFY_QUOTE_MALFORMED);
+        let kind = generated(&mut reader)?;
+        if kind != QUOTE {
+            return Err(Attest::wrong_type(kind));
+        }
+        let quote = Self {
+            qualified_signer: reader.sized(NAME_LIMIT, "qualifiedSigner")?.to_vec(),
+            extra_data: reader.sized(DATA_LIMIT, "extraData")?.to_vec(),
+            clock_info: clock_info(&mut reader)?,
+            firmware_version: reader.u64("firmwareVersion")?,
+            banks: banks(&mut reader)?,
+            pcr_digest: reader.sized(64, "pcrDigest")?.to_vec(),
+        };
+        at_end(&reader)?;
+        Ok(quote)
+    }
+}
+
+/// The type of what a TPM generated.
+fn generated(reader: &mut Reader<'_>) -> Result<u16, Refusal> {
+    let magic = reader.u32("magic")?;
+    if magic != GENERATED {
+        return Err(Refusal::new(codes::VERIFY_QUOTE_MAGIC, format!("{magic:#010x}"))
+            .at("byte 0")
+            .expected(format!("{GENERATED:#010x}")));
+    }
+    reader.u16("type")
+}
+
+fn at_end(reader: &Reader<'_>) -> Result<(), Refusal> {
+    match reader.left() {
+        0 => Ok(()),
+        left => Err(Refusal::new(codes::VERIFY_QUOTE_TRAILING, format!("{left} more bytes"))
+            .at(format!("byte {}", reader.offset()))),
+    }
+}
+
 fn clock_info(reader: &mut Reader<'_>) -> Result<ClockInfo, Refusal> {
     let clock_ms = reader.u64("clock")?;
     let counts = ResetCounts { reset: reader.u32("resetCount")?, restart: reader.u32("restartCount")? };
@@ -127,8 +179,25 @@ fn clock_info(reader: &mut Reader<'_>) -> Result<ClockInfo, Refusal> {
     Ok(ClockInfo { clock_ms, counts, safe })
 }
 
-/// TPML_PCR_SELECTION (Part 2, 10.9.7) of one bank, with the three bytes of a PC client.
+/// TPML_PCR_SELECTION of one bank that is accepted.
 fn selection(reader: &mut Reader<'_>) -> Result<PcrSelection, Refusal> {
+    let start = reader.clone();
+    let refuse = |code, found: String| Refusal::new(code, found).at(format!("byte {}", start.offset()));
+    let banks = banks(reader)?;
+    let [(algorithm, bitmap)] = banks.as_slice() else {
+        return Err(refuse(codes::VERIFY_SELECTION, format!("{} banks", banks.len())).expected("exactly one"));
+    };
+    let bank = Bank::from_algorithm(*algorithm).ok_or_else(|| {
+        refuse(codes::VERIFY_SELECTION, format!("bank {algorithm:#06x}")).expected("sha256, sha384 or sha512")
+    })?;
+    let [a, b, c] = *bitmap;
+    let mask = u32::from_le_bytes([a, b, c, 0]);
+    PcrSelection::new(bank, (0..24).filter(|pcr| mask & (1 << pcr) != 0))
+        .map_err(|what| refuse(codes::VERIFY_SELECTION_EMPTY, what))
+}
+
+/// TPML_PCR_SELECTION (Part 2, 10.9.7), each bank with the three bytes of a PC client.
+fn banks(reader: &mut Reader<'_>) -> Result<Vec<(u16, [u8; 3])>, Refusal> {
     /// TPM_NUM_PCR_BANKS of the reference implementation's largest build.
     const BANKS: u32 = 16;
     let start = reader.clone();
@@ -153,14 +222,5 @@ fn selection(reader: &mut Reader<'_>) -> Result<PcrSelection, Refusal> {
     if banks.iter().all(|(_, bitmap)| bitmap.iter().all(|byte| *byte == 0)) {
         return Err(refuse(codes::VERIFY_SELECTION_EMPTY, format!("{count} banks, no PCR")));
     }
-    let [(algorithm, bitmap)] = banks.as_slice() else {
-        return Err(refuse(codes::VERIFY_SELECTION, format!("{count} banks")).expected("exactly one"));
-    };
-    let bank = Bank::from_algorithm(*algorithm).ok_or_else(|| {
-        refuse(codes::VERIFY_SELECTION, format!("bank {algorithm:#06x}")).expected("sha256, sha384 or sha512")
-    })?;
-    let [a, b, c] = *bitmap;
-    let mask = u32::from_le_bytes([a, b, c, 0]);
-    PcrSelection::new(bank, (0..24).filter(|pcr| mask & (1 << pcr) != 0))
-        .map_err(|what| refuse(codes::VERIFY_SELECTION_EMPTY, what))
+    Ok(banks)
 }

@@ -3,14 +3,31 @@
 //! Pure, and apart from evidence, so that raw artefacts of other tools are appraised by the same
 //! code: it takes PCR values that a verified quote covers.
 
+mod compare;
+mod events;
+mod judge;
+mod kernel;
+mod replay;
+mod runtime;
+mod secure_boot;
+
+pub use kernel::Kernel;
+pub use replay::{Log, ProvenEvent};
+pub use secure_boot::{Authority, AuthorityData, SecureBoot};
+
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use super::profile::{Layer, Profile};
-use super::references::ReferenceSet;
-use super::runtime::Checkpoint;
+use super::profile::{Judged, Layer, Profile, Source};
+use super::references::{BootState, EventReference, ReferenceSet};
+use super::runtime::{Checkpoint, CompiledRules, RuntimeRules};
 use super::trust::TrustVector;
 use crate::clock::WallTime;
-use crate::codes::Refusal;
+use crate::codes::{self, Refusal};
+use crate::measurements::LogHash;
+use crate::measurements::boot::BootLog;
+use crate::measurements::userspace::UserspaceLog;
 use crate::tpm::PcrValues;
 
 /// The logs of a node, as they came.
@@ -38,8 +55,27 @@ pub struct ImaLog<'a> {
 pub struct Measured {
     pcrs: PcrValues,
     profile: String,
-    /// How far IMA's list was taken in: what the next increment goes on from.
-    ima: Option<Checkpoint>,
+    /// By PCR that logs explain: its events in order.
+    events: BTreeMap<u8, Vec<ProvenEvent>>,
+    secure_boot: Option<SecureBoot>,
+    /// What PCR 10 and IMA's list say; how far the list was taken in.
+    kernel: Kernel,
+    notes: Vec<String>,
+}
+
+/// What policy reads of [`Measured`]: digests that were extended and data that they vouch for, nothing else.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Facts<'a> {
+    /// The quoted values.
+    pub pcrs: &'a PcrValues,
+    /// By PCR: the digests of the boot log's events that measure something.
+    pub boot: BTreeMap<u8, Vec<&'a [u8]>>,
+    /// The same of the userspace log's records.
+    pub userspace: BTreeMap<u8, Vec<&'a [u8]>>,
+    /// What PCR 7 says; numbers of events left out.
+    pub secure_boot: Option<(bool, &'a BTreeMap<String, [u8; 32]>, Vec<(&'a [u8], Option<&'a AuthorityData>)>)>,
+    /// IMA's part.
+    pub kernel: &'a Kernel,
 }
 
 /// The result.
@@ -51,8 +87,10 @@ pub struct Appraisal {
     pub findings: Vec<Finding>,
     /// The name of the state that was met.
     pub state: Option<String>,
-    /// The AR4SI claims.
+    /// The AR4SI claims: those that logs speak of. What is known of the keys and of the TPM comes on top.
     pub vector: TrustVector,
+    /// What a reader should know besides: an unproven profile, what was not looked at.
+    pub notes: Vec<String>,
 }
 
 /// What is said of one layer. Schema version 1.
@@ -96,27 +134,191 @@ pub struct Finding {
 /// Replays `logs` to `pcrs`, strictly, and reads from them what the digests vouch for. IMA's
 /// entries are judged by the set's rules on the way.
 ///
+/// `pcrs` are values that a verified quote covers. A PCR of the profile that isn't among them proves nothing,
+/// and its layer says so; that all of them are quoted is for policy to ask.
+///
 /// # Errors
 /// Why the logs prove nothing: see the `verify.*` and `measurements.*` codes, each naming the event.
 pub fn measured(
-    _pcrs: &PcrValues,
-    _profile: &Profile,
-    _logs: &Logs<'_>,
-    _references: Option<&ReferenceSet>,
+    pcrs: &PcrValues,
+    profile: &Profile,
+    logs: &Logs<'_>,
+    references: Option<&ReferenceSet>,
 ) -> Result<Measured, Refusal> {
-    todo!("C")
+    let rules = references.and_then(|set| set.runtime.as_ref()).map(RuntimeRules::compile).transpose()?;
+    measured_by(pcrs, profile, logs, references, rules.as_ref())
+}
+
+/// The same with the set's rules as they were compiled before: of a million digests that takes longer than all
+/// the rest.
+///
+/// # Errors
+/// As [`measured`].
+pub fn measured_by(
+    pcrs: &PcrValues,
+    profile: &Profile,
+    logs: &Logs<'_>,
+    references: Option<&ReferenceSet>,
+    rules: Option<&CompiledRules>,
+) -> Result<Measured, Refusal> {
+    let bank = pcrs.selection().bank();
+    check_bank(pcrs, profile, references)?;
+    let hash = LogHash::from(bank);
+    let boot = match logs.boot {
+        _ if !profile.needs_boot_log() => None,
+        None => {
+            return Err(Refusal::new(codes::VERIFY_LOG_MISSING, "no boot log")
+                .expected(format!("the profile `{}` reads one", profile.name)));
+        }
+        Some(bytes) => Some(readable(BootLog::parse(bytes)?, hash)?),
+    };
+    let userspace = match (&profile.userspace_log, logs.userspace) {
+        (Some(_), Some(bytes)) => Some(UserspaceLog::parse(bytes)?),
+        _ => None,
+    };
+    let replay = replay::replay(pcrs, profile, boot.as_ref(), userspace.as_ref())?;
+    events::check(&replay, profile, hash)?;
+    let mut secure_boot = None;
+    for (pcr, rules) in &profile.pcrs {
+        if let (Judged::SecureBoot, Some(events)) = (rules.judged, replay.boot.get(pcr)) {
+            secure_boot = Some(secure_boot::read(events, hash)?);
+        }
+    }
+    let kernel = match profile.ima_pcr() {
+        None => Kernel::Unquoted,
+        Some(_) => kernel::take(pcrs, logs.ima.as_ref(), rules)?,
+    };
+    let mut notes = replay.notes.clone();
+    notes.extend(boot.iter().flat_map(|log| log.notes.iter().cloned()));
+    if let Kernel::Listed(at) = &kernel {
+        notes.extend(kernel::check_boot(at, &replay, boot.as_ref(), pcrs)?);
+    }
+    let events = replay.boot.keys().map(|pcr| (*pcr, events::proven(&replay, *pcr, hash))).collect();
+    Ok(Measured { pcrs: pcrs.clone(), profile: profile.name.clone(), events, secure_boot, kernel, notes })
+}
+
+/// One bank, and the same one everywhere: that of another bank may have been left to an attacker.
+fn check_bank(pcrs: &PcrValues, profile: &Profile, references: Option<&ReferenceSet>) -> Result<(), Refusal> {
+    let bank = pcrs.selection().bank();
+    let refuse = |expected: String| {
+        Err(Refusal::new(codes::VERIFY_BANK, bank.as_str())
+            .at(format!("quote over {}", pcrs.selection()))
+            .expected(expected))
+    };
+    if let Some(set) = references.filter(|set| set.bank != bank) {
+        return refuse(format!("{}, as the reference set `{}` pins", set.bank, set.name));
+    }
+    if !profile.banks.contains(&bank) {
+        let banks: Vec<&str> = profile.banks.iter().map(|bank| bank.as_str()).collect();
+        return refuse(format!("{}, as the profile `{}` has them", banks.join(", "), profile.name));
+    }
+    Ok(())
+}
+
+/// A boot log that vouches in the quoted bank.
+fn readable(log: BootLog, hash: LogHash) -> Result<BootLog, Refusal> {
+    if log.sha1_only {
+        return Err(Refusal::new(codes::VERIFY_SHA1_ONLY, "a log in the format of TPM 1.2")
+            .at("boot log, event 0")
+            .expected("a crypto-agile log (Spec ID Event03)"));
+    }
+    if !log.banks.contains(&hash) {
+        let banks: Vec<&str> = log.banks.iter().map(|bank| bank.as_str()).collect();
+        let sha1 = log.banks == [LogHash::Sha1];
+        let code = if sha1 { codes::VERIFY_SHA1_ONLY } else { codes::VERIFY_BANK };
+        return Err(Refusal::new(code, format!("digests of {}", banks.join(", ")))
+            .at("boot log, event 0")
+            .expected(format!("digests of {hash}, which was quoted")));
+    }
+    Ok(log)
 }
 
 impl Measured {
     /// Holds what was measured against `references`; never fails: a bad node has a verdict.
-    pub fn appraise(&self, _profile: &Profile, _references: Option<&ReferenceSet>, _now: WallTime) -> Appraisal {
-        todo!("C")
+    pub fn appraise(&self, profile: &Profile, references: Option<&ReferenceSet>, now: WallTime) -> Appraisal {
+        judge::appraise(self, profile, references, now)
     }
 
     /// How far IMA's list was taken in.
     pub const fn ima(&self) -> Option<&Checkpoint> {
-        self.ima.as_ref()
+        match &self.kernel {
+            Kernel::Listed(at) => Some(at),
+            _ => None,
+        }
     }
+
+    /// What PCR 10 and IMA's list say together.
+    pub const fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
+    /// The quoted values.
+    pub const fn pcrs(&self) -> &PcrValues {
+        &self.pcrs
+    }
+
+    /// What PCR 7 says, where the profile reads it.
+    pub const fn secure_boot(&self) -> Option<&SecureBoot> {
+        self.secure_boot.as_ref()
+    }
+
+    /// By PCR that logs explain: its events in order.
+    pub const fn events(&self) -> &BTreeMap<u8, Vec<ProvenEvent>> {
+        &self.events
+    }
+
+    /// The state that a node in a good state teaches: the events of each PCR that `profile` judges by references, the
+    /// values of those without a log. Secure Boot is learnt by its authorities, PK and KEK, so that an update
+    /// of db or dbx is none of the state's business; where it is off, by PCR 7's events.
+    pub fn learnt(&self, profile: &Profile, name: &str) -> BootState {
+        let mut state = BootState { name: name.to_owned(), ..BootState::default() };
+        for (pcr, rules) in &profile.pcrs {
+            match (rules.judged, rules.source) {
+                (Judged::Types, _) | (_, Source::Ima) => {}
+                (Judged::SecureBoot, _) if self.secure_boot.as_ref().is_some_and(|found| found.enabled) => {
+                    state.secure_boot = self.secure_boot.as_ref().map(SecureBoot::learnt);
+                }
+                (_, Source::Value) => drop(self.pcrs.get(*pcr).map(|value| state.values.insert(*pcr, value.to_vec()))),
+                (_, Source::Logs) => drop(self.events.get(pcr).map(|events| state.events.insert(*pcr, listed(events)))),
+            }
+        }
+        state
+    }
+
+    /// What policy reads.
+    pub fn facts(&self) -> Facts<'_> {
+        let of = |log: Log| {
+            self.events
+                .iter()
+                .map(|(pcr, events)| {
+                    let counted = events.iter().filter(|event| event.log == log && !event.mark);
+                    (*pcr, counted.map(|event| event.digest.as_slice()).collect())
+                })
+                .collect()
+        };
+        Facts {
+            pcrs: &self.pcrs,
+            boot: of(Log::Boot),
+            userspace: of(Log::Userspace),
+            secure_boot: self.secure_boot.as_ref().map(|found| {
+                let authorities = found.authorities.iter().map(|one| (one.digest.as_slice(), one.read.as_ref()));
+                (found.enabled, &found.variables, authorities.collect())
+            }),
+            kernel: &self.kernel,
+        }
+    }
+}
+
+/// Events as a state lists them.
+fn listed(events: &[ProvenEvent]) -> Vec<EventReference> {
+    let measures = events.iter().filter(|event| !event.mark);
+    measures
+        .map(|event| EventReference {
+            kind: event.kind.clone(),
+            digest: event.digest.clone(),
+            what: event.words.clone(),
+        })
+        .collect()
 }
 
 impl Appraisal {

@@ -2,15 +2,24 @@
 //!
 //! The files are in `firmware-profiles/`, whose README is the schema's description.
 
+mod detect;
+mod file;
+mod shipped;
+
+pub use detect::Signs;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+
+use serde::Deserialize;
 
 use crate::codes::Refusal;
 use crate::measurements::EventType;
 use crate::tpm::Bank;
 
 /// A part of the system of which a verdict speaks by itself.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Layer {
     /// The platform's firmware and its settings: PCRs 0 to 3 and 6, on most.
     Firmware,
@@ -44,7 +53,8 @@ impl std::fmt::Display for Layer {
 }
 
 /// Whether a log of this platform was appraised under the profile by those who ship it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Status {
     /// One was.
     Proven,
@@ -97,9 +107,11 @@ pub struct PcrProfile {
 }
 
 /// What explains a PCR's value.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Source {
     /// The boot log, then the userspace log.
+    #[default]
     Logs,
     /// IMA's list.
     Ima,
@@ -108,9 +120,11 @@ pub enum Source {
 }
 
 /// How a PCR's contents are judged.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Judged {
     /// Against the reference set: its events, one by one, or its value.
+    #[default]
     Reference,
     /// By the rules of Secure Boot, and against the reference set where it says more.
     SecureBoot,
@@ -119,21 +133,54 @@ pub enum Judged {
 }
 
 impl Profile {
-    /// Reads a profile from TOML; `name` is the file's.
+    /// Reads a profile from TOML; `name` is the file's, without `.toml`.
     ///
     /// # Errors
-    /// [`crate::codes::CONFIG_INVALID`] with file, line and the nearest known key.
-    pub fn parse(_name: &str, _text: &str) -> Result<Self, Refusal> {
-        todo!("C")
+    /// [`crate::codes::CONFIG_INVALID`] with file, line and the nearest known key; a mistake that is
+    /// in no single key is named by its table.
+    pub fn parse(name: &str, text: &str) -> Result<Self, Refusal> {
+        file::parse(name, text)
     }
 
     /// The shipped profile of this name.
-    pub fn shipped(_name: &str) -> Option<Self> {
-        todo!("C")
+    pub fn shipped(name: &str) -> Option<Self> {
+        shipped::text(name).and_then(|text| Self::parse(name, text).ok())
+    }
+
+    /// The names of the shipped profiles.
+    pub fn shipped_names() -> impl Iterator<Item = &'static str> {
+        shipped::FILES.iter().map(|(name, _)| *name)
+    }
+
+    /// The shipped profile that fits what a node shows, and why it does.
+    pub fn detect(signs: &Signs<'_>) -> (Self, Vec<String>) {
+        detect::detect(signs)
     }
 
     /// The PCRs a node under this profile quotes.
     pub fn pcrs(&self) -> impl Iterator<Item = u8> {
         self.pcrs.keys().copied()
+    }
+
+    /// The PCR that IMA's list explains.
+    pub fn ima_pcr(&self) -> Option<u8> {
+        self.pcrs.iter().find(|(_, rules)| rules.source == Source::Ima).map(|(pcr, _)| *pcr)
+    }
+
+    /// Whether any PCR is explained by the boot log.
+    pub fn needs_boot_log(&self) -> bool {
+        self.pcrs.values().any(PcrProfile::has_boot_events)
+    }
+}
+
+impl PcrProfile {
+    /// Whether events of the boot log explain it.
+    pub fn has_boot_events(&self) -> bool {
+        self.source == Source::Logs && !self.events.is_empty()
+    }
+
+    /// Whether the firmware always extends it: an initial value then means that nothing measured.
+    pub fn always_extended(&self) -> bool {
+        self.separator || !self.required.is_empty()
     }
 }

@@ -1,0 +1,157 @@
+//! Machines that booted: their quoted PCRs, all their logs, and reference values of their artefacts.
+
+use std::collections::BTreeMap;
+
+use leasehold::clock::WallTime;
+use leasehold::codes;
+use leasehold::measurements::LogHash;
+use leasehold::tpm::{Bank, PcrValues};
+use leasehold::verify::appraisal::{Appraisal, ImaLog, LayerStanding, Logs, Measured, measured};
+use leasehold::verify::profile::{Layer, Profile};
+use leasehold::verify::references::{BootState, EventReference, ReferenceSet, SecureBootReference};
+use leasehold::verify::runtime::{HexBytes, RuntimeRules};
+
+use crate::samples::{pcrs_of_yaml, read, testdata};
+
+const NOW: WallTime = WallTime(1_770_000_000);
+pub const SECURE_BOOT: &str = "measured-boot/x86_64/uki-secureboot-3banks-rich";
+const BYPASS: &str = "measured-boot/aarch64/direct-debian-tpm-bypass";
+
+/// What a machine left behind.
+pub struct Machine {
+    pub pcrs: PcrValues,
+    pub profile: Profile,
+    pub boot: Vec<u8>,
+    pub ima: Vec<u8>,
+}
+
+impl Machine {
+    /// The PCRs its quote covers, as they were read beside it.
+    pub fn new(folder: &str, profile: &str) -> Self {
+        let yaml = String::from_utf8(read(&format!("{folder}/pcrs.yaml")).unwrap()).unwrap();
+        Self {
+            pcrs: pcrs_of_yaml(&yaml, "sha256:0-14"),
+            profile: Profile::shipped(profile).unwrap(),
+            boot: read(&format!("{folder}/binary_bios_measurements")).unwrap(),
+            ima: read(&format!("{folder}/binary_runtime_measurements")).unwrap(),
+        }
+    }
+
+    fn logs(&self) -> Logs<'_> {
+        Logs { boot: Some(&self.boot), userspace: None, ima: Some(ImaLog { from: None, rest: &self.ima }) }
+    }
+
+    fn measured(&self, references: Option<&ReferenceSet>) -> Measured {
+        measured(&self.pcrs, &self.profile, &self.logs(), references).unwrap_or_else(|refusal| panic!("{refusal}"))
+    }
+
+    fn appraise(&self, references: &ReferenceSet) -> Appraisal {
+        let appraisal = self.measured(Some(references)).appraise(&self.profile, Some(references), NOW);
+        for layer in &appraisal.layers {
+            println!("{:?} {}: {}", layer.standing, layer.layer, layer.why);
+        }
+        for finding in &appraisal.findings {
+            println!("  {:?} {}", finding.standing, finding.refusal);
+        }
+        appraisal
+    }
+}
+
+/// `sha256 size role name` lines, by role.
+fn artefacts(folder: &str) -> BTreeMap<String, Vec<u8>> {
+    let text = String::from_utf8(read(&format!("{folder}/artefacts.sha256")).unwrap()).unwrap();
+    let line = |line: &str| {
+        let mut words = line.split_whitespace();
+        let digest = hex::decode(words.next()?).ok()?;
+        Some((words.nth(1)?.to_owned(), digest))
+    };
+    text.lines().filter_map(line).collect()
+}
+
+/// Digests of the root file system's files are allowed wherever they are.
+pub fn rules(folder: &str) -> RuntimeRules {
+    let text = String::from_utf8(read(&format!("{folder}/rootfs.sha256")).unwrap()).unwrap();
+    let digests = text.lines().filter_map(|line| Some(HexBytes(hex::decode(line.split_whitespace().next()?).ok()?)));
+    RuntimeRules { digests: BTreeMap::from([("sha256".to_owned(), digests.collect())]), ..RuntimeRules::default() }
+}
+
+/// A state of the machine's own PCRs 9 and 11 in which kernel and initrd are those of the artefacts.
+pub fn state(machine: &Machine, folder: &str) -> BootState {
+    let mut events = machine.measured(None).learnt(&machine.profile, "").events;
+    events.retain(|pcr, _| [9, 11].contains(pcr));
+    let artefacts = artefacts(folder);
+    let name = |section: &str| LogHash::Sha256.digest(&[section.as_bytes(), &[0]]);
+    for (section, role) in [(".linux", "kernel"), (".initrd", "initrd")] {
+        let list = events.get_mut(&11).unwrap();
+        let at = list.iter().position(|event| event.digest == name(section)).expect("the section's name") + 1;
+        list[at] = reference("EV_IPL", &artefacts[role], section);
+    }
+    let initrd = events.get_mut(&9).unwrap().last_mut().unwrap();
+    *initrd = reference("EV_EVENT_TAG", &artefacts["initrd"], "initrd");
+    BootState { name: "as built".to_owned(), events, ..BootState::default() }
+}
+
+fn reference(kind: &str, digest: &[u8], what: &str) -> EventReference {
+    EventReference { kind: kind.to_owned(), digest: digest.to_vec(), what: what.to_owned() }
+}
+
+pub fn set(profile: &str, state: BootState, runtime: Option<RuntimeRules>) -> ReferenceSet {
+    ReferenceSet {
+        name: "machines".to_owned(),
+        version: 1,
+        profile: profile.to_owned(),
+        bank: Bank::Sha256,
+        states: vec![state],
+        runtime,
+    }
+}
+
+fn standing(appraisal: &Appraisal, layer: Layer) -> LayerStanding {
+    appraisal.layer(layer).unwrap().standing
+}
+
+fn secure_boot_machine() -> (Machine, ReferenceSet) {
+    let machine = Machine::new(SECURE_BOOT, "uefi-uki");
+    let state = BootState { secure_boot: Some(SecureBootReference::default()), ..state(&machine, SECURE_BOOT) };
+    let set = set("uefi-uki", state, Some(rules(SECURE_BOOT)));
+    (machine, set)
+}
+
+#[test]
+fn the_secure_boot_machine_is_affirmed_and_its_two_violations_are_named() {
+    if testdata().is_none() {
+        return;
+    }
+    let (machine, set) = secure_boot_machine();
+    let appraisal = machine.appraise(&set);
+    assert_eq!(standing(&appraisal, Layer::Boot), LayerStanding::Affirmed);
+    assert!(appraisal.layer(Layer::Boot).unwrap().why.contains("PCR 4 by authority"));
+    assert_eq!(appraisal.state.as_deref(), Some("as built"));
+    // Nobody said what the firmware should be.
+    assert_eq!(standing(&appraisal, Layer::Firmware), LayerStanding::NotProven);
+    assert_eq!(standing(&appraisal, Layer::Runtime), LayerStanding::Contraindicated);
+    let violations: Vec<_> =
+        appraisal.findings.iter().filter(|finding| finding.refusal.code == codes::VERIFY_IMA_VIOLATION).collect();
+    assert_eq!(violations.len(), 2);
+    for finding in violations {
+        assert!(finding.refusal.at.contains("IMA entry "), "{}", finding.refusal);
+        assert_eq!(finding.standing, LayerStanding::Contraindicated);
+    }
+    assert_eq!(appraisal.vector.executables, 96);
+    assert_eq!(appraisal.vector.configuration, 2);
+}
+
+#[test]
+fn a_bypassed_kernel_is_contraindicated_for_the_runtime_layer_alone() {
+    if testdata().is_none() {
+        return;
+    }
+    let machine = Machine::new(BYPASS, "qemu-ovmf");
+    let state = machine.measured(None).learnt(&machine.profile, "learnt");
+    let appraisal = machine.appraise(&set("qemu-ovmf", state, Some(RuntimeRules::default())));
+    assert_eq!(standing(&appraisal, Layer::Runtime), LayerStanding::Contraindicated);
+    assert!(appraisal.layer(Layer::Runtime).unwrap().why.contains("TPM-bypass"));
+    assert_eq!(appraisal.contraindication().unwrap().refusal.code, codes::VERIFY_IMA_BYPASS);
+    assert_eq!(standing(&appraisal, Layer::Boot), LayerStanding::Affirmed);
+    assert_eq!(standing(&appraisal, Layer::Firmware), LayerStanding::Affirmed);
+}

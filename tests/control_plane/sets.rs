@@ -45,7 +45,11 @@ async fn sets_come_into_force_in_order_and_nodes_hear_of_it() {
     let other = server.dir.path().join("other.toml");
     std::fs::write(&other, std::fs::read_to_string(&two).unwrap().replace("\"now\"", "\"then\"")).unwrap();
     assert!(refused(&server, &["reference", "import", &other.display().to_string()]).await.contains("more than 2"));
-    assert!(refused(&server, &["reference", "assign", "--name", "none", "--node", &member.id()]).await.contains("admin.unknown"));
+    assert!(
+        refused(&server, &["reference", "assign", "--name", "none", "--node", &member.id()])
+            .await
+            .contains("admin.unknown")
+    );
 
     let id = member.id();
     assert_eq!(server.admin(&["reference", "assign", "--name", "edge", "--node", &id]).await["changed"], true);

@@ -5,6 +5,7 @@ mod evidence;
 mod log;
 mod log_ima;
 mod probe;
+mod profile;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -59,7 +60,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Show what this TPM can prove: its keys, certificates and banks.
+    /// Show what this node can prove: its TPM's keys and certificates, its firmware profile and the gaps.
     Probe {
         /// The TPM, instead of the one in the configuration: `device:PATH` or `swtpm:host=IP,port=PORT`.
         #[arg(long, value_name = "ADDRESS")]

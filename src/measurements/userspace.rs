@@ -130,8 +130,10 @@ struct Content {
     nv_index_name: Option<String>,
 }
 
-/// A record, or what was found and what was expected.
-fn record(number: u32, part: &[u8]) -> Result<UserspaceRecord, (String, &'static str)> {
+/// What was found, and what was expected instead.
+type Fault = (String, &'static str);
+
+fn record(number: u32, part: &[u8]) -> Result<UserspaceRecord, Fault> {
     if part.last() != Some(&b'\n') {
         return Err(("a record without its line feed".to_owned(), "a log that ends with a whole record"));
     }
@@ -158,7 +160,7 @@ fn record(number: u32, part: &[u8]) -> Result<UserspaceRecord, (String, &'static
 }
 
 /// The digests of the banks we know, none twice.
-fn read_digests(written: &[WrittenDigest]) -> Result<Vec<(LogHash, Vec<u8>)>, (String, &'static str)> {
+fn read_digests(written: &[WrittenDigest]) -> Result<Vec<(LogHash, Vec<u8>)>, Fault> {
     let mut digests: Vec<(LogHash, Vec<u8>)> = Vec::new();
     for WrittenDigest { algorithm, digest } in written {
         let Some(hash) = LogHash::from_name(algorithm) else { continue };

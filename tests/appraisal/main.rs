@@ -7,7 +7,10 @@
     reason = "a test fails by panicking"
 )]
 
+#[cfg(feature = "control-plane")]
+mod command;
 mod corpus;
 mod machines;
+mod mutants;
 mod profiles;
 mod samples;

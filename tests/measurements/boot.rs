@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use leasehold::codes;
-use leasehold::measurements::LogHash;
 use leasehold::measurements::boot::BootLog;
-use leasehold::measurements::uefi::{Vouched, summary};
+use leasehold::measurements::uefi::{SignatureList, VariableData, Vouched, summary};
+use leasehold::measurements::{EventType, LogHash};
 
 use crate::expected::{Pcrs, hashes_of_data, replayed, yaml};
 use crate::testdata::{files, read, testdata};
@@ -87,6 +87,11 @@ fn table() -> Vec<(String, Must)> {
     .collect()
 }
 
+/// The files that must be readable.
+pub fn good_logs() -> Vec<String> {
+    table().into_iter().filter(|(_, must)| !matches!(must, Refused(_))).map(|(file, _)| file).collect()
+}
+
 #[test]
 fn every_boot_log_of_the_test_data_replays_or_is_refused_with_a_reason() {
     let Some(root) = testdata() else { return };
@@ -100,7 +105,7 @@ fn every_boot_log_of_the_test_data_replays_or_is_refused_with_a_reason() {
             Json => assert_eq!(values(&log.unwrap()), without_empty(replayed(&root, &file))),
             Tpm(path) => held(&log.unwrap(), &yaml(&text(format!("measured-boot/{path}")))),
             Eventlog(expected) => assert_eq!(values(&log.unwrap()), yaml(expected)),
-            Empty => assert_eq!((values(&log.as_ref().unwrap()), log.unwrap().events.len()), (Pcrs::new(), 1)),
+            Empty => assert_eq!((values(log.as_ref().unwrap()), log.unwrap().events.len()), (Pcrs::new(), 1)),
             Refused(reason) => {
                 let refusal = log.unwrap_err();
                 assert_eq!(refusal.code, codes::MEASUREMENTS_BOOT_LOG);
@@ -211,4 +216,25 @@ fn strings_of_boot_loaders_are_vouched_for_and_summaries_are_lines() {
     println!("{parts:?}");
     let rules = ["AllButLastByte", "GrubString", "SectionName", "VariableContents"];
     assert_eq!(parts.keys().collect::<Vec<_>>(), rules);
+}
+
+/// Secure Boot's variables in real logs keep to the strict reading of signature lists.
+#[test]
+fn signature_databases_of_real_logs_are_read() {
+    let Some(root) = testdata() else { return };
+    let mut read_ones = BTreeMap::<String, usize>::new();
+    for file in good_logs() {
+        let log = BootLog::parse(&read(&root, &file)).unwrap();
+        for event in log.events.iter().filter(|event| event.kind == EventType::EFI_VARIABLE_DRIVER_CONFIG) {
+            let variable = VariableData::parse(&event.data).unwrap_or_else(|| panic!("{file} {}", event.number));
+            if ["PK", "KEK", "db", "dbx"].contains(&variable.name.as_str()) {
+                let lists = SignatureList::parse_all(variable.data);
+                let lists = lists.unwrap_or_else(|| panic!("{file} {}: {}", event.number, variable.name));
+                *read_ones.entry(variable.name).or_default() +=
+                    lists.iter().map(|list| list.signatures.len()).sum::<usize>();
+            }
+        }
+    }
+    println!("{read_ones:?}");
+    assert!(read_ones.len() == 4 && read_ones.values().all(|entries| *entries >= 10), "{read_ones:?}");
 }

@@ -9,6 +9,9 @@
 )]
 
 mod boot;
+mod boot_made;
+#[cfg(feature = "agent")]
+mod cli;
 mod expected;
 mod ima;
 mod ima_judge;
@@ -16,4 +19,7 @@ mod ima_made;
 mod ima_mutants;
 mod ima_scale;
 mod ima_signed;
+mod made;
+mod mutants;
 mod testdata;
+mod userspace;

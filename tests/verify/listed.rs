@@ -9,6 +9,7 @@ use p256::ecdsa::signature::Signer;
 use p256::ecdsa::signature::hazmat::PrehashSigner;
 use serde_cbor::Value;
 
+use crate::boot_log::{IPL, agile, events, sha1_only, values, with_log};
 use crate::endorsement::{EkCertificate, ek_public};
 use crate::made::{changed, claimed, ek, encoded, node, quoted, signed, spki, submit};
 use crate::node::{Node, SHA256, name, qualified_name, quote_info, signing_key, sized};
@@ -20,6 +21,7 @@ pub fn make() -> Vec<(Listed, Vector)> {
     made.extend(keys());
     made.extend(submissions());
     made.extend(endorsements());
+    made.extend(logs());
     made.sort_by(|a, b| a.0.name.cmp(&b.0.name));
     made
 }
@@ -379,6 +381,54 @@ fn endorsements() -> Vec<(Listed, Vector)> {
             codes::VERIFY_EK_CERTIFICATE,
             "An EK certificate that ends early.",
             ek(|it| it.certificate.0.truncate(100)),
+        ),
+    ]
+}
+
+fn logs() -> Vec<(Listed, Vector)> {
+    let refused = |name, code, description, vector| listed(name, Some(code), description, vector);
+    let good = events();
+    let quoted = values(&good);
+    let mut longer = good.clone();
+    longer.push(good.last().unwrap().clone());
+    let mut relabelled = good.clone();
+    relabelled.last_mut().unwrap().1 = IPL;
+    vec![
+        listed(
+            "V00b-logs-accepted",
+            None,
+            "A boot log that leads to the quoted PCRs.",
+            with_log(quoted.clone(), agile(&good)),
+        ),
+        refused(
+            "V21-log-truncated",
+            codes::VERIFY_LOG_REPLAY,
+            "The boot log lacks its last event.",
+            with_log(quoted.clone(), agile(&good[..good.len() - 1])),
+        ),
+        refused(
+            "V22-log-extended",
+            codes::VERIFY_LOG_EXTENDED,
+            "The boot log has an event that was never extended.",
+            with_log(quoted.clone(), agile(&longer)),
+        ),
+        refused(
+            "V23-event-type",
+            codes::VERIFY_EVENT_TYPE,
+            "An event's type is changed to one that may not stand in its PCR; no digest covers the type.",
+            with_log(quoted.clone(), agile(&relabelled)),
+        ),
+        refused(
+            "V24-unextended-bank",
+            codes::VERIFY_PCR_UNEXTENDED,
+            "A genuine quote over a bank that the firmware left alone (CVE-2021-42299).",
+            with_log((0..8).map(|pcr| (pcr, vec![0; 32])).collect(), agile(&good)),
+        ),
+        refused(
+            "V25-sha1-only",
+            codes::VERIFY_SHA1_ONLY,
+            "A boot log in the format of TPM 1.2: SHA-1 digests only.",
+            with_log(quoted, sha1_only(&good)),
         ),
     ]
 }

@@ -41,6 +41,7 @@ pub fn submit(node: &Node, evidence: Vec<u8>) -> Vector {
             root: Hex(ca(&Key(signing_key(4)), "TPM manufacturer").0),
             now: NOW.0,
         }),
+        logs: None,
     }
 }
 

@@ -7,6 +7,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod boot_log;
 mod cddl;
 mod endorsement;
 mod fresh;

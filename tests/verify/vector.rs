@@ -13,6 +13,8 @@ use leasehold::evidence::UnverifiedEvidence;
 use leasehold::identity::NodeId;
 use leasehold::tpm::ResetCounts;
 use leasehold::tpm::structures::Public;
+use leasehold::verify::appraisal;
+use leasehold::verify::profile::Profile;
 use leasehold::verify::{AkPublic, EkRoots, EnrolledKeys, NodeKey, PriorQuote, authenticate, endorsement};
 use serde::Deserialize;
 
@@ -50,6 +52,16 @@ pub struct Vector {
     pub prior: Option<Prior>,
     /// Its endorsement.
     pub endorsement: Option<Endorsement>,
+    /// Its logs.
+    pub logs: Option<Logs>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Logs {
+    /// The shipped firmware profile they are read under.
+    pub profile: String,
+    pub boot: Hex,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
@@ -141,12 +153,19 @@ impl Vector {
             boot_id: BootId::from_bytes(prior.boot_id.array()),
             elapsed: Duration::from_secs(prior.elapsed_seconds),
         });
-        authenticate(evidence, &keys, Some(&submission.channel.0))?.fresh(
+        let authentic = authenticate(evidence, &keys, Some(&submission.channel.0))?;
+        let pcrs = authentic.pcrs().clone();
+        authentic.fresh(
             &question.nonce.array(),
             question.selection.parse().unwrap(),
             Duration::from_secs(question.nonce_age_seconds),
             prior.as_ref(),
         )?;
+        if let Some(it) = &self.logs {
+            let profile = Profile::shipped(&it.profile).unwrap();
+            let logs = appraisal::Logs { boot: Some(&it.boot.0), ..appraisal::Logs::default() };
+            appraisal::measured(&pcrs, &profile, &logs, None)?;
+        }
         Ok(())
     }
 
@@ -213,6 +232,9 @@ impl Vector {
                     ("now", it.now.to_string()),
                 ],
             );
+        }
+        if let Some(it) = &self.logs {
+            table("logs", &[("profile", format!("\"{}\"", it.profile)), ("boot", hex(&it.boot))]);
         }
         text
     }

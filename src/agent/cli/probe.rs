@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::print_json;
+use super::profile::{self, ProbedProfile};
 use crate::agent::attester::Attester;
 use crate::agent::run::anchors;
 use crate::agent::state::{Memory, Remembered};
@@ -25,6 +26,7 @@ struct Probe {
     endorsement_keys: Vec<ProbedEk>,
     attestation_key_name: String,
     node_key_name: String,
+    profile: ProbedProfile,
     notes: Vec<String>,
 }
 
@@ -56,6 +58,7 @@ pub async fn probe(address: &str, json: bool) -> anyhow::Result<u8> {
         say!("endorsement key  {} {certificate}{used}\n                 name {}", ek.key, ek.name);
     }
     say!("attestation key  P-256, restricted, name {}", found.attestation_key_name);
+    found.profile.print();
     for note in &found.notes {
         say!("note             {note}");
     }
@@ -87,6 +90,7 @@ fn describe(attester: &Attester) -> Result<Probe, Refusal> {
         endorsement_keys,
         attestation_key_name: hex::encode(attester.ak.name()),
         node_key_name: hex::encode(attester.node_key.name()),
+        profile: profile::detect(&identity.manufacturer),
         notes,
     })
 }

@@ -213,11 +213,12 @@ impl Reader<'_> {
     fn startup_locality(&mut self, pcr: u8, data: &[u8]) -> Result<(), Refusal> {
         let locality = match data.get(STARTUP_LOCALITY.len()..) {
             Some([locality @ (0 | 3 | 4)]) => *locality,
-            other => {
-                return Err(self.refusal(
-                    &format!("StartupLocality {}", hex::encode(other.unwrap_or_default())),
-                    "one byte: 0, 3, or 4 after an H-CRTM",
-                ));
+            Some([other]) => {
+                return Err(self.refusal(&format!("StartupLocality {other}"), "0, 3, or 4 after an H-CRTM"));
+            }
+            _ => {
+                let found = format!("a StartupLocality event of {} bytes", data.len());
+                return Err(self.refusal(&found, "17"));
             }
         };
         if pcr != 0 {

@@ -10,6 +10,7 @@
 
 use super::{ENTRY_LIMIT, ImaEntry, ImaFields};
 use crate::codes::{self, Refusal};
+use crate::measurements::cursor::Cursor;
 
 /// The longest template name; the kernel has 15 (IMA_TEMPLATE_NAME_LEN_MAX), formats are longer.
 const NAME_LIMIT: usize = 64;
@@ -80,13 +81,13 @@ impl<'a> Iterator for Entries<'a> {
 /// [`codes::MEASUREMENTS_IMA_LIST`] naming the entry: no further bytes would mend it.
 pub fn entry(bytes: &[u8], number: u64) -> Result<Option<(ImaEntry<'_>, usize)>, Refusal> {
     let malformed = |what: String| Refusal::new(codes::MEASUREMENTS_IMA_LIST, what).at(format!("IMA entry {number}"));
-    let mut cursor = Cursor { bytes, at: 0 };
-    let Some(pcr) = cursor.number() else { return Ok(None) };
+    let mut cursor = Cursor::new(bytes);
+    let Some(pcr) = cursor.u32() else { return Ok(None) };
     let Some(pcr) = u8::try_from(pcr).ok().filter(|pcr| u32::from(*pcr) < PCRS) else {
         return Err(no_pcr(bytes, pcr, number));
     };
-    let Some(printed) = cursor.take(20).and_then(|bytes| <[u8; 20]>::try_from(bytes).ok()) else { return Ok(None) };
-    let Some(name_length) = cursor.length() else { return Ok(None) };
+    let Some(printed) = cursor.array() else { return Ok(None) };
+    let Some(name_length) = length(&mut cursor) else { return Ok(None) };
     if name_length == 0 || name_length > NAME_LIMIT {
         return Err(malformed(format!("a template name of {name_length} bytes at byte 24")).expected(format!(
             "1 to {NAME_LIMIT}; the list with SHA-1 template digests, binary_runtime_measurements, is read"
@@ -100,7 +101,7 @@ pub fn entry(bytes: &[u8], number: u64) -> Result<Option<(ImaEntry<'_>, usize)>,
 
     let (data, fields) = if template == "ima" {
         let Some(digest) = cursor.take(20) else { return Ok(None) };
-        let Some(length) = cursor.length() else { return Ok(None) };
+        let Some(length) = length(&mut cursor) else { return Ok(None) };
         if length > LEGACY_PATH_LIMIT {
             return Err(malformed(format!("a path of {length} bytes in template `ima`"))
                 .expected(format!("at most {LEGACY_PATH_LIMIT}")));
@@ -110,10 +111,10 @@ pub fn entry(bytes: &[u8], number: u64) -> Result<Option<(ImaEntry<'_>, usize)>,
             return Err(malformed("a NUL within the path".to_owned()).expected("none"));
         }
         let begin = name_length.saturating_add(28);
-        let data = bytes.get(begin..cursor.at).unwrap_or_default();
+        let data = bytes.get(begin..cursor.offset()).unwrap_or_default();
         (data, ImaFields { algorithm: "sha1", digest, path, ..ImaFields::default() })
     } else {
-        let Some(length) = cursor.length() else { return Ok(None) };
+        let Some(length) = length(&mut cursor) else { return Ok(None) };
         if length > ENTRY_LIMIT {
             return Err(
                 malformed(format!("{length} bytes of template data")).expected(format!("at most {ENTRY_LIMIT}"))
@@ -125,7 +126,7 @@ pub fn entry(bytes: &[u8], number: u64) -> Result<Option<(ImaEntry<'_>, usize)>,
         (data, fields)
     };
     let violation = printed == [0; 20];
-    Ok(Some((ImaEntry { number, pcr, printed, template, data, fields, violation }, cursor.at)))
+    Ok(Some((ImaEntry { number, pcr, printed, template, data, fields, violation }, cursor.offset())))
 }
 
 /// Why the first number of an entry is no PCR, where that can be told.
@@ -155,10 +156,10 @@ fn fields<'a>(template: &str, data: &'a [u8]) -> Result<ImaFields<'a>, Wrong> {
         // Its hash is replayed all the same; what it says stays unknown, so no rule allows it.
         _ => return Ok(ImaFields::default()),
     };
-    let mut cursor = Cursor { bytes: data, at: 0 };
+    let mut cursor = Cursor::new(data);
     let mut field = |name: &str| {
-        let at = cursor.at;
-        let length = cursor.length();
+        let at = cursor.offset();
+        let length = length(&mut cursor);
         length.and_then(|length| cursor.take(length)).ok_or_else(|| {
             let found = length.map_or("no length".to_owned(), |length| format!("{length} bytes"));
             (format!("field {name} at byte {at} of {}: {found}", data.len()), "a length within the template data")
@@ -172,7 +173,7 @@ fn fields<'a>(template: &str, data: &'a [u8]) -> Result<ImaFields<'a>, Wrong> {
         Last::Signature => fields.signature = field("signature")?,
         Last::Buffer => fields.buffer = field("buffer")?,
     }
-    match data.len().saturating_sub(cursor.at) {
+    match data.len().saturating_sub(cursor.offset()) {
         0 => Ok(fields),
         left => Err((format!("{left} bytes after the last field"), "fields that fill the template data")),
     }
@@ -197,7 +198,7 @@ fn digest(field: &[u8], version_2: bool) -> Result<(&str, &[u8]), Wrong> {
     let name = prefix.strip_suffix(b":").and_then(|name| std::str::from_utf8(name).ok());
     let name = match (name, version_2) {
         (Some(name), true) => name.strip_prefix("ima:").or_else(|| name.starts_with("verity:").then_some(name)),
-        (name, _) => name,
+        (name, _) => name.filter(|name| !name.contains(':')),
     };
     let graphic = |name: &&str| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic());
     let name = name.filter(graphic).ok_or_else(|| wrong(&format!("begins 0x{}", hex::encode(prefix))))?;
@@ -215,26 +216,7 @@ fn terminated(field: &[u8]) -> Result<&[u8], Wrong> {
     }
 }
 
-/// Reads on within bytes; `None` is their end.
-struct Cursor<'a> {
-    bytes: &'a [u8],
-    at: usize,
-}
-
-impl<'a> Cursor<'a> {
-    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
-        let end = self.at.checked_add(length)?;
-        let taken = self.bytes.get(self.at..end)?;
-        self.at = end;
-        Some(taken)
-    }
-
-    fn number(&mut self) -> Option<u32> {
-        self.take(4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_le_bytes)
-    }
-
-    fn length(&mut self) -> Option<usize> {
-        // On a platform of smaller addresses it is too long in any case.
-        self.number().map(|number| usize::try_from(number).unwrap_or(usize::MAX))
-    }
+/// The next number, as a length. On a platform of smaller addresses it is too long in any case.
+fn length(cursor: &mut Cursor<'_>) -> Option<usize> {
+    cursor.u32().map(|length| usize::try_from(length).unwrap_or(usize::MAX))
 }

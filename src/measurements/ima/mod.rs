@@ -4,8 +4,8 @@
 //! the last entry it took in, and goes on from there. [`Entries`] reads one after the other.
 //!
 //! An entry is believed only as far as a PCR vouches for it. That is the template data of an
-//! ordinary entry, whose hash was extended. The printed digest is not vouched for, and of a
-//! violation nothing is: 0xFF… was extended, whatever the list says beside it.
+//! ordinary entry, whose hash was extended. The printed digest and the template's name are not vouched
+//! for, and of a violation nothing is: 0xFF… was extended, whatever the list says beside it.
 
 mod entry;
 mod fold;

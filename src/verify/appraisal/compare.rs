@@ -4,11 +4,14 @@ use super::events::{is_mark, is_phase};
 use super::{Finding, LayerStanding, Log, Measured, ProvenEvent};
 use crate::codes::{self, Refusal};
 use crate::measurements::LogHash;
-use crate::verify::profile::{Judged, Layer, PcrProfile, Profile, Source};
+use crate::verify::profile::{Judged, Layer, PcrProfile, Source};
 use crate::verify::references::{BootState, EventReference, SecureBootReference};
 
 /// The most differences of one PCR that are named; what is beyond is only counted.
 const NAMED: usize = 8;
+
+/// The PCR with the images that the firmware started (PC Client Platform Firmware Profile 1.06, 3.3.4.5).
+const IMAGES: u8 = 4;
 
 /// What comes of it.
 #[derive(Debug, Default)]
@@ -49,13 +52,7 @@ impl Outcome {
 pub(super) const LEARN: &str = "leasehold-server reference learn --node NODE";
 
 /// Holds one PCR against `state`.
-pub(super) fn compare(
-    measured: &Measured,
-    profile: &Profile,
-    pcr: u8,
-    rules: &PcrProfile,
-    state: &BootState,
-) -> Outcome {
+pub(super) fn compare(measured: &Measured, pcr: u8, rules: &PcrProfile, state: &BootState) -> Outcome {
     let listed = state.events.contains_key(&pcr) || state.values.contains_key(&pcr);
     let Some(found) = measured.pcrs.get(pcr) else {
         return match rules.judged {
@@ -68,7 +65,7 @@ pub(super) fn compare(
     }
     let events = measured.events.get(&pcr).map_or(&[][..], Vec::as_slice);
     let bank = LogHash::from(measured.pcrs.selection().bank());
-    let one = One { measured, profile, pcr, rules, state, events, bank };
+    let one = One { measured, pcr, rules, state, events, bank };
     if rules.source != Source::Logs {
         return match state.events.get(&pcr).is_none_or(Vec::is_empty) {
             // Nothing was measured and nothing expected.
@@ -112,7 +109,6 @@ pub(super) fn finding(layer: Layer, refusal: Refusal, accept: &str) -> Finding {
 
 struct One<'a> {
     measured: &'a Measured,
-    profile: &'a Profile,
     pcr: u8,
     rules: &'a PcrProfile,
     state: &'a BootState,
@@ -124,15 +120,14 @@ impl One<'_> {
     /// Event by event. The boot log's must be the state's, in order. Of the userspace log's the node
     /// may have come only part of the way; boot phases need not be listed.
     fn listed(&self, list: &[EventReference]) -> Outcome {
-        let expected: Vec<&EventReference> =
-            list.iter().filter(|event| !is_mark(&event.kind, &event.digest, self.bank)).collect();
+        let expected: Vec<&EventReference> = list.iter().filter(|event| !is_mark(&event.digest, self.bank)).collect();
         let (later, firmware): (Vec<_>, Vec<_>) =
             expected.into_iter().partition(|event| event.kind.starts_with("systemd:"));
         let found = |log: Log| self.events.iter().filter(move |event| event.log == log && !event.mark);
         let boot: Vec<&ProvenEvent> = found(Log::Boot).collect();
         let mut userspace: Vec<&ProvenEvent> = found(Log::Userspace).collect();
         if later.is_empty() {
-            userspace.retain(|event| !is_phase(&event.kind, &event.digest, self.bank));
+            userspace.retain(|event| !is_phase(&event.digest, self.bank));
         }
         let reached = later.get(..userspace.len().min(later.len())).unwrap_or_default();
         let outcome = self.differences(&boot, &firmware).and(self.differences(&userspace, reached));
@@ -183,25 +178,17 @@ impl One<'_> {
 
     /// The state says nothing of this PCR.
     fn unlisted(&self) -> Outcome {
-        let measures: Vec<&ProvenEvent> = self
-            .events
-            .iter()
-            .filter(|event| !event.mark && !is_phase(&event.kind, &event.digest, self.bank))
-            .collect();
-        if measures.is_empty() {
-            return match self.rules.judged {
-                Judged::SecureBoot => Outcome::uncovered(format!("nothing is said of Secure Boot (PCR {})", self.pcr)),
-                _ => Outcome::default(),
-            };
+        let phase = |event: &&ProvenEvent| is_phase(&event.digest, self.bank);
+        let measures: Vec<&ProvenEvent> =
+            self.events.iter().filter(|event| !event.mark).filter(|event| !phase(event)).collect();
+        // Where every image that was started is listed itself, who vouched for it adds nothing.
+        let images = self.state.values.contains_key(&IMAGES)
+            || self.state.events.get(&IMAGES).is_some_and(|list| !list.is_empty());
+        if measures.is_empty() || (self.rules.judged == Judged::SecureBoot && images) {
+            return Outcome::default();
         }
         if self.by_authority() {
             return Outcome::met("by authority");
-        }
-        // Where a state lists events of a layer, it lists all: what a PCR that may stay empty holds
-        // beyond them (an added command line, a credential) was put there by somebody else.
-        let speaks = |pcr: &u8| self.profile.pcrs.get(pcr).is_some_and(|rules| rules.layer == self.rules.layer);
-        if !self.rules.always_extended() && self.state.events.keys().any(|pcr| speaks(pcr)) {
-            return self.differences(&measures, &[]);
         }
         Outcome::uncovered(format!("no reference value for PCR {}", self.pcr))
     }
@@ -210,7 +197,7 @@ impl One<'_> {
     /// state accepts vouch for them.
     fn by_authority(&self) -> bool {
         let accepted = self.state.secure_boot.as_ref().zip(self.measured.secure_boot.as_ref());
-        self.pcr == 4
+        self.pcr == IMAGES
             && accepted.is_some_and(|(expected, found)| {
                 found.enabled && problems(expected, found).is_empty() && self.measured.pcrs.get(7).is_some()
             })
@@ -256,8 +243,8 @@ fn problems(expected: &SecureBootReference, found: &super::SecureBoot) -> Vec<(S
         }
     }
     if expected.authorities.is_empty() {
-        if let Some(authority) = found.owner_key() {
-            let name = authority.read.as_ref().map(|data| data.variable.clone()).unwrap_or_default();
+        if let Some(authority) = found.beyond_db() {
+            let name = authority.read.as_ref().map_or("an authority that can't be read", |data| data.variable.as_str());
             problems.push((
                 format!("`{}` vouched for something that was started", name.escape_debug()),
                 format!("{} {}, PCR 7", Log::Boot, authority.event),

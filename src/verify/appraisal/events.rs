@@ -74,7 +74,7 @@ pub(super) fn proven(replay: &Replay<'_>, pcr: u8, bank: LogHash) -> Vec<ProvenE
             log: Log::Boot,
             number: event.number,
             kind: event.kind.to_string(),
-            mark: is_mark(&event.kind.to_string(), &digest, bank),
+            mark: is_mark(&digest, bank),
             words: words(event, bank),
             digest,
         }
@@ -86,33 +86,23 @@ pub(super) fn proven(replay: &Replay<'_>, pcr: u8, bank: LogHash) -> Vec<ProvenE
             Some(string) if record.vouched(bank) => printable(string, 120),
             _ => "its digest doesn't tell what".to_owned(),
         };
-        ProvenEvent {
-            log: Log::Userspace,
-            number: record.number,
-            mark: is_mark(&kind, &digest, bank),
-            kind,
-            digest,
-            words,
-        }
+        ProvenEvent { log: Log::Userspace, number: record.number, mark: is_mark(&digest, bank), kind, digest, words }
     });
     boot.chain(userspace).collect()
 }
 
-/// Whether an event of this type and digest marks a place and measures nothing. The type alone
-/// doesn't make it so: anything could be called a separator.
-pub(super) fn is_mark(kind: &str, digest: &[u8], bank: LogHash) -> bool {
+/// Whether an event of this digest marks a place and measures nothing. Its type doesn't matter: anything
+/// could be called a separator, and a separator anything.
+pub(super) fn is_mark(digest: &[u8], bank: LogHash) -> bool {
     let is = |data: &[u8]| bank.digest(&[data]) == digest;
-    match kind {
-        "EV_SEPARATOR" => VALID.iter().any(|separator| is(separator.data())),
-        "EV_EFI_ACTION" => ACTIONS.iter().any(|action| is(action.as_bytes())),
-        "systemd:os-separator" => is(OS_SEPARATOR.as_bytes()),
-        _ => false,
-    }
+    VALID.iter().any(|separator| is(separator.data()))
+        || ACTIONS.iter().any(|action| is(action.as_bytes()))
+        || is(OS_SEPARATOR.as_bytes())
 }
 
-/// Whether a record of this type and digest is a boot phase that systemd knows.
-pub(super) fn is_phase(kind: &str, digest: &[u8], bank: LogHash) -> bool {
-    kind == "systemd:phase" && PHASES.iter().any(|phase| bank.digest(&[phase.as_bytes()]) == digest)
+/// Whether a record of this digest is a boot phase that systemd knows.
+pub(super) fn is_phase(digest: &[u8], bank: LogHash) -> bool {
+    PHASES.iter().any(|phase| bank.digest(&[phase.as_bytes()]) == digest)
 }
 
 /// An event of this type may stand in this PCR.

@@ -269,15 +269,15 @@ impl Measured {
 
     /// The state that a node in a good state teaches: the events of each PCR that `profile` judges by references, the
     /// values of those without a log. Secure Boot is learnt by its authorities, PK and KEK, so that an update
-    /// of db or dbx is none of the state's business; where it is off, by PCR 7's events.
+    /// of db or dbx is none of the state's business; by PCR 7's events where it is off, or an authority can't
+    /// be read.
     pub fn learnt(&self, profile: &Profile, name: &str) -> BootState {
         let mut state = BootState { name: name.to_owned(), ..BootState::default() };
+        let authorities = self.secure_boot.as_ref().filter(|found| found.enabled).and_then(SecureBoot::learnt);
         for (pcr, rules) in &profile.pcrs {
             match (rules.judged, rules.source) {
                 (Judged::Types, _) | (_, Source::Ima) => {}
-                (Judged::SecureBoot, _) if self.secure_boot.as_ref().is_some_and(|found| found.enabled) => {
-                    state.secure_boot = self.secure_boot.as_ref().map(SecureBoot::learnt);
-                }
+                (Judged::SecureBoot, _) if authorities.is_some() => state.secure_boot.clone_from(&authorities),
                 (_, Source::Value) => drop(self.pcrs.get(*pcr).map(|value| state.values.insert(*pcr, value.to_vec()))),
                 (_, Source::Logs) => drop(self.events.get(pcr).map(|events| state.events.insert(*pcr, listed(events)))),
             }

@@ -119,7 +119,7 @@ pub(super) fn read(events: &[&BootEvent], bank: LogHash) -> Result<SecureBoot, R
     let authorities = authorities(after, bank)?;
     let found = SecureBoot { enabled, variables, authorities };
     if enabled {
-        found.check_enabled(after, &db)?;
+        found.check_enabled(after, &db, bank)?;
     }
     Ok(found)
 }
@@ -134,16 +134,21 @@ fn authorities(after: &[&BootEvent], bank: LogHash) -> Result<Vec<Authority>, Re
                 .expected("EV_EFI_VARIABLE_AUTHORITY only"));
         }
         let digest = event.digest(bank).unwrap_or_default().to_vec();
-        let read = match event.vouched(bank) {
-            Vouched::Whole => {
-                let variable = VariableData::parse(&event.data).ok_or_else(|| {
-                    Refusal::new(codes::VERIFY_SECURE_BOOT, "data that is no UEFI_VARIABLE_DATA").at(place(event))
-                })?;
+        let vouched = event.vouched(bank);
+        let data = vouched.bytes(&event.data).and_then(VariableData::parse);
+        let read = match (&vouched, data) {
+            // Whoever appends a byte to what was measured changes nothing by it.
+            (Vouched::Whole | Vouched::Part { rule: PartRule::AllButLastByte, .. }, Some(variable)) => {
                 Some(AuthorityData { digest: self::digest(variable.data), variable: variable.name })
             }
             // Versions of shim before 15.5 hashed one byte less than they logged. What they measured is
             // genuine, but what the log says of it is not what was hashed: it isn't read.
-            Vouched::Part { rule: PartRule::AllButLastByte, .. } => None,
+            (Vouched::Part { rule: PartRule::AllButLastByte, .. }, None) => None,
+            (Vouched::Whole, None) => {
+                return Err(Refusal::new(codes::VERIFY_SECURE_BOOT, "data that is no UEFI_VARIABLE_DATA")
+                    .at(place(event))
+                    .expected("owner, lengths, name, contents"));
+            }
             _ => return Err(unvouched(event, bank)),
         };
         authorities.push(Authority { event: event.number, digest, read });
@@ -153,7 +158,7 @@ fn authorities(after: &[&BootEvent], bank: LogHash) -> Result<Vec<Authority>, Re
 
 impl SecureBoot {
     /// If it is on, it was so under keys, and what started was allowed by db as it was measured.
-    fn check_enabled(&self, after: &[&BootEvent], db: &[u8]) -> Result<(), Refusal> {
+    fn check_enabled(&self, after: &[&BootEvent], db: &[u8], bank: LogHash) -> Result<(), Refusal> {
         let empty = digest(&[]);
         let refuse = |what: &str, at: String, expected: &str| {
             Err(Refusal::new(codes::VERIFY_SECURE_BOOT, what).at(at).expected(expected))
@@ -167,12 +172,9 @@ impl SecureBoot {
         let mut allowed = 0_u32;
         for event in after.iter().filter(|event| event.kind == EventType::EFI_VARIABLE_AUTHORITY) {
             // The unread ones are shim's own; firmware hashes what it logs.
-            let Some(variable) = VariableData::parse(&event.data).filter(|variable| variable.name == "db") else {
-                continue;
-            };
-            if !self.authorities.iter().any(|authority| authority.event == event.number && authority.read.is_some()) {
-                continue;
-            }
+            let vouched = event.vouched(bank);
+            let variable = vouched.bytes(&event.data).and_then(VariableData::parse);
+            let Some(variable) = variable.filter(|variable| variable.name == "db") else { continue };
             let entry = SignatureList::entry(variable.data);
             let member = entry.is_some_and(|entry| lists.iter().any(|list| list.signatures.contains(&entry)));
             if variable.guid != Guid::SECURITY_DATABASE || !member {
@@ -190,18 +192,16 @@ impl SecureBoot {
         Ok(())
     }
 
-    /// What a state that was in order teaches.
-    pub(super) fn learnt(&self) -> SecureBootReference {
+    /// What a state that was in order teaches; nothing where an authority can't be read.
+    pub(super) fn learnt(&self) -> Option<SecureBootReference> {
         let mut authorities: Vec<Vec<u8>> = Vec::new();
         for authority in self.authorities.iter().filter(|authority| authority.vouches()) {
-            match &authority.read {
-                Some(data) if authorities.iter().any(|known| *known == data.digest) => {}
-                Some(data) => authorities.push(data.digest.to_vec()),
-                // One that can't be read can't be listed: then whatever db allows.
-                None => return SecureBootReference { variables: self.owners(), ..SecureBootReference::default() },
+            let digest = authority.read.as_ref()?.digest.to_vec();
+            if !authorities.contains(&digest) {
+                authorities.push(digest);
             }
         }
-        SecureBootReference { authorities, variables: self.owners() }
+        Some(SecureBootReference { authorities, variables: self.owners() })
     }
 
     /// The variables that change with the machine's owner only.
@@ -210,14 +210,11 @@ impl SecureBoot {
         owners.map(|(name, digest)| (name.clone(), vec![digest.to_vec()])).collect()
     }
 
-    /// Whether an authority other than those of db and of shim itself vouched for something: a
-    /// machine owner's key, which db as it was measured doesn't allow.
-    pub fn owner_key(&self) -> Option<&Authority> {
-        self.authorities.iter().find(|authority| {
-            authority.read.as_ref().is_some_and(|data| {
-                authority.vouches() && !["db", "Shim", "vendor_db"].contains(&data.variable.as_str())
-            })
-        })
+    /// The first authority that db as it was measured doesn't allow: a machine owner's key, or one that can't be
+    /// read. What shim brings along itself (`Shim`, `vendor_db`) was verified with it.
+    pub fn beyond_db(&self) -> Option<&Authority> {
+        let own = |data: &AuthorityData| ["db", "Shim", "vendor_db"].contains(&data.variable.as_str());
+        self.authorities.iter().find(|authority| authority.vouches() && !authority.read.as_ref().is_some_and(own))
     }
 }
 

@@ -140,6 +140,11 @@ impl<'a> Judge<'a> {
                     .at(format!("IMA entry {}, byte {} of the list", entry.number, self.at.offset))
                     .expected(format!("PCR {PCR}; an IMA policy without `pcr=`")));
             }
+            if let Some(what) = relabelled(&entry) {
+                return Err(Refusal::new(codes::MEASUREMENTS_IMA_LIST, what)
+                    .at(format!("IMA entry {}, PCR {PCR}, byte {} of the list", entry.number, self.at.offset))
+                    .expected("the template that the kernel wrote"));
+            }
             fold.take(&entry);
             let refused = self.judge(&entry, enforce);
             self.at.entries = entries.number();
@@ -227,6 +232,25 @@ impl<'a> Judge<'a> {
 /// could bear that name: so each is held against the boot's PCRs, and none counts as judged.
 fn is_boot_aggregate(entry: &ImaEntry<'_>) -> bool {
     entry.fields.path == BOOT_AGGREGATE && entry.template != "ima-buf"
+}
+
+/// What shows that an entry bears another template's name than the kernel gave it: nothing vouches for
+/// the name. `ima-sig` and `ima-buf` are laid out alike, and a buffer would pass for a file with its content,
+/// a signature for a buffer. But the digest of a buffer is the buffer's, and a file's is not that of its
+/// signature; and names of buffers are no absolute paths.
+fn relabelled(entry: &ImaEntry<'_>) -> Option<&'static str> {
+    let fields = &entry.fields;
+    let is_of = |bytes: &[u8]| LogHash::from_name(fields.algorithm).map(|hash| hash.digest(&[bytes]) == fields.digest);
+    match entry.template {
+        _ if entry.violation => None,
+        "ima-buf" if fields.path.starts_with(b"/") || is_of(fields.buffer) == Some(false) => {
+            Some("a file under the name of `ima-buf`")
+        }
+        "ima-sig" if !fields.path.starts_with(b"/") && is_of(fields.signature) == Some(true) => {
+            Some("a buffer under the name of `ima-sig`")
+        }
+        _ => None,
+    }
 }
 
 fn shown(path: &[u8]) -> String {

@@ -9,3 +9,4 @@
 
 mod document;
 mod made;
+mod seeds;

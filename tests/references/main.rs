@@ -19,3 +19,4 @@ mod pe;
 mod sources;
 #[cfg(feature = "control-plane")]
 mod update;
+mod seeds;

@@ -15,8 +15,8 @@ mod made;
 mod measured;
 #[cfg(feature = "control-plane")]
 mod pe;
+mod seeds;
 #[cfg(feature = "control-plane")]
 mod sources;
 #[cfg(feature = "control-plane")]
 mod update;
-mod seeds;

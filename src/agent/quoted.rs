@@ -35,7 +35,7 @@ pub fn values(
     loop {
         let Some(piece) = sources.read(LogKind::Ima, offset, PIECE)? else { return Ok(None) };
         let mut entries = Entries::new(&piece, number, offset);
-        while let Some(entry) = entries.next() {
+        for entry in entries.by_ref() {
             fold.take(&entry?);
             if reached && let Some(values) = read.with(IMA_PCR, fold.value()).filter(|it| it.digest() == *quoted) {
                 return Ok(Some(values));

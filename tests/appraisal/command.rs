@@ -76,8 +76,14 @@ fn boot_is_affirmed_by_the_artefacts_and_the_two_violations_are_named() {
     let directory = tempfile::tempdir().unwrap();
     let folder = testdata.join(SECURE_BOOT);
     let set = references(&folder, directory.path()).display().to_string();
-    let endorsement = ["--ek-cert", "@ekcert_0x01c00002.der", "--ek", "@ek.pub", "--ek-roots", "@ek-ca-root.pem"];
-    let more = [&["--references", &set, "--nonce", NONCE, "--ek-roots", "@ek-ca-intermediate.pem"], &endorsement[..]];
+    let endorsement = [
+        ["--ek-cert", "@ekcert_0x01c00002.der"],
+        ["--ek", "@ek.pub"],
+        ["--ek-roots", "@ek-ca-root.pem"],
+        ["--ek-roots", "@ek-ca-intermediate.pem"],
+    ]
+    .concat();
+    let more = [&["--references", &set, "--nonce", NONCE], &endorsement[..]];
     let (code, facts) = appraise(&folder, "uefi-uki", &more.concat());
     assert_eq!(code, 4);
     assert_eq!(facts["verdict"], "contraindicated");

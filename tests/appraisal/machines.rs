@@ -6,7 +6,7 @@ use leasehold::clock::WallTime;
 use leasehold::codes;
 use leasehold::measurements::LogHash;
 use leasehold::tpm::{Bank, PcrValues};
-use leasehold::verify::appraisal::{Appraisal, ImaLog, LayerStanding, Logs, Measured, measured};
+use leasehold::verify::appraisal::{Appraisal, Finding, ImaLog, LayerStanding, Logs, Measured, measured};
 use leasehold::verify::profile::{Layer, Profile};
 use leasehold::verify::references::{BootState, EventReference, ReferenceSet, SecureBootReference};
 use leasehold::verify::runtime::{HexBytes, RuntimeRules};
@@ -75,10 +75,10 @@ pub fn rules(folder: &str) -> RuntimeRules {
     RuntimeRules { digests: BTreeMap::from([("sha256".to_owned(), digests.collect())]), ..RuntimeRules::default() }
 }
 
-/// A state of the machine's own PCRs 9 and 11 in which kernel and initrd are those of the artefacts.
+/// A state of the machine's own PCR 11 in which kernel and initrd are those of the artefacts.
 pub fn state(machine: &Machine, folder: &str) -> BootState {
     let mut events = machine.measured(None).learnt(&machine.profile, "").events;
-    events.retain(|pcr, _| [9, 11].contains(pcr));
+    events.retain(|pcr, _| *pcr == 11);
     let artefacts = artefacts(folder);
     let name = |section: &str| LogHash::Sha256.digest(&[section.as_bytes(), &[0]]);
     for (section, role) in [(".linux", "kernel"), (".initrd", "initrd")] {
@@ -86,8 +86,6 @@ pub fn state(machine: &Machine, folder: &str) -> BootState {
         let at = list.iter().position(|event| event.digest == name(section)).expect("the section's name") + 1;
         list[at] = reference("EV_IPL", &artefacts[role], section);
     }
-    let initrd = events.get_mut(&9).unwrap().last_mut().unwrap();
-    *initrd = reference("EV_EVENT_TAG", &artefacts["initrd"], "initrd");
     BootState { name: "as built".to_owned(), events, ..BootState::default() }
 }
 
@@ -154,4 +152,106 @@ fn a_bypassed_kernel_is_contraindicated_for_the_runtime_layer_alone() {
     assert_eq!(appraisal.contraindication().unwrap().refusal.code, codes::VERIFY_IMA_BYPASS);
     assert_eq!(standing(&appraisal, Layer::Boot), LayerStanding::Affirmed);
     assert_eq!(standing(&appraisal, Layer::Firmware), LayerStanding::Affirmed);
+}
+
+/// One thing that isn't as it should be, and what must be said of it.
+fn differing(change: impl FnOnce(&mut ReferenceSet)) -> Appraisal {
+    let (machine, mut set) = secure_boot_machine();
+    set.runtime = None;
+    change(&mut set);
+    machine.appraise(&set)
+}
+
+#[test]
+fn each_difference_is_named_with_its_event_and_the_nearest_accepted() {
+    if testdata().is_none() {
+        return;
+    }
+    let first = |appraisal: &Appraisal| appraisal.contraindication().unwrap().clone();
+    // Another kernel than the one that booted.
+    let appraisal = differing(|set| {
+        let list = set.states[0].events.get_mut(&11).unwrap();
+        list[1] = reference("EV_IPL", &[0x11; 32], "UKI section .linux");
+    });
+    let finding = first(&appraisal);
+    assert_eq!(finding.refusal.code, codes::VERIFY_EVENT_UNEXPECTED);
+    assert!(finding.refusal.at.starts_with("boot log, event 26, PCR 11, EV_IPL"), "{}", finding.refusal);
+    assert!(finding.refusal.expected.contains("UKI section .linux (state `as built`)"), "{}", finding.refusal);
+    assert!(finding.accept.contains("reference learn"));
+    assert_eq!((appraisal.vector.executables, appraisal.state), (96, None));
+    // An event less, and an event more, than the state has.
+    let appraisal = differing(|set| drop(set.states[0].events.get_mut(&11).unwrap().remove(2)));
+    assert!(first(&appraisal).refusal.at.contains("event 27, PCR 11"));
+    let appraisal = differing(|set| {
+        set.states[0].events.get_mut(&11).unwrap().push(reference("EV_IPL", &[0x22; 32], "UKI section .dtb"));
+    });
+    assert!(first(&appraisal).refusal.expected.contains(".dtb"));
+    // What systemd may yet extend need not have come.
+    let appraisal = differing(|set| {
+        set.states[0].events.get_mut(&11).unwrap().push(reference("systemd:phase", &[0x33; 32], "to come"));
+    });
+    assert_eq!(standing(&appraisal, Layer::Boot), LayerStanding::Affirmed);
+    // A state that was planned away.
+    let appraisal = differing(|set| set.states[0].until = Some(NOW));
+    assert_eq!(first(&appraisal).refusal.code, codes::VERIFY_STATE_EXPIRED);
+    // Of two states the one that is met decides, whatever the other says.
+    let appraisal = differing(|set| {
+        let other = BootState { name: "next".to_owned(), ..BootState::default() };
+        let mut other = BootState { events: set.states[0].events.clone(), ..other };
+        other.events.get_mut(&11).unwrap().truncate(1);
+        set.states.insert(0, other);
+    });
+    assert_eq!(appraisal.state.as_deref(), Some("as built"));
+    // Keys that aren't the ones in db.
+    let appraisal = differing(|set| {
+        set.states[0].secure_boot = Some(SecureBootReference {
+            authorities: vec![vec![0x44; 32]],
+            variables: BTreeMap::from([("db".to_owned(), vec![vec![0x55; 32]])]),
+        });
+    });
+    assert_eq!(first(&appraisal).refusal.code, codes::VERIFY_SECURE_BOOT);
+    let contraindicated = |finding: &&Finding| finding.standing == LayerStanding::Contraindicated;
+    assert_eq!(appraisal.findings.iter().filter(contraindicated).count(), 2);
+    assert_eq!(appraisal.vector.configuration, 96);
+    // A whole value.
+    let appraisal = differing(|set| drop(set.states[0].values.insert(0, vec![0x66; 32])));
+    assert_eq!(first(&appraisal).refusal.code, codes::VERIFY_PCR_MISMATCH);
+    // Nothing is said of the images: neither that they are right nor that they are wrong.
+    let appraisal = differing(|set| set.states[0].secure_boot = None);
+    assert_eq!(standing(&appraisal, Layer::Boot), LayerStanding::NotProven);
+    // References for another platform judge nothing.
+    let appraisal = differing(|set| "uefi-shim-grub".clone_into(&mut set.profile));
+    assert_eq!(first(&appraisal).refusal.code, codes::VERIFY_PROFILE);
+}
+
+#[test]
+fn logs_that_prove_nothing_are_refused_before_any_verdict() {
+    if testdata().is_none() {
+        return;
+    }
+    let (machine, set) = secure_boot_machine();
+    let refused = |logs: Logs<'_>, references: &ReferenceSet| {
+        measured(&machine.pcrs, &machine.profile, &logs, Some(references)).unwrap_err().code
+    };
+    let good = machine.logs();
+    assert_eq!(refused(Logs { boot: None, ..good }, &set), codes::VERIFY_LOG_MISSING);
+    assert_eq!(refused(Logs { ima: None, ..good }, &set), codes::VERIFY_LOG_MISSING);
+    assert_eq!(refused(Logs { boot: Some(&[]), ..good }, &set), codes::MEASUREMENTS_BOOT_LOG);
+    let cut = ImaLog { from: None, rest: &machine.ima[..machine.ima.len() - 1] };
+    assert_eq!(refused(Logs { ima: Some(cut), ..good }, &set), codes::VERIFY_LOG_REPLAY);
+    assert_eq!(refused(good, &ReferenceSet { bank: Bank::Sha384, ..set.clone() }), codes::VERIFY_BANK);
+    // Another boot's list can't lead to this PCR 10; one that did would begin with other PCRs.
+    let other = read("measured-boot/x86_64/uki/binary_runtime_measurements").unwrap();
+    assert_eq!(
+        refused(Logs { ima: Some(ImaLog { from: None, rest: &other }), ..good }, &set),
+        codes::VERIFY_LOG_REPLAY
+    );
+    let foreign = Machine::new("measured-boot/x86_64/uki", "qemu-ovmf");
+    let mut values: BTreeMap<u8, Vec<u8>> = machine.pcrs.iter().map(|(pcr, value)| (pcr, value.to_vec())).collect();
+    values.insert(10, foreign.pcrs.get(10).unwrap().to_vec());
+    let pcrs = PcrValues::new(machine.pcrs.selection(), values).unwrap();
+    let logs = Logs { ima: Some(ImaLog { from: None, rest: &other }), ..good };
+    let refusal = measured(&pcrs, &machine.profile, &logs, None).unwrap_err();
+    assert_eq!(refusal.code, codes::VERIFY_BOOT_AGGREGATE, "{refusal}");
+    assert!(refusal.at.starts_with("IMA entry 0,"));
 }

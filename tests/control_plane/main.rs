@@ -23,4 +23,5 @@ mod logs;
 mod node;
 mod pushed;
 mod routes;
+mod sets;
 mod start;

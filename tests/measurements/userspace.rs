@@ -1,6 +1,8 @@
 //! The userspace log. There is no public one, so these are made here as systemd writes them
 //! (src/shared/tpm2-util.c, docs/TPM2_PCR_MEASUREMENTS.md).
 
+use std::path::Path;
+
 use leasehold::codes;
 use leasehold::measurements::LogHash;
 use leasehold::measurements::boot::PcrBank;
@@ -151,4 +153,14 @@ fn what_is_too_large_is_refused() {
     assert_eq!(UserspaceLog::parse(&many).unwrap().records.len(), RECORDS_LIMIT);
     let more = [many, framed(&json!({"pcr": 1, "digests": []}))].concat();
     assert_eq!(UserspaceLog::parse(&more).unwrap_err().code, codes::MEASUREMENTS_TOO_LARGE);
+}
+
+#[test]
+fn the_fuzzers_seed_is_what_is_made_here() {
+    let seed = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/seeds/userspace_log/systemd");
+    if std::env::var_os("LEASEHOLD_BLESS").is_some() {
+        std::fs::write(&seed, boot_of_systemd()).unwrap();
+    }
+    let found = std::fs::read(&seed).unwrap_or_default();
+    assert!(found == boot_of_systemd(), "the seed differs from what is made; LEASEHOLD_BLESS=1 writes it anew");
 }

@@ -8,4 +8,15 @@
 )]
 
 mod document;
+#[cfg(feature = "control-plane")]
+mod image;
 mod made;
+#[cfg(feature = "control-plane")]
+mod measured;
+#[cfg(feature = "control-plane")]
+mod pe;
+mod seeds;
+#[cfg(feature = "control-plane")]
+mod sources;
+#[cfg(feature = "control-plane")]
+mod update;

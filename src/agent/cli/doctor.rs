@@ -11,6 +11,7 @@ use crate::config::{self, AgentConfig};
 use crate::gate::Standing;
 use crate::output::say;
 use crate::tpm::TpmAddress;
+use crate::verify::appraisal::LayerStanding;
 
 /// One link. Schema version 1.
 #[derive(Debug, Serialize)]
@@ -38,6 +39,16 @@ pub async fn doctor(config_file: &Path, json: bool) -> anyhow::Result<u8> {
         }
     }
     Ok(code)
+}
+
+/// The name of a layer's link.
+fn layer_link(layer: &str) -> &'static str {
+    match layer {
+        "firmware" => "firmware",
+        "boot" => "boot",
+        "userspace" => "userspace",
+        _ => "runtime",
+    }
 }
 
 /// The links up to and including the first broken one: what hangs on it says nothing.
@@ -86,6 +97,16 @@ async fn examine(config_file: &Path) -> (Vec<Link>, u8) {
     }
     link("admission", true, status.node.clone().unwrap_or_default());
     let why = trouble.map_or_else(String::new, ToString::to_string);
+    // Each layer by itself, so that the one that stands badly is seen among those that stand well.
+    for layer in &status.layers {
+        let holds = layer.standing != LayerStanding::Contraindicated;
+        let found = status.findings.iter().filter(|finding| finding.layer == layer.layer);
+        let words: Vec<String> = std::iter::once(layer.why.clone())
+            .chain(found.flat_map(|finding| [finding.refusal.to_string(), finding.accept.clone()]))
+            .filter(|words| !words.is_empty())
+            .collect();
+        link(layer_link(&layer.layer), holds, words.join("; "));
+    }
     if status.standing != Standing::Affirming {
         link("lease", false, format!("{}: {why}", status.standing));
         return (links, status.exit_code());

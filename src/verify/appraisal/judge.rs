@@ -91,7 +91,7 @@ fn nearest<'a>(measured: &Measured, profile: &Profile, set: &'a ReferenceSet, no
             .pcrs
             .iter()
             .filter(|(_, rules)| rules.layer != Layer::Runtime)
-            .map(|(pcr, rules)| (*pcr, rules.layer, compare(measured, profile, *pcr, rules, state)))
+            .map(|(pcr, rules)| (*pcr, rules.layer, compare(measured, *pcr, rules, state)))
             .collect(),
     });
     candidates.min_by_key(|candidate| {

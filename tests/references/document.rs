@@ -157,7 +157,7 @@ fn the_author_is_who_signed_first() {
     let signed = Document::unsigned(set()).unwrap().signed_by(&one).unwrap().signed_by(&two).unwrap();
     // The two signatures, swapped: each is still right, but the author's isn't the first any more.
     let length = signed.bytes.len();
-    let signature = (length - Document::unsigned(set()).unwrap().signed_by(&one).unwrap().bytes.len()) as usize;
+    let signature = length - Document::unsigned(set()).unwrap().signed_by(&one).unwrap().bytes.len();
     let (head, signatures) = signed.bytes.split_at(length - 2 * signature);
     let (first, second) = signatures.split_at(signature);
     let swapped = [head, second, first].concat();

@@ -17,6 +17,8 @@ mod measured;
 mod pe;
 mod seeds;
 #[cfg(feature = "control-plane")]
+mod reboot;
+#[cfg(feature = "control-plane")]
 mod sources;
 #[cfg(feature = "control-plane")]
 mod update;

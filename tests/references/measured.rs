@@ -13,7 +13,7 @@ use leasehold::verify::references::{EventReference, ReferenceSet};
 use leasehold::verify::runtime::{Checkpoint, Judge};
 
 /// The folder of a machine's data, if the data is here.
-fn folder(name: &str) -> Option<PathBuf> {
+pub fn folder(name: &str) -> Option<PathBuf> {
     let root = std::env::var_os("LEASEHOLD_TESTDATA")
         .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/testdata"), PathBuf::from);
     let folder = root.join("measured-boot").join(name);

@@ -126,9 +126,11 @@ pub fn import(tx: &Transaction<'_>, document: &Document, now: WallTime) -> Resul
             .expected(format!("more than {last}")));
     }
     end(tx, &set.name, now)?;
+    let facts = serde_json::to_string(&Facts::of(document)).map_err(|_| damaged("a reference document's facts"))?;
     tx.execute(
-        "INSERT INTO reference_documents(name, version, digest, document, imported_at) VALUES (?1, ?2, ?3, ?4, ?5)",
-        params![set.name, signed(set.version), document.digest, document.bytes, signed(now.0)],
+        "INSERT INTO reference_documents(name, version, digest, document, facts, imported_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        params![set.name, signed(set.version), document.digest, document.bytes, facts, signed(now.0)],
     )?;
     Ok(true)
 }
@@ -200,15 +202,16 @@ pub fn nodes_of(tx: &Transaction<'_>, name: &str) -> Result<Vec<NodeId>, Refusal
 /// [`codes::STORE_FAILED`].
 pub fn all(tx: &Transaction<'_>) -> Result<Vec<Facts>, Refusal> {
     let mut statement =
-        tx.prepare("SELECT digest, imported_at, retired_at FROM reference_documents ORDER BY name, version")?;
+        tx.prepare("SELECT facts, imported_at, retired_at FROM reference_documents ORDER BY name, version")?;
     let mut rows = statement.query([])?;
     let mut sets = Vec::new();
     while let Some(row) = rows.next()? {
-        let document = by_digest(tx, &fixed(&row.get::<_, Vec<u8>>(0)?, "a document's digest")?)?;
+        let facts: Facts =
+            serde_json::from_str(&row.get::<_, String>(0)?).map_err(|_| damaged("a reference document's facts"))?;
         let retired = row.get::<_, Option<i64>>(2)?.map(|at| WallTime(unsigned(at)).to_string());
-        let assigned = if retired.is_none() { targets(tx, &document.set.name)? } else { Vec::new() };
+        let assigned = if retired.is_none() { targets(tx, &facts.name)? } else { Vec::new() };
         let imported = WallTime(unsigned(row.get(1)?)).to_string();
-        sets.push(Facts { assigned, imported, retired, ..Facts::of(&document) });
+        sets.push(Facts { assigned, imported, retired, ..facts });
     }
     Ok(sets)
 }

@@ -234,13 +234,15 @@ CREATE INDEX nodes_by_ak ON nodes(ak_public) WHERE state <> 'waiting';
 ";
 
 const THIRD: &str = "
--- Reference sets as documents: the bytes as they were signed. Of each name the newest is in force.
+-- Reference sets as documents: the bytes as they were signed, and what lists show of them. Of each
+-- name the newest is in force.
 CREATE TABLE reference_documents(
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     name TEXT NOT NULL,
     version INTEGER NOT NULL,
     digest BLOB NOT NULL CHECK (length(digest) = 32),
     document BLOB NOT NULL,
+    facts TEXT NOT NULL,
     imported_at INTEGER NOT NULL,
     retired_at INTEGER,
     UNIQUE (name, version)

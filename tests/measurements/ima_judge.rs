@@ -502,6 +502,36 @@ proptest! {
         }
     }
 
+    /// A proof is had if every entry is allowed and the list leads to the value, and not otherwise.
+    #[test]
+    fn a_proof_needs_every_entry_allowed(made in made(), missing in 0usize..3, other in any::<bool>()) {
+        let rules = compiled();
+        let list = list_of(&made);
+        let mut node = start(&rules);
+        node.take(&list.bytes[..list.ends[0]], None).unwrap();
+        let before = node.at.clone();
+        let there = list.ends.len().saturating_sub(missing).max(1);
+        let target = if other { vec![1; 32] } else { list.quoted() };
+        let allowed = |one: &Made| matches!(one, Made::File | Made::Buffer | Made::Waived);
+        match node.advance(&list.bytes[list.ends[0]..list.ends[there - 1]], &target) {
+            Ok(Some(advanced)) => {
+                prop_assert!(!other && there == list.ends.len() && made.iter().all(allowed));
+                prop_assert_eq!((advanced.from(), advanced.to()), (&before.value[..], &target[..]));
+                prop_assert_eq!(advanced.entries(), made.len() as u64);
+            }
+            Ok(None) => {
+                prop_assert!((other || there < list.ends.len()) && made[..there - 1].iter().all(allowed));
+                prop_assert_eq!(node.at, before);
+            }
+            Err(refusal) => {
+                // The first that isn't allowed, by its number: the made ones come after boot_aggregate.
+                let first = made[..there - 1].iter().position(|one| !allowed(one)).unwrap() + 1;
+                prop_assert!(refusal.at.starts_with(&format!("IMA entry {first},")), "{}", refusal);
+                prop_assert_eq!(node.at, before);
+            }
+        }
+    }
+
     /// The counts are those of a judgement entry by entry.
     #[test]
     fn counts_are_exact(made in made()) {

@@ -2,6 +2,7 @@
 
 use leasehold::measurements::LogHash;
 use leasehold::measurements::ima::{Fold, entry};
+use leasehold::verify::runtime::{HexBytes, RuntimeRules};
 
 /// A list and what was extended.
 #[derive(Clone, Debug, Default)]
@@ -98,4 +99,18 @@ pub fn pcr(list: &[u8], bank: LogHash, padded: bool, entries: usize) -> Vec<u8> 
         rest = &rest[length..];
     }
     fold.value().to_vec()
+}
+
+/// A list of `count` entries, every tenth of them not in the rules, of realistic sizes.
+pub fn long(count: usize) -> (List, RuntimeRules) {
+    let (mut list, mut rules) = (List::new(), RuntimeRules::default());
+    for number in 1..count {
+        let path = format!("/usr/lib/x86_64-linux-gnu/package-{}/lib{number}.so.1.{}", number % 977, number % 13);
+        let digest = LogHash::Sha256.digest(&[path.as_bytes()]);
+        list.measure(path.as_bytes(), &digest);
+        if number % 10 != 0 {
+            rules.digests.entry("sha256".to_owned()).or_default().insert(HexBytes(digest));
+        }
+    }
+    (list, rules)
 }

@@ -1,23 +1,10 @@
 //! Long lists: an increment reads its own bytes, however many came before.
 
+use leasehold::measurements::LogHash;
 use leasehold::tpm::Bank;
-use leasehold::verify::runtime::{Checkpoint, Judge, RuntimeRules};
+use leasehold::verify::runtime::{Checkpoint, Judge};
 
-use crate::ima_made::List;
-
-/// A list of `count` entries, every tenth of them not in the rules, of realistic sizes.
-pub fn long(count: usize) -> (List, RuntimeRules) {
-    let (mut list, mut rules) = (List::new(), RuntimeRules::default());
-    for number in 1..count {
-        let path = format!("/usr/lib/x86_64-linux-gnu/package-{}/lib{number}.so.1.{}", number % 977, number % 13);
-        let digest = leasehold::measurements::LogHash::Sha256.digest(&[path.as_bytes()]);
-        list.measure(path.as_bytes(), &digest);
-        if number % 10 != 0 {
-            rules.digests.entry("sha256".to_owned()).or_default().insert(leasehold::verify::runtime::HexBytes(digest));
-        }
-    }
-    (list, rules)
-}
+use crate::ima_made::long;
 
 #[test]
 fn an_increment_takes_in_its_own_bytes_only() {
@@ -42,7 +29,7 @@ fn an_increment_takes_in_its_own_bytes_only() {
             }
         }
         let increment = &list.bytes[begin..list.ends[before + 9]];
-        let target = list.pcr(leasehold::measurements::LogHash::Sha256, false, before + 10);
+        let target = list.pcr(LogHash::Sha256, false, before + 10);
         // Without the bytes before them: they are not there to be read.
         assert_eq!(judge.take(increment, Some(&target)), Ok(true));
         assert_eq!(judge.at.entries, before as u64 + 10);

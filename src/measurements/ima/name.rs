@@ -45,7 +45,7 @@ fn escape(text: &[u8]) -> Option<u8> {
         _ => None,
     };
     let byte = digit(high)?.wrapping_shl(4) | digit(low)?;
-    (byte < 0x20 || byte >= 0x7F || byte == b'\\').then_some(byte)
+    (!(0x20..0x7F).contains(&byte) || byte == b'\\').then_some(byte)
 }
 
 fn escape_into(text: &mut String, bytes: &[u8]) {

@@ -221,6 +221,7 @@ table! {
     PROTOCOL_REPLAYED = "protocol.replayed", "The request was answered before and its answer is no longer kept.";
     PROTOCOL_CLIENT_CERTIFICATE = "protocol.client_certificate", "The call needs the client certificate of an admitted node.";
     PROTOCOL_BUSY = "protocol.busy", "The control plane has too much to do at the moment: try again later.";
+    PROTOCOL_LOGS = "protocol.logs", "A part of a log doesn't begin where the part before it ended.";
     PROTOCOL_EPOCH = "protocol.epoch", "The control plane's state was restored: attest afresh.";
 
     ENROL_WAITING = "enrol.waiting", "The node is known and waits for an operator's approval.";

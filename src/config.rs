@@ -74,6 +74,9 @@ pub struct AgentConfig {
     /// The watcher.
     #[serde(default)]
     pub watch: WatchConfig,
+    /// The logs of what was measured.
+    #[serde(default)]
+    pub logs: AgentLogs,
 }
 
 /// How the agent reaches and knows its control plane: no trust on first use.
@@ -88,6 +91,13 @@ pub struct ControlPlaneConfig {
     /// A PEM file of CA certificates, instead of `ca_hash`.
     #[serde(default)]
     pub ca_bundle: Option<PathBuf>,
+    /// PEM files of policy keys (public halves). With any, rules for what may run are taken from the
+    /// control plane only if so many of them signed.
+    #[serde(default)]
+    pub policy_keys: Vec<PathBuf>,
+    /// How many different ones: 1 unless it says otherwise.
+    #[serde(default = "one")]
+    pub policy_threshold: usize,
 }
 
 /// Where the TPM is and how long to wait for it.
@@ -119,6 +129,36 @@ pub struct AgentSockets {
 impl Default for AgentSockets {
     fn default() -> Self {
         Self { workload: "/run/leasehold/workload.sock".into(), admin: "/run/leasehold/admin.sock".into() }
+    }
+}
+
+/// Where the logs are. One that isn't there is not sent; an empty path says that there is none.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AgentLogs {
+    /// The firmware's boot event log.
+    pub boot: PathBuf,
+    /// systemd's log of what userspace measured.
+    pub userspace: PathBuf,
+    /// IMA's list, binary.
+    pub ima: PathBuf,
+}
+
+impl Default for AgentLogs {
+    fn default() -> Self {
+        Self {
+            // As `measurements::sources` has them; a test holds them together.
+            boot: "/sys/kernel/security/tpm0/binary_bios_measurements".into(),
+            userspace: "/run/log/systemd/tpm2-measure.log".into(),
+            ima: "/sys/kernel/security/ima/binary_runtime_measurements".into(),
+        }
+    }
+}
+
+impl AgentLogs {
+    /// The path, unless it is empty.
+    pub fn given(path: &Path) -> Option<&Path> {
+        (!path.as_os_str().is_empty()).then_some(path)
     }
 }
 
@@ -171,7 +211,10 @@ pub struct ServerConfig {
     /// Terms.
     #[serde(default)]
     pub terms: TermsConfig,
-    /// The PCRs every node quotes, as `BANK:LIST`.
+    /// Logs of nodes.
+    #[serde(default)]
+    pub logs: ServerLogs,
+    /// The PCRs every node quotes that has no reference document, as `BANK:LIST`.
     #[serde(default = "default_selection")]
     pub pcrs: String,
     /// `run --accept-clock`: the wall clock is right now, though an earlier run had seen a later time.
@@ -218,6 +261,21 @@ pub struct JoinRule {
     pub group: Option<String>,
 }
 
+/// What is kept of nodes' logs.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServerLogs {
+    /// The most that the logs of one node's boot may take, in MiB, 1 to 16 384. A million entries of IMA's
+    /// list are about 100 MiB.
+    pub node_mib: u64,
+}
+
+impl Default for ServerLogs {
+    fn default() -> Self {
+        Self { node_mib: 256 }
+    }
+}
+
 /// The keys that must sign a reference set before this server takes it. Their private halves need
 /// not be here: `leasehold-server reference sign` works anywhere.
 #[derive(Clone, Debug, Deserialize)]
@@ -254,6 +312,10 @@ impl Default for TermsConfig {
     fn default() -> Self {
         Self { lease_seconds: 600, svid_seconds: 600, nonce_seconds: 60, ca_days: 90 }
     }
+}
+
+const fn one() -> usize {
+    1
 }
 
 fn default_agent_state() -> PathBuf {
@@ -315,6 +377,9 @@ mod tests {
                 .unwrap();
         assert_eq!(config.watch.interval(), Duration::from_millis(250));
         assert_eq!(config.tpm.address, "device:/dev/tpmrm0");
+        use crate::measurements::sources::{BOOT_LOG, IMA_LIST, USERSPACE_LOG};
+        let paths = [&config.logs.boot, &config.logs.userspace, &config.logs.ima];
+        assert_eq!(paths.map(|path| path.to_str().unwrap()), [BOOT_LOG, USERSPACE_LOG, IMA_LIST]);
         let config: ServerConfig = parse("trust_domain = \"example.org\"\n", "server.toml").unwrap();
         assert_eq!(config.terms.lease_seconds, 600);
     }

@@ -6,6 +6,8 @@ use aws_lc_rs::hmac;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::quoted;
+use super::sources::Sources;
 use crate::clock::{BootId, BootInstant};
 use crate::codes::{self, Refusal};
 use crate::evidence::{NodeClaims, Unsigned, UnverifiedEvidence, certification_binding, quote_binding};
@@ -13,6 +15,7 @@ use crate::identity::NodeId;
 use crate::protocol::{EnrolAnswer, EnrolChallenge, EnrolRequest, PresentedEk};
 use crate::tpm::structures::{Attest, AttestBody, Public};
 use crate::tpm::{PcrReading, PcrSelection, ResetCounts, Signed, Tpm, TpmIdentity};
+use crate::verify::runtime::Checkpoint;
 use crate::verify::{AkPublic, EnrolledKeys, NodeKey, authenticate};
 
 /// How often a quote is taken again because a PCR was extended between the reading and it.
@@ -44,6 +47,15 @@ pub struct Gathered {
     pub reading: PcrReading,
     /// The counts in the quote.
     pub counts: ResetCounts,
+}
+
+/// IMA's list, and a place in it that PCR 10 has passed.
+#[derive(Debug)]
+pub struct List<'a> {
+    /// The list.
+    pub sources: &'a Sources,
+    /// The place; `None` is its start.
+    pub from: Option<Checkpoint>,
 }
 
 /// One TPM's keys, read once, and what goes into evidence with them.
@@ -112,7 +124,8 @@ impl Attester {
         let binding = certification_binding(&challenge.nonce, &self.node_key.name());
         let Signed { attest, signature } = self.tpm.certify_node_key(binding).await?;
         let certification = Certification { nonce: challenge.nonce, attest, signature };
-        let gathered = self.gather(challenge.nonce, None, challenge.selection, &certification).await?;
+        let gathered =
+            self.gather(challenge.nonce, None, challenge.selection, &certification, Vec::new(), None).await?;
         let mut message = b"leasehold-enrol-v1\0".to_vec();
         message.extend_from_slice(&gathered.evidence);
         let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &secret), &message);
@@ -121,7 +134,7 @@ impl Attester {
         Ok((EnrolAnswer { enrolment: challenge.enrolment, proof, evidence: gathered.evidence }, certification))
     }
 
-    /// Evidence over `nonce`: one reading, one quote, one signature.
+    /// Evidence over `nonce`: one reading, one quote bound to the logs of these digests, one signature.
     ///
     /// # Errors
     /// The TPM's, or those of our own appraisal.
@@ -131,12 +144,14 @@ impl Attester {
         node: Option<NodeId>,
         selection: PcrSelection,
         certification: &Certification,
+        log_digests: Vec<[u8; 32]>,
+        list: Option<List<'_>>,
     ) -> Result<Gathered, Refusal> {
         // First of all: whatever takes time below shortens the lease instead of stretching it.
         let requested_at = BootInstant::now();
         let node_key_name = self.node_key.name();
-        let binding = quote_binding(&nonce, &node_key_name, &self.boot_id, &[]);
-        let (reading, quote, counts) = self.snapshot(selection, binding).await?;
+        let binding = quote_binding(&nonce, &node_key_name, &self.boot_id, &log_digests);
+        let (reading, quote, counts) = self.snapshot(selection, binding, list).await?;
         let unsigned = Unsigned::new(
             &NodeClaims {
                 nonce,
@@ -152,7 +167,7 @@ impl Attester {
                 certification_nonce: certification.nonce,
                 agent_version: env!("CARGO_PKG_VERSION").to_owned(),
                 agent_digest: self.agent_digest,
-                log_digests: Vec::new(),
+                log_digests,
             },
             &node_key_name,
         )?;
@@ -162,11 +177,13 @@ impl Attester {
         Ok(Gathered { evidence, requested_at, reading, counts })
     }
 
-    /// A reading and a quote of the same moment: taken again while an extend comes between.
+    /// A reading and a quote of the same moment: taken again while an extend comes between. Where only PCR
+    /// 10 went on, IMA's list says which of its values was quoted.
     async fn snapshot(
         &self,
         selection: PcrSelection,
         binding: [u8; 32],
+        list: Option<List<'_>>,
     ) -> Result<(PcrReading, Signed, ResetCounts), Refusal> {
         let mut moved = 0;
         while moved < ATTEMPTS {
@@ -180,6 +197,18 @@ impl Attester {
                 return Ok((reading, quote, attest.clock_info.counts));
             }
             moved += 1;
+            // From its start, a long list takes a second: that is left for the last.
+            let start = Checkpoint::start(selection.bank());
+            let from = list.as_ref().and_then(|list| match &list.from {
+                Some(from) => Some((list.sources, from)),
+                None => (moved == ATTEMPTS).then_some((list.sources, &start)),
+            });
+            if let Some((sources, from)) = from {
+                let find = || quoted::values(sources, from, &reading.values, pcr_digest);
+                if let Some(values) = tokio::task::block_in_place(find)? {
+                    return Ok((PcrReading { values, ..reading }, quote, attest.clock_info.counts));
+                }
+            }
         }
         Err(Refusal::new(codes::VERIFY_PCR_DIGEST, format!("the PCRs changed between reading and quote {moved} times"))
             .expected("a moment of rest"))

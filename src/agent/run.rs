@@ -8,6 +8,8 @@ use tokio::sync::{Notify, watch};
 use super::admin;
 use super::events;
 use super::keeper::Keeper;
+use super::rules::PolicyKeys;
+use super::sources::Sources;
 use super::state::Memory;
 use super::status::Status;
 use super::tenancy::Tenancy;
@@ -54,13 +56,16 @@ pub async fn start(config: AgentConfig) -> anyhow::Result<Agent> {
     let anchors = anchors(&config.control_plane)?;
     let address = TpmAddress::parse(&config.tpm.address)?;
     let memory = Memory::in_directory(&config.state_dir)?;
+    let policy = PolicyKeys::of(&config.control_plane)?;
+    // Opened before privileges may be dropped, and read on for as long as the agent runs.
+    let sources = Arc::new(Sources::open(&config.logs)?);
     let selection: PcrSelection = FIRST_SELECTION.parse().map_err(anyhow::Error::msg)?;
 
     // The TPM thread opens the device when it is first needed, and again whenever it was away.
     let (tpm, tpm_thread) =
         Tpm::spawn(address, Duration::from_secs(config.tpm.deadline_seconds.max(1)), &config.trust_domain)?;
     let (watcher, watching) = Watcher::new(tpm.clone(), selection, config.watch.interval(), token.clone());
-    let keeper = Arc::new(Keeper::new(config.trust_domain.clone(), watcher.clone()));
+    let keeper = Arc::new(Keeper::new(config.trust_domain.clone(), watcher.clone(), sources.clone()));
     shutdown.tasks.spawn(watching);
     shutdown.tasks.spawn({
         let (keeper, token) = (keeper.clone(), token.clone());
@@ -92,6 +97,8 @@ pub async fn start(config: AgentConfig) -> anyhow::Result<Agent> {
         keeper: keeper.clone(),
         unenrolled: Unenrolled::new(&config.control_plane.address, config.trust_domain.clone(), anchors),
         memory,
+        sources,
+        policy,
         trust_domain: config.trust_domain.clone(),
         attest_now: attest_now.clone(),
         client,

@@ -1,5 +1,6 @@
 //! What the agent keeps between starts: its membership, and the floor under lease sequences.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -9,10 +10,14 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use super::attester::{Attester, Certification};
+use super::reporter::Sent;
 use crate::codes::{self, Refusal};
 use crate::identity::TrustDomain;
 use crate::protocol::Membership;
 use crate::secret::{private_directory, sweep_leftovers, write_atomically};
+
+/// The reference document whose rules new entries of IMA's list are judged by.
+const DOCUMENT: &str = "references.cose";
 
 /// The file's version; another one is put aside and the node enrols again.
 const VERSION: u32 = 1;
@@ -40,6 +45,12 @@ pub struct Remembered {
     pub epoch: [u8; 16],
     /// The highest lease sequence seen in it: an older lease is never accepted.
     pub last_sequence: u64,
+    /// What was sent of this boot's logs.
+    #[serde(default)]
+    pub sent: Sent,
+    /// The highest version seen of each reference set: rules of an older one are never taken up again.
+    #[serde(default)]
+    pub versions: BTreeMap<String, u64>,
 }
 
 impl Remembered {
@@ -62,6 +73,8 @@ impl Remembered {
             certification,
             epoch: [0; 16],
             last_sequence: 0,
+            sent: Sent::default(),
+            versions: BTreeMap::new(),
         })
     }
 
@@ -130,6 +143,19 @@ impl Memory {
         tracing::warn!(path = %self.path.display(), why, "the enrolment is put aside; enrolling again");
         let _ = std::fs::rename(&self.path, self.path.with_extension("cbor.unusable"));
         None
+    }
+
+    /// The reference document that was kept, if there is one; nothing is believed of it yet.
+    pub fn document(&self) -> Option<Vec<u8>> {
+        std::fs::read(self.path.with_file_name(DOCUMENT)).ok()
+    }
+
+    /// Keeps a reference document.
+    ///
+    /// # Errors
+    /// When the file can't be written.
+    pub fn keep_document(&self, bytes: &[u8]) -> std::io::Result<()> {
+        write_atomically(&self.path.with_file_name(DOCUMENT), bytes)
     }
 
     /// Keeps `remembered`, whole or not at all.

@@ -4,11 +4,12 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::keeper::Keeper;
+use super::keeper::{Keeper, Said};
 use crate::clock::BootInstant;
 use crate::codes::Refusal;
 use crate::gate::Standing;
 use crate::tpm::PcrDifference;
+use crate::verify::appraisal::{Finding, LayerResult, LayerStanding};
 
 /// The node as its agent sees it. Schema version 1; names stay.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -29,6 +30,12 @@ pub struct Status {
     pub differences: Vec<PcrDifference>,
     /// The lease, if there is one.
     pub lease: Option<LeaseStatus>,
+    /// What the control plane last said of each layer of the node, where its logs are appraised.
+    #[serde(default)]
+    pub layers: Vec<LayerResult>,
+    /// What it found there, the worst first.
+    #[serde(default)]
+    pub findings: Vec<Finding>,
     /// The workloads registered for this node.
     pub workloads: Vec<WorkloadStatus>,
     /// What the agent is waiting for or failing at, if anything.
@@ -50,6 +57,13 @@ pub struct LeaseStatus {
     pub reset_count: u32,
     /// See `reset_count`.
     pub restart_count: u32,
+    /// SHA-256 of the reference document whose rules new entries of IMA's list are judged by; without it
+    /// PCR 10 may not change.
+    #[serde(default)]
+    pub rules: Option<String>,
+    /// Entries that came since the lease was granted, all allowed.
+    #[serde(default)]
+    pub new_entries: u64,
 }
 
 /// A registered workload.
@@ -71,6 +85,7 @@ impl Status {
     /// The present status.
     pub(super) fn of(keeper: &Keeper, trust_domain: String, node: Option<String>, trouble: Option<Refusal>) -> Self {
         let now = BootInstant::now();
+        let (Said { layers, findings }, new_entries) = keeper.log_standing();
         keeper.with_gate(|gate, tpm_trouble, store| {
             // An open gate that can't be judged releases nothing: stale, and the TPM is why.
             let (standing, reason) = match (gate.reason(), tpm_trouble) {
@@ -95,8 +110,12 @@ impl Status {
                         reference_version: claims.reference_version,
                         reset_count: claims.counts.reset,
                         restart_count: claims.counts.restart,
+                        rules: claims.rules.map(hex::encode),
+                        new_entries,
                     }
                 }),
+                layers,
+                findings,
                 workloads: store
                     .entries()
                     .iter()
@@ -135,6 +154,18 @@ impl fmt::Display for Status {
                 lease.sequence, lease.seconds_left, lease.selection, lease.reference_version
             )?;
         }
+        if let Some(lease) = self.lease.as_ref().filter(|lease| lease.rules.is_some()) {
+            writeln!(f, "since then    {} new entries in IMA's list, all allowed", lease.new_entries)?;
+        }
+        for layer in &self.layers {
+            writeln!(f, "layer         {}", words_of(layer))?;
+        }
+        for finding in &self.findings {
+            writeln!(f, "found         {}: {}", finding.layer, finding.refusal)?;
+            if !finding.accept.is_empty() {
+                writeln!(f, "              if that is right: {}", finding.accept)?;
+            }
+        }
         if let Some(reason) = &self.reason {
             writeln!(f, "reason        {reason}")?;
         }
@@ -152,4 +183,15 @@ impl fmt::Display for Status {
         }
         Ok(())
     }
+}
+
+/// A layer in one line.
+fn words_of(layer: &LayerResult) -> String {
+    let standing = match layer.standing {
+        LayerStanding::Affirmed => "affirmed",
+        LayerStanding::NotProven => "not proven",
+        LayerStanding::Warned => "warned",
+        LayerStanding::Contraindicated => "contraindicated",
+    };
+    format!("{} {standing}: {}", layer.layer, layer.why)
 }

@@ -8,8 +8,11 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
-use super::attester::Attester;
-use super::keeper::Keeper;
+use super::attester::{Attester, List};
+use super::keeper::{Keeper, Said};
+use super::reporter::{Increment, Reporter, Sent, Trouble};
+use super::rules::PolicyKeys;
+use super::sources::Sources;
 use super::state::{Memory, Remembered};
 use crate::clock::BootInstant;
 use crate::codes::{self, Refusal};
@@ -23,10 +26,13 @@ use crate::protocol::{
 use crate::secret::random;
 use crate::shutdown::CancellationToken;
 use crate::tpm::Tpm;
-use crate::verify::{Lease, LeaseExpectation};
+use crate::verify::{Lease, LeaseClaims, LeaseExpectation};
 
 /// The pauses between tries: the last one plus a request stays well within 10 s (promise 8).
 const PAUSES_MS: [u64; 6] = [100, 250, 500, 1_000, 2_000, 4_000];
+
+/// Between two attestations that only tell of allowed entries.
+const COALESCED: Duration = Duration::from_secs(1);
 
 /// SVIDs asked for in one request.
 const BATCH: usize = 256;
@@ -44,6 +50,10 @@ pub struct Tenancy {
     pub unenrolled: Unenrolled,
     /// What is kept between starts.
     pub memory: Memory,
+    /// The node's logs.
+    pub sources: Arc<Sources>,
+    /// Who must have signed rules for what may run.
+    pub policy: PolicyKeys,
     /// The trust domain.
     pub trust_domain: TrustDomain,
     /// Rung when the control plane says "attest now".
@@ -61,7 +71,10 @@ struct Tenant {
     attester: Attester,
     remembered: Remembered,
     enrolled: Enrolled,
+    reporter: Reporter,
     next: Option<(FreshNonce, BootInstant)>,
+    /// When the last attestation began.
+    attested_at: BootInstant,
     /// When the present lease should be renewed.
     renew_at: BootInstant,
 }
@@ -150,7 +163,9 @@ impl Tenancy {
         let enrolled = self.unenrolled.enrolled(&remembered.membership, &self.tpm).map_err(failed)?;
         self.node.send_replace(Some(NodeId::from_bytes(remembered.membership.node)));
         self.client.send_replace(Some(enrolled.clone()));
-        Ok(Tenant { attester, remembered, enrolled, next, renew_at: BootInstant::now() })
+        let reporter = Reporter::new(self.sources.clone(), attester.boot_id, remembered.sent.clone());
+        let now = BootInstant::now();
+        Ok(Tenant { attester, remembered, enrolled, reporter, next, attested_at: now, renew_at: now })
     }
 
     /// Enrols; `before` is what is left of an earlier enrolment.
@@ -175,6 +190,7 @@ impl Tenancy {
                 let mut remembered = Remembered::new(&self.trust_domain, attester, membership, certification)?;
                 if let Some(before) = before {
                     (remembered.epoch, remembered.last_sequence) = (before.epoch, before.last_sequence);
+                    remembered.versions = before.versions;
                 }
                 self.remember(&remembered)?;
                 Ok((remembered, nonce, asked_at))
@@ -198,20 +214,37 @@ impl Tenancy {
 
     async fn attest(&self, tenant: &mut Tenant) -> Result<(), Setback> {
         let node = NodeId::from_bytes(tenant.remembered.membership.node);
+        // Ahead of the nonce: the first list of a busy machine takes longer to send than a nonce holds.
+        let increment = self.report(tenant).await?;
         let now = BootInstant::now();
+        tenant.attested_at = now;
         let nonce = match tenant.next.take() {
             // A nonce at the end of its time would be refused: ask for another.
             Some((fresh, since)) if now < since.after(Duration::from_secs(fresh.term_seconds) * 9 / 10) => fresh,
             _ => tenant.enrolled.nonce().await.map_err(|f| self.failure(f))?,
         };
-        let gathered =
-            tenant.attester.gather(nonce.nonce, Some(node), nonce.selection, &tenant.remembered.certification).await?;
-        let request = AttestRequest { request_id: fresh_id()?, evidence: gathered.evidence.clone() };
+        let digests = increment.digests();
+        let certification = &tenant.remembered.certification;
+        let list = List { sources: &self.sources, from: self.keeper.place(nonce.selection.bank()).await };
+        let gathered = tenant
+            .attester
+            .gather(nonce.nonce, Some(node), nonce.selection, certification, digests, Some(list))
+            .await?;
+        let mut tail = tenant.reporter.tail(&increment)?;
+        let request = AttestRequest {
+            logs: increment.parts,
+            tail: std::mem::take(&mut tail.parts),
+            ..AttestRequest::new(fresh_id()?, gathered.evidence.clone())
+        };
         let asked_at = BootInstant::now();
         let withdrawals = self.keeper.withdrawals();
         let answer = match tenant.enrolled.attest(&request).await {
-            Ok(answer) => answer,
+            Ok(answer) => {
+                tenant.reporter.arrived(tail);
+                answer
+            }
             Err(failure) => {
+                tenant.reporter.doubt(tail);
                 if let Failure::Refused(refused) = &failure {
                     tenant.next = refused.next.clone().map(|next| (next, asked_at));
                 }
@@ -222,6 +255,7 @@ impl Tenancy {
         tenant.next = Some((answer.next.clone(), asked_at));
         self.keeper.provision(answer.entries.clone(), &answer.bundle);
         self.renew_membership(tenant, &answer)?;
+        self.keeper.said(Said { layers: answer.layers.clone(), findings: answer.findings.clone() });
         let Some(lease) = &answer.lease else {
             return Err(self.contraindicated(&answer));
         };
@@ -241,11 +275,61 @@ impl Tenancy {
         // What is watched is what the lease stands on, whatever is to be quoted next.
         self.watcher.select(lease.claims().pcrs.selection());
         (tenant.remembered.epoch, tenant.remembered.last_sequence) = (epoch, sequence);
+        tenant.remembered.sent = tenant.reporter.sent().clone();
+        // Before the gate opens: from then on an entry that no rule allows is drift.
+        let without_rules = self.take_rules(tenant, lease.claims()).await.err();
         self.remember(&tenant.remembered)?;
         // Before half of the lease, spread so that a fleet started together doesn't stay together.
         tenant.renew_at = gathered.requested_at.after(jittered(term * 2 / 5));
-        self.keeper.open(lease, &gathered.reading, withdrawals).map_err(|reason| Setback::Pause(reason.refusal))?;
+        self.keeper
+            .open(lease, &gathered.reading, answer.position, withdrawals)
+            .await
+            .map_err(|reason| Setback::Pause(reason.refusal))?;
         tracing::info!(sequence, term_seconds = term.as_secs(), "leased");
+        // The lease holds as it is, on exact values; the next round asks for the rules again.
+        without_rules.map_or(Ok(()), |refusal| Err(Setback::Pause(refusal)))
+    }
+
+    /// Sends of the logs what is too much for one request, and gives back the rest.
+    async fn report(&self, tenant: &mut Tenant) -> Result<Increment, Setback> {
+        let Tenant { reporter, remembered, enrolled, .. } = tenant;
+        let keep = |sent: &Sent| {
+            remembered.sent = sent.clone();
+            if let Err(error) = self.memory.keep(remembered) {
+                tracing::warn!(%error, "how far the logs were sent can't be kept; a restart sends them anew");
+            }
+        };
+        let increment = match reporter.increment(enrolled, keep).await {
+            Ok(increment) => increment,
+            // Nothing is concluded from a log that can't be read; the lease runs to its end.
+            Err(Trouble::Here(refusal)) => return Err(Setback::Pause(refusal)),
+            Err(Trouble::There(failure)) => return Err(self.failure(failure)),
+        };
+        self.keeper.reachable(true);
+        Ok(increment)
+    }
+
+    /// Sees to it that the rules a lease names are at hand: kept ones, or fetched.
+    async fn take_rules(&self, tenant: &mut Tenant, claims: &LeaseClaims) -> Result<(), Refusal> {
+        let Some(digest) = &claims.rules else { return Ok(()) };
+        if self.keeper.has_rules(digest).await {
+            return Ok(());
+        }
+        let kept =
+            self.memory.document().and_then(|kept| self.policy.rules(&kept, digest, &mut tenant.remembered).ok());
+        let rules = match kept {
+            Some(rules) => rules,
+            None => {
+                let bytes = tenant.enrolled.references().await.map_err(|failure| failure.refusal().clone())?;
+                let rules = self.policy.rules(&bytes, digest, &mut tenant.remembered)?;
+                if let Err(error) = self.memory.keep_document(&bytes) {
+                    tracing::warn!(%error, "the reference document can't be kept; it is fetched again after a restart");
+                }
+                rules
+            }
+        };
+        tracing::info!(document = hex::encode(digest), "new entries of IMA's list are judged by its rules");
+        self.keeper.rule(*digest, rules).await;
         Ok(())
     }
 
@@ -310,6 +394,8 @@ impl Tenancy {
             () = sleep_until(until) => {}
             () = self.attest_now.notified() => tenant.renew_at = BootInstant::now(),
             () = self.keeper.drifted() => {}
+            // The control plane hears of allowed entries too, many of them at a time.
+            () = self.keeper.grown() => tenant.renew_at = tenant.renew_at.min(tenant.attested_at.after(COALESCED)),
         }
     }
 
@@ -371,7 +457,7 @@ impl Tenancy {
                 | codes::VERIFY_NONCE_OTHER_NODE
                 | codes::VERIFY_QUOTE_STALE
                 | codes::VERIFY_SELECTION => {}
-                _ if code.as_str().starts_with("verify.") || code.as_str().starts_with("evidence.") => {
+                _ if ["verify.", "evidence."].iter().any(|room| code.as_str().starts_with(room)) => {
                     self.keeper.close(Reason::new(Standing::Contraindicated, refused.refusal.clone()));
                 }
                 _ => {}

@@ -7,20 +7,25 @@ use serde_bytes::ByteBuf;
 
 use super::audit;
 use super::authn::Peer;
+use super::basis::{self, Basis};
 use super::issuer;
 use super::leases;
+use super::logs::{self, Progress};
 use super::nonces::{self, Purpose};
 use super::references::{self, Quote};
 use super::registry::nodes::{self, Node};
 use super::registry::workloads::{self, Workload};
 use super::server::Shared;
 use super::store::Transaction;
-use crate::clock::WallTime;
+use crate::clock::{BootId, WallTime};
 use crate::codes::{self, Refusal};
-use crate::evidence::UnverifiedEvidence;
+use crate::evidence::{LogKind, UnverifiedEvidence};
 use crate::identity::NodeId;
-use crate::protocol::{AttestAnswer, AttestRequest};
-use crate::verify::{AkPublic, Appraised, EnrolledKeys, LearntSet, LeaseTerms, NodeKey, Verdict, authenticate};
+use crate::protocol::{AttestAnswer, AttestRequest, ListPosition, LogsHeld, LogsRequest};
+use crate::tpm::PcrSelection;
+use crate::verify::appraisal::{ImaLog, Logs};
+use crate::verify::runtime::{Checkpoint, Judge};
+use crate::verify::{AkPublic, Appraised, EnrolledKeys, Fresh, LearntSet, LeaseTerms, NodeKey, Verdict, authenticate};
 
 /// The name of reference values that were learnt from the node itself, in its leases.
 const LEARNT: &str = "learnt";
@@ -41,15 +46,34 @@ pub fn attest(
     // The nonce first: a replay costs no signature check.
     let nonce = *evidence.unverified_nonce();
     let age = nonces::spend(tx, &nonce, node.id, Purpose::Attest, now)?;
-    let appraised = match verify(tx, shared, node, peer, evidence, &nonce, age, now) {
-        Ok(appraised) => appraised,
+    let basis = match basis::of_node(tx, shared, node) {
+        Ok(basis) => basis,
+        Err(refusal) => {
+            leases::end(tx, node.id, refusal.code)?;
+            return Err(refusal);
+        }
+    };
+    let selection = basis.as_ref().map_or(shared.settings.selection, |basis| basis.selection);
+    let verified = verify(tx, node, peer, evidence, selection, &nonce, age, now)
+        .and_then(|fresh| received(tx, shared, node, &fresh, request).map(|()| fresh));
+    let fresh = match verified {
+        Ok(fresh) => fresh,
+        // About the line and who holds what, not about the node.
+        Err(refusal) if matches!(refusal.code, codes::PROTOCOL_LOGS | codes::MEASUREMENTS_TOO_LARGE) => {
+            return Err(refusal);
+        }
         Err(refusal) => {
             // Evidence over a nonce of its own that doesn't verify is not a fault of the line.
             leases::end(tx, node.id, refusal.code)?;
             return Err(refusal);
         }
     };
+    let appraised = match &basis {
+        None => fresh.unlogged().appraise(references_of(tx, node.id)?.as_ref()),
+        Some(basis) => appraise_logs(tx, node.id, basis, fresh, now)?,
+    };
     references::keep_quote(tx, node.id, &quote_of(&appraised, now))?;
+    logs::keep_report(tx, node.id, appraised.appraisal(), now)?;
     for note in appraised.notes() {
         audit::done(tx, now, "node.noted", Some(node.id), serde_json::json!({ "note": note.to_string() }))?;
     }
@@ -71,17 +95,17 @@ pub fn attest(
         lease,
         refusal,
         differences: appraised.differences().to_vec(),
-        next: nonces::issue(
-            tx,
-            node.id,
-            Purpose::Attest,
-            now,
-            shared.settings.lease.as_secs(),
-            shared.settings.selection,
-        )?,
+        next: nonces::issue(tx, node.id, Purpose::Attest, now, shared.settings.lease.as_secs(), selection)?,
         entries,
         bundle: shared.authority.current().bundle.clone(),
         certificate: renew(tx, shared, node, peer, now)?,
+        layers: appraised.appraisal().map(|said| said.layers.clone()).unwrap_or_default(),
+        findings: appraised.appraisal().map(|said| said.findings.clone()).unwrap_or_default(),
+        position: appraised.checkpoint().filter(|_| appraised.rules().is_some()).map(|at| ListPosition {
+            entries: at.entries,
+            offset: at.offset,
+            padded: at.padded,
+        }),
     })
 }
 
@@ -128,17 +152,51 @@ pub fn printable(text: &str) -> Result<String, Refusal> {
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "the inputs of one verification, each of another kind")]
-fn verify(
+/// Takes a part of a log ahead of an attestation, and says what is held. What came of IMA's list is
+/// taken in at once, so that the attestation itself has little left to do.
+///
+/// # Errors
+/// [`codes::MEASUREMENTS_TOO_LARGE`], [`codes::PROTOCOL_MALFORMED`].
+pub fn receive_ahead(
     tx: &Transaction<'_>,
     shared: &Shared,
     node: &Node,
+    request: &LogsRequest,
+) -> Result<LogsHeld, Refusal> {
+    let boot = BootId::from_bytes(request.boot_id);
+    if let Some(part) = &request.part {
+        match logs::append(tx, node.id, boot, part, shared.settings.node_logs) {
+            Ok(()) if part.kind == LogKind::Ima => take_in(tx, shared, node, boot)?,
+            // Sent again, or out of step: what is held says where to go on.
+            Ok(()) => {}
+            Err(refusal) if refusal.code == codes::PROTOCOL_LOGS => {}
+            Err(refusal) => return Err(refusal),
+        }
+    }
+    logs::held(tx, node.id, boot)
+}
+
+/// The document that is assigned to the node, as it was signed.
+///
+/// # Errors
+/// [`codes::VERIFY_NO_REFERENCE`] when there is none.
+pub fn document(tx: &Transaction<'_>, shared: &Shared, node: &Node) -> Result<Vec<u8>, Refusal> {
+    let basis = basis::of_node(tx, shared, node)?
+        .ok_or_else(|| Refusal::new(codes::VERIFY_NO_REFERENCE, "no reference document is assigned to this node"))?;
+    Ok(basis.document.bytes.clone())
+}
+
+#[expect(clippy::too_many_arguments, reason = "the inputs of one verification, each of another kind")]
+fn verify(
+    tx: &Transaction<'_>,
+    node: &Node,
     peer: &Peer,
     evidence: UnverifiedEvidence,
+    selection: PcrSelection,
     nonce: &[u8; 32],
     age: Duration,
     now: WallTime,
-) -> Result<Appraised, Refusal> {
+) -> Result<Fresh, Refusal> {
     let keys = EnrolledKeys {
         node: Some(node.id),
         ak: AkPublic::parse(&node.ak_public)?,
@@ -146,14 +204,102 @@ fn verify(
         certification_nonce: node.certification(evidence.unverified_certification_nonce()),
     };
     let prior = references::high_water(tx, node.id, now)?;
-    let fresh = authenticate(evidence, &keys, Some(&peer.spki))?.fresh(
-        nonce,
-        shared.settings.selection,
-        age,
-        prior.as_ref(),
-    )?;
+    let fresh = authenticate(evidence, &keys, Some(&peer.spki))?.fresh(nonce, selection, age, prior.as_ref())?;
     nodes::attested_with(tx, node, keys.certification_nonce)?;
-    Ok(fresh.replay(()).appraise(references_of(tx, node.id)?.as_ref()))
+    Ok(fresh)
+}
+
+/// Takes in what came with verified evidence: first what the quote is bound to, then what was read
+/// after it.
+fn received(
+    tx: &Transaction<'_>,
+    shared: &Shared,
+    node: &Node,
+    fresh: &Fresh,
+    request: &AttestRequest,
+) -> Result<(), Refusal> {
+    let (boot, most) = (fresh.boot_id(), shared.settings.node_logs);
+    for part in &request.logs {
+        logs::append(tx, node.id, boot, part, most)?;
+    }
+    let bound = fresh.log_digests();
+    // An agent of the version before sends no logs, and is appraised without.
+    if !bound.is_empty() || !request.logs.is_empty() {
+        let held = logs::digests(&logs::held(tx, node.id, boot)?);
+        if held != bound {
+            let words = |digests: &[[u8; 32]]| digests.iter().map(hex::encode).collect::<Vec<_>>().join(" ");
+            return Err(Refusal::new(codes::VERIFY_LOGS, words(bound)).at("claim -65542").expected(words(&held)));
+        }
+    }
+    for part in &request.tail {
+        logs::append(tx, node.id, boot, part, most)?;
+    }
+    Ok(())
+}
+
+/// Replays what is held to the quote, IMA's list from the furthest place that leads to it, and holds the
+/// result against the document.
+fn appraise_logs(
+    tx: &Transaction<'_>,
+    node: NodeId,
+    basis: &Basis,
+    fresh: Fresh,
+    now: WallTime,
+) -> Result<Appraised, Refusal> {
+    let (boot, digest) = (fresh.boot_id(), &basis.document.digest);
+    // Evidence that is bound to no log has none, whatever another one brought.
+    let sent = !fresh.log_digests().is_empty();
+    let held = logs::held(tx, node, boot)?;
+    let whole = |kind: LogKind| match sent && held.of(kind).length > 0 {
+        true => logs::rest(tx, node, kind, 0).map(Some),
+        false => Ok(None),
+    };
+    let (boot_log, userspace) = (whole(LogKind::Boot)?, whole(LogKind::Userspace)?);
+    let has_list = sent && held.of(LogKind::Ima).length > 0;
+    let Progress { matched, folded } = logs::progress(tx, node, boot, digest)?;
+    // No quote is before the last one that was reached, so from there is as good as from the start.
+    let starts = if folded.is_some() { vec![folded, matched] } else { vec![matched] };
+    let mut fresh = fresh;
+    let mut starts = starts.iter().peekable();
+    while let Some(from) = starts.next() {
+        let offset = from.as_ref().map_or(0, |from| from.offset);
+        let rest = if has_list { logs::rest(tx, node, LogKind::Ima, offset)? } else { Vec::new() };
+        let ima = has_list.then_some(ImaLog { from: from.as_ref(), rest: &rest });
+        let logs = Logs { boot: boot_log.as_deref(), userspace: userspace.as_deref(), ima };
+        match fresh.replay(&basis.profile, &logs, &basis.document.set, basis.rules.as_ref()) {
+            Ok(replayed) => {
+                let appraised = replayed.appraise_logs(&basis.profile, &basis.document, now);
+                if let Some(matched) = appraised.checkpoint().cloned() {
+                    let progress = Progress { matched: Some(matched), folded: None };
+                    logs::keep_progress(tx, node, boot, digest, &progress)?;
+                }
+                return Ok(appraised);
+            }
+            Err(unreplayed) => {
+                let astray = matches!(unreplayed.refusal().code, codes::VERIFY_LOG_REPLAY | codes::VERIFY_LOG_EXTENDED);
+                if !astray || starts.peek().is_none() {
+                    return Ok(unreplayed.appraised());
+                }
+                fresh = unreplayed.again();
+            }
+        }
+    }
+    // Not reached: there is always one start.
+    Ok(fresh.unlogged().appraise(None))
+}
+
+/// Takes IMA's list in as far as it is held. What can't be read is for the attestation to say.
+fn take_in(tx: &Transaction<'_>, shared: &Shared, node: &Node, boot: BootId) -> Result<(), Refusal> {
+    let Some(basis) = basis::of_node(tx, shared, node)? else { return Ok(()) };
+    let digest = &basis.document.digest;
+    let Progress { matched, folded } = logs::progress(tx, node.id, boot, digest)?;
+    let at = folded.or_else(|| matched.clone()).unwrap_or_else(|| Checkpoint::start(basis.document.set.bank));
+    let rest = logs::rest(tx, node.id, LogKind::Ima, at.offset)?;
+    let mut judge = Judge::new(basis.rules.as_ref(), at);
+    if judge.take(&rest, None).is_ok() {
+        logs::keep_progress(tx, node.id, boot, digest, &Progress { matched, folded: Some(judge.at) })?;
+    }
+    Ok(())
 }
 
 /// Begins a lease and signs it.

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::attestation;
 use super::audit;
 use super::authn;
+use super::basis;
 use super::nonces::{self, Purpose};
 use super::references;
 use super::registry::eks::{self, KnownEk};
@@ -122,7 +123,7 @@ pub fn finish(
     let age = Duration::from_secs(now.0.saturating_sub(row.created_at.0));
     let appraised = authenticate(UnverifiedEvidence::decode(&answer.evidence)?, &keys, None)?
         .fresh(&row.nonce, shared.settings.selection, age, prior.as_ref())?
-        .replay(())
+        .unlogged()
         .appraise(attestation::references_of(tx, id)?.as_ref());
 
     let claims = nodes::check_eks(tx, id, &row.ek_name, &row.aliases)?;
@@ -185,7 +186,7 @@ fn result(tx: &Transaction<'_>, shared: &Shared, node: &Node, now: WallTime) -> 
                 Purpose::Attest,
                 now,
                 shared.settings.nonce_seconds,
-                shared.settings.selection,
+                basis::selection_of(tx, shared, node).unwrap_or(shared.settings.selection),
             )?,
         });
         let detail = serde_json::json!({

@@ -3,6 +3,7 @@
 //! ```text
 //!  tls ─▶ routes ─▶ authn ─▶ enrolment    ─▶ verify            admin ◀─ cli
 //!                            attestation  ─▶ verify ─▶ leases    │
+//!                               └ logs ─▶ what is new of them     │
 //!                            credentials  ─▶ issuer ─▶ ca        ▼
 //!                            events ◀──────────────────────── registry, references
 //!                               all of it in one transaction each ─▶ store, audit
@@ -14,6 +15,7 @@ mod admin;
 mod attestation;
 mod audit;
 mod authn;
+mod basis;
 mod bodies;
 mod ca;
 pub mod cli;
@@ -25,6 +27,7 @@ mod issuer;
 mod keys;
 mod leases;
 mod limiter;
+mod logs;
 mod nonces;
 pub mod reference;
 mod references;

@@ -20,7 +20,7 @@ use super::replay;
 use super::server::Shared;
 use super::store::Transaction;
 use super::tls::Channel;
-use super::{attestation, audit, credentials, enrolment};
+use super::{attestation, audit, basis, credentials, enrolment};
 use crate::clock::WallTime;
 use crate::codes::{self, Code, Refusal};
 use crate::identity::NodeId;
@@ -47,6 +47,8 @@ pub const ROUTES: &[Route] = &[
     Route { method: Method::POST, path: "/v1/enrol", needs_node: false, limit: 64 << 10, call: Call::Enrol },
     Route { method: Method::POST, path: "/v1/enrol/answer", needs_node: false, limit: 256 << 10, call: Call::Answer },
     Route { method: Method::GET, path: "/v1/nonce", needs_node: true, limit: 0, call: Call::Nonce },
+    Route { method: Method::POST, path: "/v1/logs", needs_node: true, limit: BODY_LIMIT, call: Call::Logs },
+    Route { method: Method::GET, path: "/v1/references", needs_node: true, limit: 0, call: Call::References },
     Route { method: Method::POST, path: "/v1/attest", needs_node: true, limit: BODY_LIMIT, call: Call::Attest },
     Route { method: Method::POST, path: "/v1/credentials", needs_node: true, limit: 1 << 20, call: Call::Credentials },
     Route { method: Method::GET, path: "/v1/events", needs_node: true, limit: 0, call: Call::Events },
@@ -57,6 +59,8 @@ enum Call {
     Enrol,
     Answer,
     Nonce,
+    Logs,
+    References,
     Attest,
     Credentials,
     Events,
@@ -154,17 +158,19 @@ impl Server {
             }
             (Call::Nonce, Some(peer)) => {
                 self.for_node(route, peer, body, |tx, shared, node, _, _, now| {
-                    let term = shared.settings.nonce_seconds;
-                    protocol::encode(&nonces::issue(
-                        tx,
-                        node.id,
-                        Purpose::Attest,
-                        now,
-                        term,
-                        shared.settings.selection,
-                    )?)
+                    protocol::encode(&short_nonce(tx, shared, node, now)?)
                 })
                 .await
+            }
+            (Call::Logs, Some(peer)) => {
+                self.for_node(route, peer, body, |tx, shared, node, _, body, _| {
+                    protocol::encode(&attestation::receive_ahead(tx, shared, node, &protocol::decode(body)?)?)
+                })
+                .await
+            }
+            (Call::References, Some(peer)) => {
+                self.for_node(route, peer, body, |tx, shared, node, _, _, _| attestation::document(tx, shared, node))
+                    .await
             }
             (Call::Attest, Some(peer)) => {
                 self.for_node(route, peer, body, |tx, shared, node, peer, body, now| {
@@ -236,7 +242,7 @@ impl Server {
             };
             audit::refused(tx, now, &refusal, Some(node.id), route.path)?;
             nodes::seen(tx, node.id, now, Some(&refusal))?;
-            let next = next_nonce(tx, &shared, route.call, node.id, now)?;
+            let next = next_nonce(tx, &shared, route.call, &node, now)?;
             Ok(Err(Refused { refusal, next }))
         });
         match done.await {
@@ -336,13 +342,20 @@ fn next_nonce(
     tx: &Transaction<'_>,
     shared: &Shared,
     call: Call,
-    node: NodeId,
+    node: &Node,
     now: WallTime,
 ) -> Result<Option<FreshNonce>, Refusal> {
     if call != Call::Attest {
         return Ok(None);
     }
-    nonces::issue(tx, node, Purpose::Attest, now, shared.settings.nonce_seconds, shared.settings.selection).map(Some)
+    // What is wrong with the node's reference document is refused at its attestation, not here.
+    Ok(short_nonce(tx, shared, node, now).ok())
+}
+
+/// A nonce that wasn't part of an answer: it holds for a short time.
+fn short_nonce(tx: &Transaction<'_>, shared: &Shared, node: &Node, now: WallTime) -> Result<FreshNonce, Refusal> {
+    let selection = basis::selection_of(tx, shared, node)?;
+    nonces::issue(tx, node.id, Purpose::Attest, now, shared.settings.nonce_seconds, selection)
 }
 
 fn no_certificate() -> Refusal {

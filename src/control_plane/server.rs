@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 
 use super::audit;
+use super::basis::Cache;
 use super::ca::{self, Authority};
 use super::events::{Audience, Hub};
 use super::keys::{self, WrappingKey};
@@ -53,6 +54,8 @@ pub struct Shared {
     pub hub: Hub,
     /// Bounds what strangers can make the server write.
     pub strangers: Limiter,
+    /// Reference documents that were read lately.
+    pub documents: Cache,
     /// Counts what is done.
     pub metrics: ServerMetrics,
     /// The time; it never goes back.
@@ -192,6 +195,7 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
         epoch,
         hub: Hub::default(),
         strangers: Limiter::default(),
+        documents: Cache::default(),
         metrics: ServerMetrics::default(),
         clock,
         tls,

@@ -46,6 +46,8 @@ pub struct Settings {
     pub ca: CaTerms,
     /// How long a node's and the server's certificate last.
     pub own_certificates: Duration,
+    /// The most bytes of logs that are kept of one node.
+    pub node_logs: u64,
 }
 
 /// Who must have signed a reference set.
@@ -85,6 +87,7 @@ impl Settings {
         within("terms.svid_seconds", svid_seconds, 1, DAY)?;
         within("terms.nonce_seconds", nonce_seconds, 5, 3600)?;
         within("terms.ca_days", ca_days, 1, 3650)?;
+        within("logs.node_mib", config.logs.node_mib, 1, 16_384)?;
         let lifetime = Duration::from_secs(ca_days * DAY);
         Ok(Self {
             trust_domain: config.trust_domain.clone(),
@@ -98,6 +101,7 @@ impl Settings {
             ca: CaTerms { lifetime, published: Duration::from_secs(lease_seconds) },
             // A quarter of a CA's life is what it has left when the next one takes over.
             own_certificates: (lifetime / 4).min(Duration::from_secs(7 * DAY)),
+            node_logs: config.logs.node_mib << 20,
         })
     }
 }
@@ -219,6 +223,7 @@ mod tests {
             ("pcrs = \"sha1:0\"", "pcrs"),
             ("[terms]\nlease_seconds = 1", "terms.lease_seconds"),
             ("[terms]\nca_days = 0", "terms.ca_days"),
+            ("[logs]\nnode_mib = 0", "logs.node_mib"),
             ("[[admission.join]]\nname = \"all\"\ngrade = \"unknown\"", "admission.join `all`"),
             ("[[admission.join]]\nname = \"all\"\ngrade = \"listed\"\ngroup = \"a b\"", "admission.join `all`"),
             ("[[admission.join]]\nname = \"all\"\ngrade = \"listed\"\nek = \"rsa\"", "admission.join `all`"),

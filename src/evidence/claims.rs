@@ -21,7 +21,7 @@ const SOFTWARE: &str = "leasehold-agent";
 const UEID_RAND: u8 = 1;
 /// The largest TPMS_ATTEST or TPMT_SIGNATURE, in bytes; real ones have less than 200.
 const SIGNED_LIMIT: usize = 1024;
-/// The most log segments one quote is bound to.
+/// The most logs one quote is bound to.
 const LOGS_LIMIT: usize = 1024;
 
 /// Claim keys (RFC 9711, 10.2; private use below -65536, RFC 8392, 9.1).
@@ -63,7 +63,7 @@ pub struct NodeClaims {
     pub agent_version: String,
     /// SHA-256 of the agent's binary, as it says itself.
     pub agent_digest: [u8; 32],
-    /// SHA-256 of each log segment; at most 1024.
+    /// The digest of each log sent so far ([`super::logs::log_digests`]); at most 1024.
     pub log_digests: Vec<[u8; 32]>,
 }
 

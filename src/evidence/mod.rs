@@ -7,11 +7,13 @@ mod binding;
 pub mod cbor;
 pub(crate) mod claims;
 mod decode;
+pub mod logs;
 pub mod sign1;
 
 pub use binding::{certification_binding, quote_binding};
 pub use claims::{NodeClaims, PROFILE, Unsigned};
 pub use decode::UnverifiedEvidence;
+pub use logs::{LogChain, LogKind};
 
 /// The CDDL (RFC 8610) of evidence.
 pub const CDDL: &str = include_str!("evidence.cddl");

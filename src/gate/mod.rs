@@ -5,7 +5,9 @@
 //! every way in which a credential can get out of the agent:
 //!
 //! 1. [`Gate::judge`] gives a [`Permit`] only while the gate is open, before the lease's end, and
-//!    for an authentic reading that began after the request arrived and equals the lease;
+//!    for an authentic reading that began after the request arrived and equals the lease. PCR 10
+//!    alone, which grows with all that the kernel measures, may have gone on from the lease's value:
+//!    by entries that the rules named in the lease allow, which [`Advanced`] proves;
 //! 2. [`Permit::release`] is the only constructor of [`Released`], and refuses what has expired;
 //! 3. `delivery` accepts nothing but [`Released`].
 
@@ -18,14 +20,29 @@ use std::time::Duration;
 use crate::clock::BootInstant;
 use crate::codes::{self, Refusal};
 use crate::credentials::Held;
-use crate::tpm::PcrReading;
+use crate::tpm::{IMA_PCR, PcrReading, PcrValues};
 use crate::verify::Lease;
+use crate::verify::runtime::Advanced;
 
 /// Closed for a reason, or open under one lease.
 #[derive(Debug)]
 enum State {
     Closed(Reason),
-    Open(Lease),
+    /// With the values that a reading must have: the lease's, but for PCR 10 once it went on.
+    Open(Lease, PcrValues),
+}
+
+/// Where PCR 10 stood when it was last judged, and where a reading finds it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Moved {
+    /// The lease it is judged under.
+    pub lease_sequence: u64,
+    /// The rules named in that lease.
+    pub rules: [u8; 32],
+    /// The value last judged.
+    pub from: Vec<u8>,
+    /// The value read.
+    pub to: Vec<u8>,
 }
 
 /// Decides whether credentials may be released. Starts closed.
@@ -65,9 +82,10 @@ impl Gate {
         }
         self.last = Some((claims.epoch, claims.sequence));
         let asked_at = claims.requested_at;
-        self.state = State::Open(lease);
+        let values = claims.pcrs.clone();
+        self.state = State::Open(lease, values);
         // Closed on any refusal, also on those for which an open gate would stay as it is.
-        self.judge(reading, asked_at, now).map(|_| ()).map_err(|reason| self.closed(reason))
+        self.judge(reading, None, asked_at, now).map(|_| ()).map_err(|reason| self.closed(reason))
     }
 
     /// Closes the gate. A reason that says more replaces one that says less: what is
@@ -79,15 +97,35 @@ impl Gate {
         }
     }
 
-    /// Judges `reading` for a request that arrived at `arrived`. A drift closes the gate.
+    /// What must be proven before `reading` can be judged: that PCR 10 went on as the lease's rules
+    /// allow. `None` if it hasn't moved, or the lease names no rules, and then judging says what follows.
+    pub fn moved(&self, reading: &PcrReading) -> Option<Moved> {
+        let State::Open(lease, values) = &self.state else { return None };
+        let claims = lease.claims();
+        let (from, to) = (values.get(IMA_PCR)?, reading.values.get(IMA_PCR)?);
+        if from == to || reading.values.selection().bank() != claims.pcrs.selection().bank() {
+            return None;
+        }
+        let (from, to) = (from.to_vec(), to.to_vec());
+        Some(Moved { lease_sequence: claims.sequence, rules: claims.rules?, from, to })
+    }
+
+    /// Judges `reading` for a request that arrived at `arrived`. A drift closes the gate; `advanced`
+    /// is the proof that a PCR 10 that moved is none.
     ///
     /// # Errors
     /// Why nothing may be released: the gate is closed, the lease is over, the reading began
     /// before the request arrived, the TPM was reset, or a PCR differs.
-    pub fn judge(&mut self, reading: &PcrReading, arrived: BootInstant, now: BootInstant) -> Result<Permit, Reason> {
-        let lease = match &self.state {
+    pub fn judge(
+        &mut self,
+        reading: &PcrReading,
+        advanced: Option<&Advanced>,
+        arrived: BootInstant,
+        now: BootInstant,
+    ) -> Result<Permit, Reason> {
+        let (lease, expected) = match &self.state {
             State::Closed(reason) => return Err(reason.clone()),
-            State::Open(lease) => lease,
+            State::Open(lease, expected) => (lease, expected),
         };
         if now >= lease.ends_at() {
             return Err(self.closed(Reason::new(Standing::Stale, term_over(lease, now))));
@@ -113,19 +151,24 @@ impl Gate {
             .expected(format!("reset count {}, restart count {}", claims.counts.reset, claims.counts.restart));
             return Err(self.closed(Reason::new(Standing::Contraindicated, refusal)));
         }
-        let differences = reading.values.differences(&claims.pcrs);
+        let gone_on = advanced.and_then(|advanced| gone_on(claims.rules, expected, advanced));
+        let differences = reading.values.differences(gone_on.as_ref().unwrap_or(expected));
         if let Some(first) = differences.first() {
             let refusal = Refusal::new(codes::GATE_DRIFT, first.found.clone())
                 .at(format!("PCR {} ({})", first.pcr, first.bank))
                 .expected(first.expected.clone());
             return Err(self.closed(Reason { differences, ..Reason::new(Standing::Contraindicated, refusal) }));
         }
-        Ok(Permit { lease_sequence: claims.sequence, ends_at: lease.ends_at(), given_at: now })
+        let permit = Permit { lease_sequence: claims.sequence, ends_at: lease.ends_at(), given_at: now };
+        if let (Some(gone_on), State::Open(_, expected)) = (gone_on, &mut self.state) {
+            *expected = gone_on;
+        }
+        Ok(permit)
     }
 
     /// Closes the gate if the lease's term is over at `now`; says whether it did.
     pub fn expire(&mut self, now: BootInstant, control_plane_reachable: bool) -> bool {
-        let State::Open(lease) = &self.state else { return false };
+        let State::Open(lease, _) = &self.state else { return false };
         if now < lease.ends_at() {
             return false;
         }
@@ -142,7 +185,7 @@ impl Gate {
     /// The lease the gate is open under.
     pub fn lease(&self) -> Option<&Lease> {
         match &self.state {
-            State::Open(lease) => Some(lease),
+            State::Open(lease, _) => Some(lease),
             State::Closed(_) => None,
         }
     }
@@ -150,7 +193,7 @@ impl Gate {
     /// Why the gate is closed.
     pub fn reason(&self) -> Option<&Reason> {
         match &self.state {
-            State::Open(_) => None,
+            State::Open(..) => None,
             State::Closed(reason) => Some(reason),
         }
     }
@@ -244,6 +287,13 @@ impl<T> std::fmt::Debug for Released<T> {
         // What is released is secret too.
         f.debug_struct("Released").field("until", &self.until).finish_non_exhaustive()
     }
+}
+
+/// The values to be met once PCR 10 went on; `None` unless the lease names rules and the proof begins
+/// where PCR 10 stands.
+fn gone_on(rules: Option<[u8; 32]>, expected: &PcrValues, advanced: &Advanced) -> Option<PcrValues> {
+    let begins = advanced.bank() == expected.selection().bank() && expected.get(IMA_PCR) == Some(advanced.from());
+    (rules.is_some() && begins).then(|| expected.with(IMA_PCR, advanced.to()))?
 }
 
 fn term_over(lease: &Lease, now: BootInstant) -> Refusal {

@@ -12,6 +12,7 @@ use super::tls::{TrustAnchors, client_config};
 use crate::codes::{self, Refusal};
 use crate::identity::{NodeId, TrustDomain, server_id};
 use crate::tpm::Tpm;
+use crate::verify::references::LIMIT as DOCUMENT_LIMIT;
 
 /// How long one request may take, connection and TPM signature included.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
@@ -163,6 +164,22 @@ impl Enrolled {
         exchange(&self.client, &self.place, Method::GET, "nonce", Vec::new()).await
     }
 
+    /// Sends a part of a log ahead, or asks what is held.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn logs(&self, request: &LogsRequest) -> Result<LogsHeld, Failure> {
+        post(&self.client, &self.place, "logs", request).await
+    }
+
+    /// The reference document that is assigned to this node, as it was signed.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn references(&self) -> Result<Vec<u8>, Failure> {
+        asked(&self.client, &self.place, Method::GET, "references", Vec::new(), DOCUMENT_LIMIT).await
+    }
+
     /// Attests: one round trip. A lost answer is asked for again with the same request.
     ///
     /// # Errors
@@ -288,6 +305,17 @@ async fn exchange<A: DeserializeOwned>(
     route: &str,
     body: Vec<u8>,
 ) -> Result<A, Failure> {
+    decode(&asked(client, place, method, route, body, BODY_LIMIT).await?).map_err(malformed)
+}
+
+async fn asked(
+    client: &Client,
+    place: &Place,
+    method: Method,
+    route: &str,
+    body: Vec<u8>,
+    limit: usize,
+) -> Result<Vec<u8>, Failure> {
     let response = client
         .request(method, format!("{}/{route}", place.base))
         .timeout(REQUEST_DEADLINE)
@@ -299,14 +327,14 @@ async fn exchange<A: DeserializeOwned>(
     if response.status() != StatusCode::OK {
         return Err(refused(response).await);
     }
-    decode(&limited(response).await?).map_err(malformed)
+    limited(response, limit).await
 }
 
 /// The refusal of an answer that isn't 200. Without a readable body it counts as unreachable:
 /// something between us and the control plane spoke, or it is going down.
 async fn refused(response: reqwest::Response) -> Failure {
     let status = response.status();
-    match limited(response).await.map(|body| decode::<Refused>(&body)) {
+    match limited(response, BODY_LIMIT).await.map(|body| decode::<Refused>(&body)) {
         Ok(Ok(refused)) if refused.refusal.code == codes::STORE_FAILED => Failure::Unreachable(refused.refusal),
         Ok(Ok(refused)) => Failure::Refused(refused),
         Ok(Err(_)) => Failure::Unreachable(Refusal::new(
@@ -317,14 +345,14 @@ async fn refused(response: reqwest::Response) -> Failure {
     }
 }
 
-/// The body, refused as soon as it exceeds [`BODY_LIMIT`].
-async fn limited(mut response: reqwest::Response) -> Result<Vec<u8>, Failure> {
+/// The body, refused as soon as it exceeds `limit` bytes.
+async fn limited(mut response: reqwest::Response, limit: usize) -> Result<Vec<u8>, Failure> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(|e| unreachable_because(&e))? {
         body.extend_from_slice(&chunk);
-        if body.len() > BODY_LIMIT {
+        if body.len() > limit {
             return Err(malformed(
-                Refusal::new(codes::PROTOCOL_TOO_LARGE, "the answer").expected(format!("at most {BODY_LIMIT} bytes")),
+                Refusal::new(codes::PROTOCOL_TOO_LARGE, "the answer").expected(format!("at most {limit} bytes")),
             ));
         }
     }

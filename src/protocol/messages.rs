@@ -5,7 +5,9 @@
 //! | `POST /v1/enrol` | none | [`EnrolRequest`] → [`EnrolChallenge`] |
 //! | `POST /v1/enrol/answer` | none | [`EnrolAnswer`] → [`EnrolResult`] |
 //! | `GET /v1/nonce` | node | → [`FreshNonce`] |
+//! | `POST /v1/logs` | node | [`LogsRequest`] → [`LogsHeld`] |
 //! | `POST /v1/attest` | node | [`AttestRequest`] → [`AttestAnswer`] |
+//! | `GET /v1/references` | node | → the reference document that the lease names, as it was signed |
 //! | `POST /v1/credentials` | node | [`CredentialRequest`] → [`CredentialAnswer`] |
 //! | `GET /v1/events` | node | → stream of [`Event`], each after its length (u32, big-endian) |
 //!
@@ -15,7 +17,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::codes::{self, Refusal};
+use crate::evidence::{LogChain, LogKind};
 use crate::tpm::{PcrDifference, PcrSelection};
+use crate::verify::appraisal::{Finding, LayerResult};
 
 /// The protocol version in every path.
 pub const VERSION: u32 = 1;
@@ -157,6 +161,83 @@ pub struct AttestRequest {
     /// COSE_Sign1 of an EAT.
     #[serde(with = "serde_bytes")]
     pub evidence: Vec<u8>,
+    /// What is new in the logs up to just before the quote, which is bound to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logs: Vec<LogPart>,
+    /// What was read after the quote, so that every entry the quote covers is there. Only replay
+    /// vouches for it; the next quote is bound to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tail: Vec<LogPart>,
+}
+
+impl AttestRequest {
+    /// A request without logs.
+    pub const fn new(request_id: [u8; 16], evidence: Vec<u8>) -> Self {
+        Self { request_id, evidence, logs: Vec::new(), tail: Vec::new() }
+    }
+}
+
+/// A part of a log.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogPart {
+    /// Of which log.
+    pub kind: LogKind,
+    /// Where it begins; 0 begins the log anew.
+    pub offset: u64,
+    /// At most [`crate::evidence::logs::SEGMENT_LIMIT`] bytes, at least one.
+    #[serde(with = "serde_bytes")]
+    pub bytes: Vec<u8>,
+}
+
+/// Sends a part of a log ahead of an attestation, or asks what is held. Sending the same again is
+/// harmless: a part that isn't the next one changes nothing.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogsRequest {
+    /// The boot whose logs these are; those of another boot are forgotten when the first part comes.
+    #[serde(with = "serde_bytes")]
+    pub boot_id: [u8; 16],
+    /// The part; `None` only asks.
+    pub part: Option<LogPart>,
+}
+
+/// What the control plane holds of a node's logs of this boot.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogsHeld {
+    /// By kind; one that isn't there is held to no length.
+    pub held: Vec<HeldLog>,
+}
+
+impl LogsHeld {
+    /// What is held of `kind`.
+    pub fn of(&self, kind: LogKind) -> LogChain {
+        self.held.iter().find(|held| held.kind == kind).map_or_else(LogChain::default, |held| held.chain)
+    }
+}
+
+/// One log of [`LogsHeld`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeldLog {
+    /// Which.
+    pub kind: LogKind,
+    /// How far, and by which parts.
+    pub chain: LogChain,
+}
+
+/// Where in IMA's list the quoted PCR 10 stands. The agent goes on from here; were it wrong, its own
+/// reading wouldn't be reached and the gate would close.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListPosition {
+    /// Entries up to there.
+    pub entries: u64,
+    /// Bytes up to there.
+    pub offset: u64,
+    /// Whether the kernel couldn't hash for the bank and extends padded SHA-1 digests.
+    pub padded: bool,
 }
 
 /// The verdict and what follows from it.
@@ -178,6 +259,15 @@ pub struct AttestAnswer {
     pub bundle: Bundle,
     /// A renewed node certificate, when the present one is past half its life.
     pub certificate: Option<Vec<serde_bytes::ByteBuf>>,
+    /// What is said of each layer, where logs were appraised.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<LayerResult>,
+    /// What was found, the worst first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<Finding>,
+    /// Where the quote stands in IMA's list, where the lease names rules for what comes after.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub position: Option<ListPosition>,
 }
 
 /// A workload that may run on this node.

@@ -35,7 +35,7 @@ mod words;
 
 #[cfg(feature = "tpm-device")]
 pub use handle::{Tpm, TpmAddress, TpmThread};
-pub use pcr::{Bank, PCR_COUNT, PcrDifference, PcrReading, PcrSelection, PcrValues, ResetCounts};
+pub use pcr::{Bank, IMA_PCR, PCR_COUNT, PcrDifference, PcrReading, PcrSelection, PcrValues, ResetCounts};
 #[cfg(feature = "tpm-device")]
 pub use quiet::quiet_libtss2;
 pub use sealed::Sealed;

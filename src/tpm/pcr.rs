@@ -16,6 +16,9 @@ pub const PCR_COUNT: u8 = 24;
 /// `TPM_PT_PCR_NO_INCREMENT`): their values must be read each time.
 pub const NO_INCREMENT: [u8; 4] = [16, 21, 22, 23];
 
+/// The PCR that the kernel extends with what it measures (IMA), for as long as the system runs.
+pub const IMA_PCR: u8 = 10;
+
 /// A PCR bank's hash algorithm. SHA-1 banks are not accepted anywhere, so it has no name here.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Bank {
@@ -261,6 +264,15 @@ impl PcrValues {
     /// The value of `pcr`, if selected.
     pub fn get(&self, pcr: u8) -> Option<&[u8]> {
         self.values.get(&pcr).map(Vec::as_slice)
+    }
+
+    /// The same with another value of `pcr`; `None` if it isn't selected or the size is another.
+    #[must_use]
+    pub fn with(&self, pcr: u8, value: &[u8]) -> Option<Self> {
+        let mut values = self.values.clone();
+        let present = values.get_mut(&pcr).filter(|present| present.len() == value.len())?;
+        *present = value.to_vec();
+        Some(Self { selection: self.selection, values })
     }
 
     /// PCR numbers and values, ascending.

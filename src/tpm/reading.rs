@@ -10,7 +10,7 @@ use tss_esapi::interface_types::session_handles::AuthSession;
 use super::connection::{Connection, Sessions};
 use super::session;
 use super::words::Fault;
-use super::{Bank, PcrReading, PcrSelection, PcrValues, ResetCounts, TpmError};
+use super::{Bank, IMA_PCR, PcrReading, PcrSelection, PcrValues, ResetCounts, TpmError};
 use crate::clock::BootInstant;
 
 /// How often PCRs are read again because a selected one was extended in between.
@@ -80,7 +80,11 @@ impl Reader {
     /// part is all that is read: an equal counter proves that the rest is as it was.
     pub fn read(&mut self, connection: &mut Connection, selection: PcrSelection) -> Result<PcrReading, Fault> {
         let started_at = BootInstant::now();
-        let numbers: Vec<u8> = selection.pcrs().collect();
+        // PCR 10 in the last part, which is the one that need not hold still: see `moment`.
+        let (moving, mut numbers): (Vec<u8>, Vec<u8>) = selection.pcrs().partition(|pcr| *pcr == IMA_PCR);
+        numbers.extend(moving);
+        // The TPM answers in ascending order, whatever order is asked in.
+        numbers.chunks_mut(PART).for_each(<[u8]>::sort_unstable);
         let parts: Vec<&[u8]> = numbers.chunks(PART).collect();
         let Moment { update_counter, last_counter, values } = self.moment(connection, selection, &parts)?;
         let contradicted = selection.counted() && self.contradicted(update_counter, &values);
@@ -105,7 +109,9 @@ impl Reader {
     /// Parts read at the same counter are of one moment. If the counter moved, perhaps for a PCR
     /// that isn't selected, all parts but the last are read again: short of a reset, which the
     /// anchor shows, an extended PCR doesn't return to a value it had, so equal values held all the
-    /// while, and also when the last part was read.
+    /// while, and also when the last part was read. The last part itself is never read twice for this,
+    /// so a PCR in it may be extended as often as it likes: PCR 10 is put there, which on a busy
+    /// machine moves many times a second and would otherwise starve every reading.
     fn moment(&self, connection: &mut Connection, selection: PcrSelection, parts: &[&[u8]]) -> Result<Moment, Fault> {
         let mut read = |part: &[u8]| read_part(connection, self.session, selection.bank(), part);
         let mut cycle: Vec<(u32, Values)> = Vec::new();

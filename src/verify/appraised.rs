@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
+use super::appraisal::{Appraisal, LayerStanding, Logs, Measured, measured_by};
 use super::endorsement::Grade;
 use super::fresh::{Fresh, Note};
 use super::lease::LeaseClaims;
-use super::references::LearntSet;
+use super::profile::Profile;
+use super::references::{Document, LearntSet, ReferenceSet};
+use super::runtime::{Checkpoint, CompiledRules};
 use super::trust::TrustVector;
 use crate::clock::{BootId, BootInstant, WallTime};
 use crate::codes::{self, Refusal};
@@ -14,25 +17,41 @@ use crate::identity::NodeId;
 use crate::tpm::structures::ClockInfo;
 use crate::tpm::{PcrDifference, PcrValues};
 
-/// Fresh evidence whose logs replay to its PCRs. Evidence has no logs yet, so nothing of any log
-/// is believed: the values stand for themselves.
+/// Fresh evidence whose logs replay to its PCRs; or without logs, and then nothing of any log is
+/// believed: the values stand for themselves.
 #[derive(Clone, Debug)]
-pub struct Replayed(Fresh);
+pub struct Replayed {
+    fresh: Fresh,
+    measured: Option<Measured>,
+}
+
+/// Fresh evidence whose logs prove nothing, and why. There is no way from here to a lease.
+#[derive(Clone, Debug)]
+pub struct Unreplayed {
+    fresh: Fresh,
+    refusal: Refusal,
+}
 
 /// An attestation result: authentic, fresh, replayed and held against reference values.
 #[derive(Clone, Debug)]
 pub struct Appraised {
-    replayed: Replayed,
+    fresh: Fresh,
     verdict: Verdict,
     differences: Vec<PcrDifference>,
     vector: TrustVector,
     reference: Option<(String, u64)>,
+    /// What the logs say, where they were appraised.
+    appraisal: Option<Appraisal>,
+    /// How far IMA's list was taken in: to the quoted PCR 10.
+    checkpoint: Option<Checkpoint>,
+    /// The document whose rules the node may judge new entries by.
+    rules: Option<[u8; 32]>,
 }
 
 /// What follows for the node.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Verdict {
-    /// Every PCR has its reference value.
+    /// Every PCR has its reference value; or a layer is affirmed, and nothing speaks against another.
     Affirming,
     /// The node is not as it should be, or nobody said how it should be.
     Contraindicated(Refusal),
@@ -54,29 +73,59 @@ pub struct LeaseTerms {
 }
 
 impl Fresh {
-    /// Replays the logs. There are none in this version of the evidence.
-    pub fn replay(self, _logs: ()) -> Replayed {
-        Replayed(self)
+    /// Takes the PCRs as they are: no log is looked at.
+    pub const fn unlogged(self) -> Replayed {
+        Replayed { fresh: self, measured: None }
+    }
+
+    /// Replays the logs to the quoted PCRs; the set's `rules`, compiled, judge IMA's entries on the way.
+    ///
+    /// # Errors
+    /// Those of [`measured_by`].
+    pub fn replay(
+        self,
+        profile: &Profile,
+        logs: &Logs<'_>,
+        references: &ReferenceSet,
+        rules: Option<&CompiledRules>,
+    ) -> Result<Replayed, Box<Unreplayed>> {
+        match measured_by(&self.authentic.claims.pcrs, profile, logs, Some(references), rules) {
+            Ok(measured) => Ok(Replayed { fresh: self, measured: Some(measured) }),
+            Err(refusal) => Err(Box::new(Unreplayed { fresh: self, refusal })),
+        }
+    }
+}
+
+impl Unreplayed {
+    /// Why.
+    pub const fn refusal(&self) -> &Refusal {
+        &self.refusal
+    }
+
+    /// Back, to replay from another place of the list.
+    pub fn again(self) -> Fresh {
+        self.fresh
+    }
+
+    /// The result: contraindicated.
+    pub fn appraised(self) -> Appraised {
+        let verdict = Verdict::Contraindicated(self.refusal);
+        Appraised::new(self.fresh, verdict, Vec::new(), TrustVector::known(), None)
     }
 }
 
 impl Replayed {
-    /// Holds the PCRs against `references`; `None` if the node has none.
+    /// Holds the PCRs against whole values; `None` if the node has none.
     ///
     /// This never fails: a bad node has a verdict, with what is wrong:
     /// [`codes::VERIFY_NO_REFERENCE`] when the node, or a PCR it quoted, has no reference value,
     /// [`codes::VERIFY_PCR_MISMATCH`] naming the first PCR that differs.
     pub fn appraise(self, references: Option<&LearntSet>) -> Appraised {
-        let pcrs = &self.0.authentic.claims.pcrs;
+        let pcrs = &self.fresh.authentic.claims.pcrs;
         let Some(references) = references else {
             let refusal = Refusal::new(codes::VERIFY_NO_REFERENCE, "no reference values for this node");
-            return Appraised {
-                replayed: self,
-                verdict: Verdict::Contraindicated(refusal),
-                differences: Vec::new(),
-                vector: TrustVector::known(),
-                reference: None,
-            };
+            let verdict = Verdict::Contraindicated(refusal);
+            return Appraised::new(self.fresh, verdict, Vec::new(), TrustVector::known(), None);
         };
         let differences = references.differences(pcrs);
         let vector = TrustVector::known().measured(&differences);
@@ -96,11 +145,59 @@ impl Replayed {
             Verdict::Affirming
         };
         let reference = Some((references.profile.clone(), references.version));
-        Appraised { replayed: self, verdict, differences, vector, reference }
+        Appraised::new(self.fresh, verdict, differences, vector, reference)
+    }
+
+    /// Holds what the logs prove against the reference document of the node. Never fails either.
+    pub fn appraise_logs(self, profile: &Profile, document: &Document, now: WallTime) -> Appraised {
+        let Some(measured) = &self.measured else {
+            let refusal = Refusal::new(codes::VERIFY_LOG_MISSING, "the logs were not replayed");
+            return Unreplayed { fresh: self.fresh, refusal }.appraised();
+        };
+        let set = &document.set;
+        let appraisal = measured.appraise(profile, Some(set), now);
+        let checkpoint = measured.ima().cloned();
+        let rules = (set.runtime.is_some() && checkpoint.is_some()).then_some(document.digest);
+        let reference = Some((set.name.clone(), set.version));
+        let verdict = verdict_of(&appraisal);
+        let vector = appraisal.vector.identified();
+        let appraised = Appraised::new(self.fresh, verdict, Vec::new(), vector, reference);
+        Appraised { appraisal: Some(appraisal), checkpoint, rules, ..appraised }
     }
 }
 
+/// No lease where a layer is contraindicated, nor where nothing at all is proven.
+fn verdict_of(appraisal: &Appraisal) -> Verdict {
+    if let Some(worst) = appraisal.contraindication() {
+        return Verdict::Contraindicated(worst.refusal.clone());
+    }
+    // Not to be expected: every contraindicated layer has its finding.
+    if let Some(bad) = appraisal.layers.iter().find(|layer| layer.standing == LayerStanding::Contraindicated) {
+        return Verdict::Contraindicated(
+            Refusal::new(codes::GATE_CONTRAINDICATED, bad.why.clone()).at(format!("layer {}", bad.layer)),
+        );
+    }
+    if appraisal.layers.iter().any(|layer| layer.standing == LayerStanding::Affirmed) {
+        return Verdict::Affirming;
+    }
+    let why = appraisal.layers.iter().map(|layer| format!("{}: {}", layer.layer, layer.why)).collect::<Vec<_>>();
+    Verdict::Contraindicated(
+        Refusal::new(codes::VERIFY_NO_REFERENCE, format!("no layer is affirmed ({})", why.join("; ")))
+            .expected("at least one layer with reference values that are met"),
+    )
+}
+
 impl Appraised {
+    fn new(
+        fresh: Fresh,
+        verdict: Verdict,
+        differences: Vec<PcrDifference>,
+        vector: TrustVector,
+        reference: Option<(String, u64)>,
+    ) -> Self {
+        Self { fresh, verdict, differences, vector, reference, appraisal: None, checkpoint: None, rules: None }
+    }
+
     /// The claims of a lease on this result.
     ///
     /// # Errors
@@ -131,6 +228,7 @@ impl Appraised {
             vector: if certified { self.vector.genuine() } else { self.vector },
             issued_at: terms.issued_at,
             epoch: terms.epoch,
+            rules: self.rules,
         };
         claims.check()?;
         Ok(claims)
@@ -151,6 +249,21 @@ impl Appraised {
         &self.differences
     }
 
+    /// What the logs say, where they were appraised.
+    pub const fn appraisal(&self) -> Option<&Appraisal> {
+        self.appraisal.as_ref()
+    }
+
+    /// How far IMA's list was taken in: what the next increment goes on from.
+    pub const fn checkpoint(&self) -> Option<&Checkpoint> {
+        self.checkpoint.as_ref()
+    }
+
+    /// The document whose rules the node may judge new entries by.
+    pub const fn rules(&self) -> Option<&[u8; 32]> {
+        self.rules.as_ref()
+    }
+
     /// The AR4SI claims.
     pub const fn vector(&self) -> TrustVector {
         self.vector
@@ -158,7 +271,7 @@ impl Appraised {
 
     /// What an operator should see besides the verdict.
     pub fn notes(&self) -> &[Note] {
-        &self.replayed.0.notes
+        &self.fresh.notes
     }
 
     /// The node; `None` while it enrols.
@@ -178,12 +291,12 @@ impl Appraised {
 
     /// The TPM's clock and reset counts.
     pub const fn clock_info(&self) -> ClockInfo {
-        self.replayed.0.authentic.quote.clock_info
+        self.fresh.authentic.quote.clock_info
     }
 
     /// The TPM's firmware version.
     pub const fn firmware_version(&self) -> u64 {
-        self.replayed.0.authentic.quote.firmware_version
+        self.fresh.authentic.quote.firmware_version
     }
 
     /// The boot it speaks for.
@@ -198,12 +311,12 @@ impl Appraised {
 
     /// The attestation key's name.
     pub fn ak_name(&self) -> Vec<u8> {
-        self.replayed.0.authentic.keys.ak.name()
+        self.fresh.authentic.keys.ak.name()
     }
 
     /// The node key's name.
     pub fn node_key_name(&self) -> Vec<u8> {
-        self.replayed.0.authentic.keys.node_key.name()
+        self.fresh.authentic.keys.node_key.name()
     }
 
     /// The agent's version, as it says itself.
@@ -216,12 +329,12 @@ impl Appraised {
         &self.claims().agent_digest
     }
 
-    /// SHA-256 of each log segment the quote is bound to.
+    /// The digest of each log the quote is bound to.
     pub fn log_digests(&self) -> &[[u8; 32]] {
         &self.claims().log_digests
     }
 
     const fn claims(&self) -> &NodeClaims {
-        &self.replayed.0.authentic.claims
+        &self.fresh.authentic.claims
     }
 }

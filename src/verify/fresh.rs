@@ -59,6 +59,18 @@ pub struct Fresh {
     pub(super) notes: Vec<Note>,
 }
 
+impl Fresh {
+    /// The digest of each log the quote is bound to: held against those of the logs that were sent.
+    pub fn log_digests(&self) -> &[[u8; 32]] {
+        &self.authentic.claims.log_digests
+    }
+
+    /// The boot it speaks for.
+    pub const fn boot_id(&self) -> BootId {
+        self.authentic.claims.boot_id
+    }
+}
+
 impl Authentic {
     /// Checks that the evidence answers this question. `nonce_age` is the time since the nonce was
     /// given out, `prior` the last quote accepted from this node, if any.

@@ -28,8 +28,8 @@ const LIMIT: usize = 8 << 10;
 const TERM_LIMIT: u64 = 86_400;
 /// A SHA-256 name.
 const NAME: usize = 34;
-/// ear.status "affirming": there is no lease on anything less.
-const AFFIRMING: i8 = 2;
+/// ear.status "affirming" and "warning": there is no lease on anything less.
+const ACCEPTED: [i8; 2] = [2, 32];
 /// The submodule that is appraised.
 const SUBMODULE: &str = "leasehold-node";
 
@@ -52,6 +52,7 @@ mod key {
     pub const TERM: i128 = -65_547;
     pub const EPOCH: i128 = -65_548;
     pub const REFERENCES: i128 = -65_549;
+    pub const RULES: i128 = -65_550;
 }
 
 /// What a lease says.
@@ -85,6 +86,9 @@ pub struct LeaseClaims {
     pub issued_at: WallTime,
     /// The control plane's epoch.
     pub epoch: [u8; 16],
+    /// SHA-256 of the reference document whose runtime rules the node may judge new entries of IMA's
+    /// list by; without it a change of PCR 10 is drift.
+    pub rules: Option<[u8; 32]>,
 }
 
 /// What the agent knows about the lease it asked for.
@@ -146,6 +150,9 @@ impl LeaseClaims {
             key::REFERENCES,
             Value::Array(vec![Value::Text(self.profile.clone()), Value::Integer(self.reference_version.into())]),
         );
+        if let Some(rules) = &self.rules {
+            put(key::RULES, Value::Bytes(rules.to_vec()));
+        }
         cbor::encode(&Value::Map(map))
     }
 
@@ -183,6 +190,7 @@ impl LeaseClaims {
             pcrs: claims.take(key::PCRS, evidence_claims::decode_pcrs)?,
             vector: claims.take(key::SUBMODS, decode_appraisal)?,
             issued_at: WallTime(claims.take(key::IAT, read::integer)?),
+            rules: claims.take_optional(key::RULES, read::fixed)?,
             epoch: claims.take(key::EPOCH, read::fixed)?,
         };
         claims.end()?;
@@ -287,7 +295,7 @@ fn decode_appraisal(value: Value) -> Option<TrustVector> {
     }
     let vector = vector.end().is_ok().then(|| TrustVector::from_claims(claims))?;
     let whole = submodules.is_empty() && appraisal.end().is_ok();
-    (whole && status == AFFIRMING && vector.status() == AFFIRMING).then_some(vector)
+    (whole && ACCEPTED.contains(&status) && vector.status() == status).then_some(vector)
 }
 
 fn integers(entries: impl IntoIterator<Item = (i128, Value)>) -> Value {

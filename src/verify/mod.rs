@@ -26,7 +26,7 @@ pub mod references;
 pub mod runtime;
 mod trust;
 
-pub use appraised::{Appraised, LeaseTerms, Replayed, Verdict};
+pub use appraised::{Appraised, LeaseTerms, Replayed, Unreplayed, Verdict};
 pub use authentic::{Authentic, authenticate};
 pub use endorsement::{EkRoots, Grade};
 pub use fresh::{Fresh, Note, PriorQuote};

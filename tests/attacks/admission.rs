@@ -134,10 +134,7 @@ async fn a_revoked_tpm_does_not_come_back() {
     let key = rcgen::KeyPair::generate().unwrap();
     let wanted = leasehold::protocol::encode(&member.wanted(workload, member.sequence, &key)).unwrap();
     member.client.send("/v1/credentials", wanted.clone()).await.unwrap();
-    let submitted = leasehold::protocol::AttestRequest {
-        request_id: crate::rogue::random(),
-        evidence: member.evidence(member.next).await,
-    };
+    let submitted = leasehold::protocol::AttestRequest::new(crate::rogue::random(), member.evidence(member.next).await);
     let submitted = leasehold::protocol::encode(&submitted).unwrap();
     member.client.send("/v1/attest", submitted.clone()).await.unwrap();
 

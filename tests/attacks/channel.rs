@@ -69,7 +69,7 @@ async fn the_nodes_routes_are_for_nodes() {
             docket.refused(&what, refused, codes::PROTOCOL_CLIENT_CERTIFICATE);
         }
     }
-    assert_eq!(ROUTES.iter().filter(|route| route.needs_node).count(), 4);
+    assert_eq!(ROUTES.iter().filter(|route| route.needs_node).count(), 6);
 }
 
 /// What is larger than allowed, and what is no message at all.
@@ -82,7 +82,7 @@ async fn too_much_and_garbage_are_refused_on_every_route() {
     let before = leasehold::clock::BootInstant::now();
     let mut evidence = member.evidence(member.next).await;
     evidence.resize((4 << 20) + 1, 0);
-    let request = encode(&AttestRequest { request_id: random(), evidence }).unwrap();
+    let request = encode(&AttestRequest::new(random(), evidence)).unwrap();
     let refused = client.send("/v1/attest", request).await;
     docket.refused("V26: evidence of 4 MiB and a byte", refused, codes::EVIDENCE_TOO_LARGE);
     for route in ROUTES.iter().filter(|route| route.method == Method::POST) {

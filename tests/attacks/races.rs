@@ -37,9 +37,7 @@ async fn one_nonce_is_good_for_one_of_many_at_once() {
     let mut member = Member::leased(&server).await;
     let before = grants(&server);
     let evidence = member.evidence(member.next).await;
-    let bodies = (0..AT_ONCE)
-        .map(|_| encode(&AttestRequest { request_id: random(), evidence: evidence.clone() }).unwrap())
-        .collect();
+    let bodies = (0..AT_ONCE).map(|_| encode(&AttestRequest::new(random(), evidence.clone())).unwrap()).collect();
     let answers = all_at_once(&member.client, "/v1/attest", bodies).await;
     let accepted: Vec<_> = answers.iter().filter_map(|answer| answer.as_ref().ok()).collect();
     let spent =
@@ -54,7 +52,7 @@ async fn one_nonce_is_good_for_one_of_many_at_once() {
     member.next = decode::<AttestAnswer>(accepted[0]).unwrap().next.nonce;
 
     // A request whose answer was lost, asked for again by many: one answer for all of them.
-    let request = AttestRequest { request_id: random(), evidence: member.evidence(member.next).await };
+    let request = AttestRequest::new(random(), member.evidence(member.next).await);
     let answers = all_at_once(&member.client, "/v1/attest", vec![encode(&request).unwrap(); AT_ONCE]).await;
     let first = answers[0].as_ref().unwrap();
     assert!(answers.iter().all(|answer| answer.as_ref().unwrap() == first));

@@ -17,7 +17,7 @@ async fn a_submission_counts_once_also_after_a_power_cut() {
     let mut server = Server::start("");
     let mut member = Member::leased(&server).await;
     let evidence = member.evidence(member.next).await;
-    let body = encode(&AttestRequest { request_id: random(), evidence: evidence.clone() }).unwrap();
+    let body = encode(&AttestRequest::new(random(), evidence.clone())).unwrap();
     let first = member.client.send("/v1/attest", body.clone()).await.unwrap();
     let granted = server.decided().iter().filter(|what| *what == "lease.granted").count();
     assert_eq!(member.client.send("/v1/attest", body.clone()).await.unwrap(), first, "a retry, byte for byte");
@@ -27,7 +27,7 @@ async fn a_submission_counts_once_also_after_a_power_cut() {
     let mut docket = Docket::of(&server);
     let refused = member.client.attest(evidence.clone()).await;
     docket.refused("V30: the same evidence under a new request id", refused, codes::VERIFY_NONCE_SPENT);
-    let other = encode(&AttestRequest { request_id: request_id(&body), evidence: vec![0; 64] }).unwrap();
+    let other = encode(&AttestRequest::new(request_id(&body), vec![0; 64])).unwrap();
     let refused = member.client.send("/v1/attest", other).await;
     docket.refused("the same request id with another body", refused, codes::PROTOCOL_REPLAYED);
 
@@ -142,7 +142,7 @@ async fn a_thousand_captured_submissions_are_worth_nothing() {
     let began = Instant::now();
     let mut captured = Vec::new();
     while captured.len() < CAPTURED {
-        let request = AttestRequest { request_id: random(), evidence: member.evidence(member.next).await };
+        let request = AttestRequest::new(random(), member.evidence(member.next).await);
         let body = encode(&request).unwrap();
         let answer = member.client.send("/v1/attest", body.clone()).await.unwrap();
         member.next = leasehold::protocol::decode::<leasehold::protocol::AttestAnswer>(&answer).unwrap().next.nonce;

@@ -95,7 +95,7 @@ impl Client {
 
     /// Submits evidence under a new request id.
     pub async fn attest(&self, evidence: Vec<u8>) -> Result<AttestAnswer, Refused> {
-        self.post("/v1/attest", &AttestRequest { request_id: random(), evidence }).await
+        self.post("/v1/attest", &AttestRequest::new(random(), evidence)).await
     }
 }
 

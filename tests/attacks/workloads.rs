@@ -113,10 +113,7 @@ async fn nothing_is_issued_without_the_last_live_lease() {
     // Back by an operator's word, gone by an operator's word.
     member.learn(&server);
     member.attest().await.unwrap();
-    let request = leasehold::protocol::AttestRequest {
-        request_id: crate::rogue::random(),
-        evidence: member.evidence(member.next).await,
-    };
+    let request = leasehold::protocol::AttestRequest::new(crate::rogue::random(), member.evidence(member.next).await);
     let body = leasehold::protocol::encode(&request).unwrap();
     member.client.send("/v1/attest", body.clone()).await.unwrap();
     server.admin(&["reference", "retire", "--node", &member.id()]);

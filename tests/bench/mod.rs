@@ -5,6 +5,8 @@
 
 pub mod check;
 pub mod faults;
+pub mod ima;
+pub mod list;
 pub mod oracle;
 pub mod tpm;
 pub mod world;

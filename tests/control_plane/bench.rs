@@ -357,7 +357,7 @@ impl Member {
     pub fn request(&mut self) -> AttestRequest {
         self.tpm.tick();
         self.tpm.node.nonce = self.next;
-        AttestRequest { request_id: random(), evidence: self.tpm.node.evidence() }
+        AttestRequest::new(random(), self.tpm.node.evidence())
     }
 
     /// Attests; takes over nonce and lease, which it checks as an agent does.

@@ -14,9 +14,14 @@ mod bench;
 mod command_line;
 mod credentials;
 mod enrolment;
+#[path = "../bench/list.rs"]
+mod list;
+mod lists;
+mod logs;
 #[path = "../verify/node.rs"]
 #[allow(dead_code, reason = "shared with the verifier's tests, which use all of it")]
 mod node;
 mod pushed;
 mod routes;
+mod sets;
 mod start;

@@ -8,13 +8,13 @@ use leasehold::protocol::{Event, decode};
 use crate::bench::{Client, Server};
 
 /// A node's stream of events.
-struct Stream {
+pub struct Stream {
     response: reqwest::Response,
     buffer: Vec<u8>,
 }
 
 impl Stream {
-    async fn open(client: &Client) -> Self {
+    pub async fn open(client: &Client) -> Self {
         let response = client.http.get(format!("{}/v1/events", client.base)).send().await.unwrap();
         assert_eq!(response.status(), 200);
         let mut stream = Self { response, buffer: Vec::new() };
@@ -38,7 +38,7 @@ impl Stream {
     }
 
     /// The next event that says something.
-    async fn said(&mut self) -> Option<Event> {
+    pub async fn said(&mut self) -> Option<Event> {
         loop {
             match self.next().await {
                 Some(Event::Alive) => {}

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use leasehold::codes::{self, Code};
 use leasehold::control_plane::routes::ROUTES;
-use leasehold::protocol::{AttestRequest, BODY_LIMIT, CredentialAnswer, CredentialRequest, Wanted, decode, encode};
+use leasehold::protocol::{
+    AttestRequest, BODY_LIMIT, CredentialAnswer, CredentialRequest, LogsRequest, Wanted, decode, encode,
+};
 use p256::ecdsa::SigningKey;
 use p256::pkcs8::DecodePrivateKey;
 use reqwest::Method;
@@ -38,6 +40,12 @@ fn expected() -> BTreeMap<&'static str, [Ended; 6]> {
         // Each enrolment can be answered once: the matrix makes a new one for each call.
         ("/v1/enrol/answer", [Served, Served, Served, Served, Served, Served]),
         ("/v1/nonce", [no, no, no, revoked, Served, Served]),
+        ("/v1/logs", [no, no, no, revoked, Served, Served]),
+        // Neither has a document assigned: what counts is that they may ask.
+        ("/v1/references", {
+            let none = Refused(codes::VERIFY_NO_REFERENCE);
+            [no, no, no, revoked, none, none]
+        }),
         ("/v1/attest", [no, no, no, revoked, Refused(codes::VERIFY_NONCE_OTHER_NODE), Served]),
         // Asked for the right node's workload; what counts here is below, in `credentials_of`.
         ("/v1/credentials", [no, no, no, revoked, Refused(codes::ISSUER_NOT_THIS_NODE), Served]),
@@ -99,6 +107,7 @@ async fn call(
                 vec![Wanted { id: "spiffe://example.org/web".into(), csr: csr(&rcgen::KeyPair::generate().unwrap()) }];
             encode(&CredentialRequest { request_id: random(), lease_sequence, wanted }).unwrap()
         }
+        "/v1/logs" => encode(&LogsRequest { boot_id: random(), part: None }).unwrap(),
         _ => Vec::new(),
     };
     if path == "/v1/events" {
@@ -166,7 +175,7 @@ async fn what_is_too_large_or_unknown_is_refused() {
     let post = |path: &'static str, body: Vec<u8>| member.client.send(Method::POST, path, body);
     assert_eq!(refused(post("/v1/enrol", vec![0; (64 << 10) + 1]).await), (413, codes::PROTOCOL_TOO_LARGE));
     assert_eq!(refused(post("/v1/attest", vec![0; BODY_LIMIT + 1]).await), (413, codes::PROTOCOL_TOO_LARGE));
-    let request = AttestRequest { request_id: random(), evidence: vec![0; (4 << 20) + 1] };
+    let request = AttestRequest::new(random(), vec![0; (4 << 20) + 1]);
     assert_eq!(refused(post("/v1/attest", encode(&request).unwrap()).await), (413, codes::EVIDENCE_TOO_LARGE));
     assert_eq!(refused(post("/v1/attest", vec![0xA0]).await), (400, codes::PROTOCOL_MALFORMED));
     assert_eq!(refused(post("/v1/enrol", Vec::new()).await), (400, codes::PROTOCOL_MALFORMED));

@@ -69,6 +69,11 @@ fn words() -> impl Strategy<Value = String> {
     "[ -~\"\\\\'#äß→]{1,40}"
 }
 
+/// A path of two names, odd ones.
+fn path() -> impl Strategy<Value = String> {
+    ("[ -.0-~äß→]{1,20}", "[!-.0-~]{1,10}").prop_map(|(directory, file)| format!("/x{directory}/y{file}"))
+}
+
 fn bytes(size: usize) -> impl Strategy<Value = Vec<u8>> {
     vec(any::<u8>(), size)
 }
@@ -82,11 +87,11 @@ fn file_digest() -> impl Strategy<Value = String> {
 
 fn files() -> impl Strategy<Value = BTreeMap<String, Vec<String>>> {
     let digests = btree_set(file_digest(), 1..4).prop_map(|set| set.into_iter().collect());
-    btree_map(words().prop_map(|words| format!("/{words}")), digests, 0..5)
+    btree_map(path(), digests, 0..5)
 }
 
 fn argued() -> impl Strategy<Value = Vec<Exclusion>> {
-    btree_map(words().prop_map(|words| format!("/x{words}")), words(), 0..4)
+    btree_map(path(), words(), 0..4)
         .prop_map(|map| map.into_iter().map(|(path, reason)| Exclusion { path, reason }).collect())
 }
 

@@ -8,4 +8,16 @@
 )]
 
 mod document;
+#[cfg(feature = "control-plane")]
+mod image;
 mod made;
+#[cfg(feature = "control-plane")]
+mod measured;
+#[cfg(feature = "control-plane")]
+mod pe;
+#[cfg(feature = "control-plane")]
+mod reboot;
+#[cfg(feature = "control-plane")]
+mod sources;
+#[cfg(feature = "control-plane")]
+mod update;

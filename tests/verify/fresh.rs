@@ -24,7 +24,7 @@ fn after(reset: u32, restart: u32, clock_ms: u64, boot: u8, nonce_age: u64) -> R
     authenticate(UnverifiedEvidence::decode(&node.evidence()).unwrap(), &keys, Some(keys.node_key.spki_der()))
         .unwrap()
         .fresh(&node.nonce, node.selection(), Duration::from_secs(nonce_age), Some(&prior))
-        .map(|fresh| fresh.replay(()).appraise(None).notes().to_vec())
+        .map(|fresh| fresh.unlogged().appraise(None).notes().to_vec())
         .map_err(|refusal| refusal.code)
 }
 

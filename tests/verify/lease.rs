@@ -7,7 +7,8 @@ use leasehold::codes;
 use leasehold::evidence::UnverifiedEvidence;
 use leasehold::tpm::{PcrValues, ResetCounts};
 use leasehold::verify::{
-    Appraised, Grade, LEASE_CDDL, LearntSet, Lease, LeaseClaims, LeaseExpectation, LeaseTerms, Verdict, authenticate,
+    Appraised, Grade, LEASE_CDDL, LearntSet, Lease, LeaseClaims, LeaseExpectation, LeaseTerms, TrustVector, Verdict,
+    authenticate,
 };
 use p256::ecdsa::SigningKey;
 use p256::ecdsa::signature::hazmat::PrehashSigner;
@@ -36,7 +37,7 @@ pub fn appraised(node: &Node, references: Option<&LearntSet>) -> Appraised {
         .unwrap()
         .fresh(&node.nonce, node.selection(), Duration::ZERO, None)
         .unwrap()
-        .replay(())
+        .unlogged()
         .appraise(references)
 }
 
@@ -117,6 +118,14 @@ fn a_lease_for_anything_else_is_refused() {
         let claims = LeaseClaims { term: Duration::from_secs(term), ..claims.clone() };
         assert!(Lease::verify(&sign(&claims, &signing_key(9)), &[&issuer], &good).is_err());
     }
+    // A lease on a warning says so; on a contraindicated claim there is none.
+    let vector = |executables| TrustVector { instance_identity: 2, executables, ..TrustVector::default() };
+    let warned = LeaseClaims { vector: vector(33), rules: Some([7; 32]), ..claims.clone() };
+    let signed = sign(&warned, &signing_key(9));
+    crate::cddl::holds(LEASE_CDDL, &signed).unwrap();
+    assert_eq!(*Lease::verify(&signed, &[&issuer], &good).unwrap().claims(), warned);
+    let bad = LeaseClaims { vector: vector(96), ..claims.clone() };
+    assert!(Lease::verify(&sign(&bad, &signing_key(9)), &[&issuer], &good).is_err());
     let node = Node::honest();
     let appraised = appraised(&node, Some(&references(&node)));
     let day_and_more = LeaseTerms { term: Duration::from_secs(86_401), ..TERMS };
@@ -173,7 +182,7 @@ fn an_enrolling_node_has_no_lease() {
         .unwrap()
         .fresh(&node.nonce, node.selection(), Duration::ZERO, None)
         .unwrap()
-        .replay(())
+        .unlogged()
         .appraise(Some(&references));
     assert!(appraised.is_affirming());
     assert_eq!(appraised.lease(&TERMS).unwrap_err().code, codes::VERIFY_NODE);

@@ -98,7 +98,7 @@ fn evidence_of_a_real_tpm_is_accepted() {
         .unwrap()
         .fresh(&nonce, selection, Duration::ZERO, None)
         .unwrap()
-        .replay(())
+        .unlogged()
         .appraise(None);
     assert_eq!(appraised.ak_name(), ak_name);
     // In the endorsement hierarchy the counts come clear: this TPM was just made and started once.

@@ -44,5 +44,5 @@ async fn gather(tpm: Tpm, nonce: [u8; 32], selection: PcrSelection) -> Result<Ve
     let binding = certification_binding(&nonce, &attester.node_key.name());
     let certified = tpm.certify_node_key(binding).await?;
     let certification = Certification { nonce, attest: certified.attest, signature: certified.signature };
-    Ok(attester.gather(nonce, None, selection, &certification).await?.evidence)
+    Ok(attester.gather(nonce, None, selection, &certification, Vec::new(), None).await?.evidence)
 }

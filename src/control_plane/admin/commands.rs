@@ -35,6 +35,7 @@ pub enum Command {
     ReferenceLearn { node: String, fingerprint: String },
     ReferenceList,
     ReferenceRetire { node: String },
+    ReferenceDraft { node: String, profile: String, name: Option<String>, state: Option<String> },
     ReferenceImport { document: String },
     ReferenceShow { name: String, version: Option<u64> },
     ReferenceAssign { name: String, node: Option<String>, node_group: Option<String> },
@@ -110,6 +111,9 @@ impl Command {
             Self::ReferenceLearn { node, fingerprint } => trust::reference_learn(tx, &node, &fingerprint, now),
             Self::ReferenceList => trust::reference_list(tx),
             Self::ReferenceRetire { node } => trust::reference_retire(tx, &node, now),
+            Self::ReferenceDraft { node, profile, name, state } => {
+                references::draft(tx, &node, &profile, name.as_deref(), state.as_deref())
+            }
             Self::ReferenceImport { document } => {
                 references::import(tx, &document, &shared.settings.policy, shared.settings.selection.bank(), now)
             }

@@ -7,11 +7,13 @@ use super::facts::NodeFacts;
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::events::Audience;
+use crate::control_plane::references::documents;
 use crate::control_plane::registry::nodes::{self, Node, State};
 use crate::control_plane::registry::workloads;
 use crate::control_plane::store::Transaction;
-use crate::control_plane::{audit, authn, leases, references};
+use crate::control_plane::{audit, authn, leases, logs, references};
 use crate::protocol::Event;
+use crate::verify::appraisal::{Finding, LayerStanding};
 
 /// All nodes.
 ///
@@ -56,8 +58,15 @@ pub fn explain(tx: &Transaction<'_>, node: &str, now: WallTime) -> Result<Outcom
         ),
         State::Revoked => step("it is admitted", false, authn::revoked(&node).found, None),
     });
-    let reference = references::active(tx, node.id)?;
+    let assigned = documents::assigned(tx, &node)?;
+    // With a document assigned, values that were learnt before it count no more.
+    let reference = if assigned.is_some() { None } else { references::active(tx, node.id)? };
+    let report = logs::report(tx, node.id)?;
     steps.push(match &reference {
+        _ if assigned.is_some() => {
+            let name = assigned.unwrap_or_default();
+            step("it has reference values", true, format!("the reference set `{name}`"), None)
+        }
         Some(reference) => step("it has reference values", true, format!("version {}", reference.version), None),
         None => step(
             "it has reference values",
@@ -86,6 +95,22 @@ pub fn explain(tx: &Transaction<'_>, node: &str, now: WallTime) -> Result<Outcom
             )
         }
     });
+    for layer in &report.layers {
+        let about = |finding: &&Finding| finding.layer == layer.layer;
+        let found = report.findings.iter().filter(about).map(|finding| finding.refusal.to_string());
+        let accept = report.findings.iter().filter(about).map(|finding| &finding.accept).find(|way| !way.is_empty());
+        steps.push(step(
+            match layer.layer.as_str() {
+                "firmware" => "its firmware is as it should be",
+                "boot" => "what it booted is as it should be",
+                "userspace" => "its userspace came up as it should",
+                _ => "what runs on it is allowed",
+            },
+            layer.standing != LayerStanding::Contraindicated,
+            std::iter::once(layer.why.clone()).chain(found).collect::<Vec<_>>().join("; "),
+            accept.map(|way| format!("if that is how it should be: {way}")),
+        ));
+    }
     let lease = leases::find(tx, node.id)?;
     steps.push(match lease {
         None => step("it has a live lease", false, "it never had one".to_owned(), None),
@@ -99,7 +124,9 @@ pub fn explain(tx: &Transaction<'_>, node: &str, now: WallTime) -> Result<Outcom
     // Nobody has said yet how it should be: that is a missing step, not a bad node.
     let fine = ["affirming", codes::VERIFY_NO_REFERENCE.as_str()];
     let contraindicated = quote.is_some_and(|quote| !fine.contains(&quote.verdict.as_str()));
-    let more = json!({ "steps": steps, "contraindicated": contraindicated, "workloads": workloads });
+    let more = json!({
+        "steps": steps, "contraindicated": contraindicated, "workloads": workloads, "appraisal": report,
+    });
     Ok(only(facts(tx, &node, now, more)?))
 }
 

@@ -6,15 +6,19 @@ use super::commands::{Effects, Outcome, only};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::events::Audience;
+use crate::control_plane::reference::{difference, learn};
 use crate::control_plane::references::documents::{self, Facts, Target};
 use crate::control_plane::registry::{nodes, workloads};
 use crate::control_plane::settings::Policy;
 use crate::control_plane::store::Transaction;
-use crate::control_plane::{audit, leases, replay};
+use crate::control_plane::{audit, leases, logs, references, replay};
 use crate::identity::NodeId;
+use crate::measurements::boot::BootLog;
+use crate::measurements::userspace::UserspaceLog;
 use crate::protocol::Event;
 use crate::tpm::Bank;
-use crate::verify::references::Document;
+use crate::verify::profile::Profile;
+use crate::verify::references::{BootState, Document, ReferenceSet};
 
 /// Puts a document in force, if the policy keys signed it; its nodes attest anew.
 ///
@@ -52,6 +56,54 @@ pub fn import(
         effects.taken = true;
     }
     Ok((json!({ "schema": 1, "changed": changed, "set": facts }), effects))
+}
+
+/// A set learnt from a node's logs: to be looked at, signed and imported. Nothing is changed by it.
+///
+/// # Errors
+/// [`codes::ADMIN_UNKNOWN`] when the node sent no quote or logs, or of another boot than its quote;
+/// those of [`learn::learn`].
+pub fn draft(
+    tx: &Transaction<'_>,
+    node: &str,
+    profile: &str,
+    name: Option<&str>,
+    state: Option<&str>,
+) -> Result<Outcome, Refusal> {
+    let node = nodes::resolve(tx, node)?;
+    let quote = references::latest_quote(tx, node.id)?.ok_or_else(|| references::no_quote(node.id))?;
+    let stored = logs::stored(tx, node.id)?.filter(|stored| stored.boot_id == quote.boot_id);
+    let stored = stored.ok_or_else(|| {
+        Refusal::new(codes::ADMIN_UNKNOWN, "it sent no logs in the boot of its latest quote")
+            .at(format!("node {}", node.id))
+            .expected("an agent that sends them; without --profile its whole PCR values are learnt")
+    })?;
+    let profile = Profile::shipped(profile).ok_or_else(|| {
+        Refusal::new(codes::ADMIN_UNKNOWN, format!("`{profile}`"))
+            .at("--profile")
+            .expected("a shipped firmware profile")
+    })?;
+    let boot = stored.boot.as_deref().map(BootLog::parse).transpose()?;
+    let userspace = stored.userspace.as_deref().map(UserspaceLog::parse).transpose()?;
+    let seen = learn::Logs { pcrs: &quote.pcrs, boot: boot.as_ref(), userspace: userspace.as_ref(), ima: &stored.ima };
+    let learnt = learn::learn(&profile, &seen)?;
+    let assigned = documents::assigned(tx, &node)?;
+    let name = name.map(str::to_owned).or(assigned).unwrap_or_else(|| "learnt".to_owned());
+    let before = documents::find(tx, &name, None).ok();
+    let set = ReferenceSet {
+        name,
+        version: before.as_ref().map_or(1, |before| before.set.version.saturating_add(1)),
+        profile: profile.name.clone(),
+        bank: quote.pcrs.selection().bank(),
+        states: vec![BootState { name: state.unwrap_or("learnt").to_owned(), ..learnt.state }],
+        runtime: learnt.runtime,
+    }
+    .checked()?;
+    let differences = before.map(|before| difference::sets(&before.set, &set)).unwrap_or_default();
+    Ok(only(json!({
+        "schema": 1, "node": node.id.to_string(), "grade": node.grade, "verdict": quote.verdict,
+        "notes": learnt.notes, "differences": differences, "toml": set.to_toml(),
+    })))
 }
 
 /// A stored set with its document, in hexadecimal.

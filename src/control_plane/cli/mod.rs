@@ -17,7 +17,6 @@ pub use args::Cli;
 use args::{
     AuditCommand, CaCommand, Command, EkCommand, NodeCommand, OwnerCommand, RevokeCommand, Shared, WorkloadCommand,
 };
-use reference::ReferenceCommand;
 
 use super::admin;
 use super::admin::registrations::StatedEk;
@@ -57,7 +56,6 @@ fn administer(cli: &Shared, command: Command) -> Result<u8, Refusal> {
     }
     let client = client::Client::new(cli.admin_socket()?);
     let command = match command {
-        Command::Reference(ReferenceCommand::Learn { node, yes }) => return learn(cli, &client, node, yes),
         Command::Audit(AuditCommand::Tail { after, lines, follow }) => {
             return tail(cli, &client, after, lines, follow);
         }

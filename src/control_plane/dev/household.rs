@@ -327,7 +327,13 @@ fn agent_config(files: &Files, port: u16, ca_hash: &str, tpm: &str) -> String {
          \n\
          [sockets]\n\
          workload = {}\n\
-         admin = {}\n",
+         admin = {}\n\
+         \n\
+         # This machine's logs tell nothing of the software TPM.\n\
+         [logs]\n\
+         boot = \"\"\n\
+         userspace = \"\"\n\
+         ima = \"\"\n",
         quoted(&files.directory.join("agent")),
         quoted(&files.workload_socket),
         quoted(&files.directory.join("agent.sock")),

@@ -80,7 +80,12 @@ pub fn export(set: &ReferenceSet) -> Result<(Vec<u8>, Vec<String>), Refusal> {
             notes.push(format!("state `{}` ends at {until}, which a CoRIM's tag can't say: left out", state.name));
             continue;
         }
-        corim = corim.add_comid_tag(comid(set, &state.name, state_measurements(state, algorithm))?).map_err(failed)?;
+        let measurements = state_measurements(state, algorithm);
+        if measurements.is_empty() {
+            notes.push(format!("state `{}` says nothing, which a CoRIM's tag can't: left out", state.name));
+            continue;
+        }
+        corim = corim.add_comid_tag(comid(set, &state.name, measurements)?).map_err(failed)?;
     }
     if let Some(rules) = &set.runtime {
         notes.extend(unsaid(rules));

@@ -15,7 +15,7 @@ use crate::measurements::{EventType, LogHash};
 use crate::tpm::PcrValues;
 use crate::verify::profile::{Judged, PcrProfile, Profile, Source};
 use crate::verify::references::{BootState, EventReference, SecureBootReference};
-use crate::verify::runtime::RuntimeRules;
+use crate::verify::runtime::{Checkpoint, Judge, RuntimeRules};
 
 /// The variables that are learnt. Not dbx: it grows with every update, and nothing is started by it.
 const VARIABLES: [&str; 3] = ["PK", "KEK", "db"];
@@ -73,7 +73,7 @@ pub fn learn(profile: &Profile, logs: &Logs<'_>) -> Result<Learnt, Refusal> {
                 proven(*pcr, rules, logs, hash, quoted)?;
                 learnt.state.secure_boot = secure_boot(logs, *pcr, hash);
             }
-            (Source::Ima, _) if !logs.ima.is_empty() => learnt.runtime(logs.ima)?,
+            (Source::Ima, _) if !logs.ima.is_empty() => learnt.runtime(proven_list(*pcr, logs, quoted)?)?,
             _ => {}
         }
     }
@@ -124,6 +124,18 @@ fn proven(
     Err(Refusal::new(codes::VERIFY_LOG_REPLAY, hex::encode(value))
         .at(format!("PCR {pcr} ({}), after {} events", rules.layer, events.len()))
         .expected(hex::encode(quoted)))
+}
+
+/// As much of IMA's list as leads to the quoted value; what came after the quote isn't learnt.
+fn proven_list<'a>(pcr: u8, logs: &Logs<'a>, quoted: &[u8]) -> Result<&'a [u8], Refusal> {
+    let mut judge = Judge::new(None, Checkpoint::start(logs.pcrs.selection().bank()));
+    if !judge.take(logs.ima, Some(quoted))? {
+        return Err(Refusal::new(codes::VERIFY_LOG_REPLAY, hex::encode(&judge.at.value))
+            .at(format!("PCR {pcr} (runtime), after {} entries", judge.at.entries))
+            .expected(hex::encode(quoted)));
+    }
+    let length = usize::try_from(judge.at.offset).unwrap_or(usize::MAX);
+    Ok(logs.ima.get(..length).unwrap_or(logs.ima))
 }
 
 /// The events with what systemd is yet to say: a node that is learnt from early goes on, and one

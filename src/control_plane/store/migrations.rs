@@ -8,7 +8,7 @@ use crate::codes::{self, Refusal};
 const APPLICATION: i64 = 0x4C53_4844;
 
 /// Each step, once released, stays as it is; changes are further steps.
-const STEPS: &[&str] = &[FIRST, SECOND, THIRD];
+const STEPS: &[&str] = &[FIRST, SECOND, THIRD, FOURTH];
 
 /// Brings the schema up to date, in one transaction.
 ///
@@ -256,4 +256,39 @@ CREATE TABLE reference_assignments(
     CHECK ((node IS NULL) <> (node_group IS NULL))
 ) STRICT;
 CREATE INDEX assignments_by_name ON reference_assignments(name);
+";
+
+const FOURTH: &str = "
+-- What is held of each log of a node's present boot.
+CREATE TABLE node_logs(
+    node BLOB NOT NULL REFERENCES nodes(id),
+    kind TEXT NOT NULL CHECK (kind IN ('boot', 'userspace', 'ima')),
+    boot_id BLOB NOT NULL,
+    length INTEGER NOT NULL,
+    head BLOB NOT NULL,
+    PRIMARY KEY (node, kind)
+) STRICT;
+-- Their bytes, as they came. An increment reads from one place on, whatever lies before it.
+CREATE TABLE log_segments(
+    node BLOB NOT NULL REFERENCES nodes(id),
+    kind TEXT NOT NULL,
+    start INTEGER NOT NULL,
+    bytes BLOB NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX log_segments_in_order ON log_segments(node, kind, start);
+-- How far IMA's list was taken in: to the last quote, and on by parts that came ahead of one. Only
+-- under one reference document: another one has other rules.
+CREATE TABLE checkpoints(
+    node BLOB PRIMARY KEY REFERENCES nodes(id),
+    boot_id BLOB NOT NULL,
+    document BLOB NOT NULL,
+    matched BLOB,
+    folded BLOB
+) STRICT;
+-- The last appraisal of each node's logs, in words.
+CREATE TABLE appraisals(
+    node BLOB PRIMARY KEY REFERENCES nodes(id),
+    at INTEGER NOT NULL,
+    report TEXT NOT NULL
+) STRICT;
 ";

@@ -6,8 +6,7 @@ use crate::codes::{self, Refusal};
 use crate::measurements::LogHash;
 use crate::measurements::boot::BootLog;
 use crate::tpm::PcrValues;
-use crate::verify::references::ReferenceSet;
-use crate::verify::runtime::{Checkpoint, Finding, Judge, boot_aggregate};
+use crate::verify::runtime::{Checkpoint, CompiledRules, Finding, Judge, boot_aggregate};
 
 /// The PCR that IMA extends.
 pub(super) const PCR: u8 = 10;
@@ -29,11 +28,11 @@ pub enum Kernel {
 ///
 /// # Errors
 /// [`codes::VERIFY_LOG_MISSING`], [`codes::VERIFY_LOG_REPLAY`], [`codes::VERIFY_BANK`], those of
-/// [`Judge::take`] and of the set's rules.
+/// [`Judge::take`].
 pub(super) fn take(
     pcrs: &PcrValues,
     log: Option<&ImaLog<'_>>,
-    references: Option<&ReferenceSet>,
+    rules: Option<&CompiledRules>,
 ) -> Result<Kernel, Refusal> {
     let Some(quoted) = pcrs.get(PCR) else { return Ok(Kernel::Unquoted) };
     let bank = pcrs.selection().bank();
@@ -46,14 +45,13 @@ pub(super) fn take(
             .at(format!("PCR {PCR} ({bank})"))
             .expected("the list that leads to it"));
     };
-    let rules = references.and_then(|set| set.runtime.as_ref()).map(|rules| rules.compile()).transpose()?;
     let from = log.from.cloned().unwrap_or_else(|| Checkpoint::start(bank));
     if from.bank != bank.as_str() {
         return Err(Refusal::new(codes::VERIFY_BANK, format!("a checkpoint of the bank {}", from.bank))
             .at(format!("PCR {PCR}"))
             .expected(bank.as_str()));
     }
-    let mut judge = Judge::new(rules.as_ref(), from);
+    let mut judge = Judge::new(rules, from);
     if judge.take(log.rest, Some(quoted))? {
         return Ok(Kernel::Listed(judge.at));
     }

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::profile::{Judged, Layer, Profile, Source};
 use super::references::{BootState, EventReference, ReferenceSet};
-use super::runtime::Checkpoint;
+use super::runtime::{Checkpoint, CompiledRules, RuntimeRules};
 use super::trust::TrustVector;
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
@@ -145,6 +145,22 @@ pub fn measured(
     logs: &Logs<'_>,
     references: Option<&ReferenceSet>,
 ) -> Result<Measured, Refusal> {
+    let rules = references.and_then(|set| set.runtime.as_ref()).map(RuntimeRules::compile).transpose()?;
+    measured_by(pcrs, profile, logs, references, rules.as_ref())
+}
+
+/// The same with the set's rules as they were compiled before: of a million digests that takes longer than all
+/// the rest.
+///
+/// # Errors
+/// As [`measured`].
+pub fn measured_by(
+    pcrs: &PcrValues,
+    profile: &Profile,
+    logs: &Logs<'_>,
+    references: Option<&ReferenceSet>,
+    rules: Option<&CompiledRules>,
+) -> Result<Measured, Refusal> {
     let bank = pcrs.selection().bank();
     check_bank(pcrs, profile, references)?;
     let hash = LogHash::from(bank);
@@ -170,7 +186,7 @@ pub fn measured(
     }
     let kernel = match profile.ima_pcr() {
         None => Kernel::Unquoted,
-        Some(_) => kernel::take(pcrs, logs.ima.as_ref(), references)?,
+        Some(_) => kernel::take(pcrs, logs.ima.as_ref(), rules)?,
     };
     let mut notes = replay.notes.clone();
     notes.extend(boot.iter().flat_map(|log| log.notes.iter().cloned()));

@@ -194,7 +194,7 @@ pub(super) fn refuse(at: &str, found: impl Into<String>) -> Refusal {
     Refusal::new(codes::VERIFY_REFERENCE_MALFORMED, found).at(at)
 }
 
-fn argued(at: &str, list: &mut Vec<Exclusion>) -> Result<(), Refusal> {
+fn argued(at: &str, list: &mut [Exclusion]) -> Result<(), Refusal> {
     within(at, list.len(), LIST_LIMIT)?;
     list.sort_by(|a, b| (&a.path, &a.reason).cmp(&(&b.path, &b.reason)));
     let mut seen = BTreeSet::new();

@@ -12,6 +12,7 @@ use super::{FromArtifacts, PlanUpdate};
 use crate::clock::WallTime;
 use crate::codes::exit::DONE;
 use crate::codes::{self, Refusal};
+use crate::control_plane::admin::Command;
 use crate::control_plane::reference::update::{self, Transition};
 use crate::control_plane::reference::{artifacts, corim, difference, key};
 use crate::control_plane::references::documents::Facts;
@@ -30,6 +31,21 @@ pub fn from_artifacts(cli: &Shared, arguments: &FromArtifacts) -> Result<u8, Ref
     let (set, notes) = artifacts::set(&inputs, name, profile, bank, state)?;
     let set = ReferenceSet { version: *version, ..set }.checked()?;
     made(cli, &set, &notes, &[], out.as_deref())
+}
+
+/// `learn --profile`.
+///
+/// # Errors
+/// The server's refusal.
+pub fn draft(cli: &Shared, client: &Client, command: Command, out: Option<&Path>) -> Result<u8, Refusal> {
+    let facts = client.call(&command)?;
+    let list = |key: &str| -> Vec<String> {
+        let items = facts.get(key).and_then(Value::as_array).into_iter().flatten();
+        items.filter_map(Value::as_str).map(str::to_owned).collect()
+    };
+    let toml = facts.get("toml").and_then(Value::as_str).unwrap_or_default();
+    let set = ReferenceSet::from_toml(toml, "the server's draft")?;
+    made(cli, &set, &list("notes"), &list("differences"), out)
 }
 
 /// `plan-update`.

@@ -11,6 +11,7 @@ use clap::{Args, Subcommand};
 use super::args::Shared;
 use super::client::Client;
 use crate::codes::Refusal;
+use crate::control_plane::admin::Command;
 
 /// How a set comes about and into force.
 const LIFE: &str = "From artefacts to a lease:\n\n  \
@@ -30,6 +31,9 @@ pub enum ReferenceCommand {
     ///
     /// It shows them first, with the TPM's grade and what differs from the values so far, and asks.
     /// They are the node's own word of a good state: run this when you know that it is in one.
+    ///
+    /// With --profile a set is drafted from the node's logs instead, as TOML to be looked at, signed and
+    /// imported: events rather than values, so that it serves other nodes and survives updates.
     Learn {
         /// The node.
         #[arg(long)]
@@ -37,16 +41,28 @@ pub enum ReferenceCommand {
         /// Doesn't ask.
         #[arg(long)]
         yes: bool,
+        /// Drafts a set from the node's logs, read under this firmware profile.
+        #[arg(long)]
+        profile: Option<String>,
+        /// The draft's name; default: that of the set assigned to the node.
+        #[arg(long, requires = "profile")]
+        name: Option<String>,
+        /// The name of the draft's state.
+        #[arg(long, requires = "profile")]
+        state: Option<String>,
+        /// Where to write the draft; otherwise to standard output.
+        #[arg(long, value_name = "FILE", requires = "profile")]
+        out: Option<PathBuf>,
     },
     /// Computes a set from what is installed, without having booted it.
     ///
     /// Says in words what the artefacts can't tell. Needs no server.
-    FromArtifacts(FromArtifacts),
+    FromArtifacts(Box<FromArtifacts>),
     /// Predicts the state a coming update boots into; both are accepted until a moment you name.
     ///
     /// Shows the difference event by event, and writes the next version of the set, to be signed and
     /// imported before the nodes are updated. Where a PCR can't be predicted there is no plan.
-    PlanUpdate(PlanUpdate),
+    PlanUpdate(Box<PlanUpdate>),
     /// Makes a policy key: a set that it signed is approved. Needs no server.
     Keygen {
         /// The private key: PKCS #8 in PEM, mode 0600. It must not exist yet.
@@ -247,7 +263,10 @@ pub struct Sources {
 /// The refusal for the operator.
 pub fn run(cli: &Shared, client: &Client, command: ReferenceCommand) -> Result<u8, Refusal> {
     match command {
-        ReferenceCommand::Learn { node, yes } => super::learn(cli, client, node, yes),
+        ReferenceCommand::Learn { node, profile: Some(profile), name, state, out, yes: _ } => {
+            author::draft(cli, client, Command::ReferenceDraft { node, profile, name, state }, out.as_deref())
+        }
+        ReferenceCommand::Learn { node, yes, .. } => super::learn(cli, client, node, yes),
         ReferenceCommand::FromArtifacts(arguments) => author::from_artifacts(cli, &arguments),
         ReferenceCommand::PlanUpdate(arguments) => author::plan_update(cli, client, &arguments),
         ReferenceCommand::Keygen { out, public } => author::keygen(cli, &out, public.as_deref()),

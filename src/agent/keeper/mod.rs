@@ -1,23 +1,30 @@
 //! The keeper: holds the gate and the credentials, and answers the Workload API from both.
 
+mod judging;
+mod release;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, broadcast, watch};
 
+use super::follower::Follower;
+use super::sources::Sources;
 use crate::clock::BootInstant;
 use crate::codes::{self, Refusal};
 use crate::credentials::{Held, Store, X509Svid};
-use crate::delivery::workload_api::{Bundles, Denied, Source, X509Context, X509Item};
-use crate::gate::{Gate, Permit, Reason, Released, Standing};
+use crate::delivery::workload_api::Denied;
+use crate::gate::{Gate, Permit, Reason, Standing};
 use crate::identity::TrustDomain;
-use crate::measurements::{Observation, Watcher};
-use crate::protocol::{Bundle, Entry};
+use crate::measurements::Watcher;
+use crate::protocol::{Bundle, Entry, ListPosition};
 use crate::shutdown::CancellationToken;
-use crate::telemetry::{AgentMetrics, ByCode};
-use crate::tpm::{PcrReading, TpmError};
+use crate::telemetry::AgentMetrics;
+use crate::tpm::{Bank, PcrReading, TpmError};
 use crate::verify::Lease;
+use crate::verify::appraisal::{Finding, LayerResult};
+use crate::verify::runtime::{Checkpoint, CompiledRules};
 use crate::workload::{Peer, Selector};
 
 /// Everything that is decided or held on this node, behind one lock that is never kept across
@@ -32,6 +39,13 @@ struct Holdings {
     refused: BTreeMap<String, Refusal>,
     /// What was read last: a change of it is worth an attestation, with or without a lease.
     last_reading: Option<Arc<PcrReading>>,
+    /// The reading of the latest start that was to be judged. Whoever has an older one is judged by this:
+    /// PCR 10 may have been followed beyond the older, which would look as if it had gone back.
+    newest: Option<Arc<PcrReading>>,
+    /// Allowed entries of IMA's list since the lease was granted.
+    new_entries: u64,
+    /// What the control plane last said of the node's logs.
+    said: Said,
     /// What the watcher last failed with; `None` after a reading.
     tpm_trouble: Option<TpmError>,
     control_plane_reachable: bool,
@@ -40,7 +54,24 @@ struct Holdings {
     withdrawals: u64,
 }
 
+/// What an attestation's answer says of the logs.
+#[derive(Clone, Debug, Default)]
+pub struct Said {
+    /// Of each layer.
+    pub layers: Vec<LayerResult>,
+    /// What was found, the worst first.
+    pub findings: Vec<Finding>,
+}
+
 impl Holdings {
+    /// The newest of this reading and those before.
+    fn newest(&mut self, reading: &Arc<PcrReading>) -> Arc<PcrReading> {
+        match &self.newest {
+            Some(newest) if newest.started_at > reading.started_at => Arc::clone(newest),
+            _ => Arc::clone(self.newest.insert(Arc::clone(reading))),
+        }
+    }
+
     /// Runs `step` on the gate, the term's end noticed first, with what is known of the control
     /// plane: whoever comes upon it, stale and unreachable are told apart. Gives back why the gate
     /// closed, if it did; what speaks against the node then also drops (and wipes) what is held.
@@ -85,18 +116,24 @@ pub struct Keeper {
     changes: watch::Sender<u64>,
     /// Wakes the tenancy: the node drifted, or its TPM was reset.
     drifted: Notify,
+    /// Wakes it, too: IMA's list grew, by what is allowed.
+    grown: Notify,
+    follower: Follower,
     metrics: AgentMetrics,
 }
 
 impl Keeper {
     /// A keeper whose gate is closed.
-    pub fn new(trust_domain: TrustDomain, watcher: Watcher) -> Self {
+    pub(super) fn new(trust_domain: TrustDomain, watcher: Watcher, sources: Arc<Sources>) -> Self {
         let holdings = Holdings {
             gate: Gate::default(),
             store: Store::default(),
             registered: Vec::new(),
             refused: BTreeMap::new(),
             last_reading: None,
+            newest: None,
+            new_entries: 0,
+            said: Said::default(),
             tpm_trouble: None,
             control_plane_reachable: false,
             withdrawals: 0,
@@ -108,6 +145,8 @@ impl Keeper {
             holdings: Mutex::new(holdings),
             changes,
             drifted: Notify::new(),
+            grown: Notify::new(),
+            follower: Follower::new(sources),
             metrics: AgentMetrics::default(),
         }
     }
@@ -121,7 +160,15 @@ impl Keeper {
     ///
     /// # Errors
     /// The gate's.
-    pub fn open(&self, lease: Lease, reading: &PcrReading, withdrawals: u64) -> Result<(), Reason> {
+    pub async fn open(
+        &self,
+        lease: Lease,
+        reading: &PcrReading,
+        position: Option<ListPosition>,
+        withdrawals: u64,
+    ) -> Result<(), Reason> {
+        // Nobody follows the list meanwhile: the gate and its place in the list change together.
+        let mut place = self.follower.lock().await;
         let (opened, ended) = {
             let mut holdings = self.holdings();
             if holdings.withdrawals != withdrawals {
@@ -134,8 +181,16 @@ impl Keeper {
             }
             // What the issuer refused under the old lease is asked for again under the new one.
             holdings.refused.clear();
-            holdings.step(|gate, now| gate.open(lease, reading, now))
+            let (opened, ended) = holdings.step(|gate, now| gate.open(lease, reading, now));
+            if opened.is_ok() {
+                holdings.new_entries = 0;
+                if let Some(lease) = holdings.gate.lease() {
+                    place.begin(lease, position);
+                }
+            }
+            (opened, ended)
         };
+        drop(place);
         self.ended(ended);
         self.changed();
         opened
@@ -155,6 +210,26 @@ impl Keeper {
         };
         self.ended(ended);
         self.changed();
+    }
+
+    /// Whether the rules of the document with this digest are at hand.
+    pub async fn has_rules(&self, digest: &[u8; 32]) -> bool {
+        self.follower.lock().await.has(digest)
+    }
+
+    /// The place in IMA's list up to which it was followed, if that is known for this bank.
+    pub async fn place(&self, bank: Bank) -> Option<Checkpoint> {
+        self.follower.lock().await.at().filter(|at| at.bank == bank.as_str()).cloned()
+    }
+
+    /// Takes up the rules for new entries of IMA's list.
+    pub async fn rule(&self, digest: [u8; 32], rules: CompiledRules) {
+        self.follower.lock().await.rule(digest, rules);
+    }
+
+    /// Notes what the control plane said of the logs.
+    pub fn said(&self, said: Said) {
+        self.holdings().said = said;
     }
 
     /// Notes whether the control plane answered.
@@ -222,6 +297,11 @@ impl Keeper {
         self.drifted.notified().await;
     }
 
+    /// Returns when IMA's list grew by what is allowed.
+    pub async fn grown(&self) {
+        self.grown.notified().await;
+    }
+
     /// The metrics in the Prometheus text format.
     pub fn metrics(&self) -> String {
         let affirming = self.holdings().gate.standing() == Standing::Affirming;
@@ -235,6 +315,12 @@ impl Keeper {
         look(&holdings.gate, holdings.tpm_trouble.as_ref(), &holdings.store)
     }
 
+    /// What was last said of the logs, and the allowed entries since.
+    pub(super) fn log_standing(&self) -> (Said, u64) {
+        let holdings = self.holdings();
+        (holdings.said.clone(), holdings.new_entries)
+    }
+
     /// Judges every observation of the watcher and ends the lease when its term is over.
     pub async fn judge_observations(&self, token: CancellationToken) {
         // The watcher publishes at least every interval while the TPM answers; the tick is for the
@@ -246,45 +332,13 @@ impl Keeper {
                 () = token.cancelled() => return,
                 _ = tick.tick() => self.expire(),
                 observed = observations.recv() => match observed {
-                    Ok(observation) => self.judge(&observation),
+                    Ok(observation) => self.judge(&observation).await,
                     // Missed ones are older than the next, which shows whatever they showed.
                     Err(broadcast::error::RecvError::Lagged(_)) => {}
                     Err(broadcast::error::RecvError::Closed) => return,
                 },
             }
         }
-    }
-
-    fn judge(&self, observation: &Observation) {
-        let (ended, moved) = {
-            let mut holdings = self.holdings();
-            let mut moved = false;
-            let ended = match observation {
-                Ok(reading) => {
-                    holdings.tpm_trouble = None;
-                    let last = holdings.last_reading.replace(Arc::clone(reading));
-                    moved = last.is_some_and(|last| last.values != reading.values || last.counts != reading.counts);
-                    // Its own start as the request's arrival: the reading itself is what is judged.
-                    holdings.step(|gate, now| drop(gate.judge(reading, reading.started_at, now))).1
-                }
-                Err(TpmError::Reset) => holdings.step(|gate, _| gate.close(tpm_reset())).1,
-                Err(error @ TpmError::Swapped { .. }) => {
-                    let reason = Reason::new(Standing::Contraindicated, error.clone().into());
-                    holdings.step(|gate, _| gate.close(reason)).1
-                }
-                // Unavailable is not untrusted: noted, and nothing concluded.
-                Err(error) => {
-                    holdings.tpm_trouble = Some(error.clone());
-                    None
-                }
-            };
-            // A node that stands badly and then changed may stand well again: that isn't left to a pause.
-            (ended, moved && holdings.gate.standing() == Standing::Contraindicated)
-        };
-        if moved {
-            self.drifted.notify_one();
-        }
-        self.ended(ended);
     }
 
     fn expire(&self) {
@@ -317,9 +371,7 @@ impl Keeper {
             // The TPM refused to be read, or is another one: nothing can be vouched for.
             Err(error) => return Err(Denied::Ended(error.into())),
         };
-        let (judged, ended) = self.holdings().step(|gate, now| gate.judge(&reading, arrived, now));
-        self.ended(ended);
-        judged.map_err(|reason| denied(&reason))
+        self.judged(&reading, arrived).await.map_err(|reason| denied(&reason))
     }
 
     /// The ids of the workloads whose selectors all match the peer.
@@ -346,98 +398,6 @@ impl Keeper {
 
     fn changed(&self) {
         self.changes.send_modify(|generation| *generation = generation.wrapping_add(1));
-    }
-}
-
-impl Source for Keeper {
-    async fn x509(&self, peer: &Peer, arrived: BootInstant) -> Result<Released<X509Context>, Denied> {
-        self.counted(self.release_x509(peer, arrived).await)
-    }
-
-    async fn bundles(&self, peer: &Peer, arrived: BootInstant) -> Result<Released<Bundles>, Denied> {
-        self.counted(self.release_bundles(peer, arrived).await)
-    }
-
-    fn changes(&self) -> watch::Receiver<u64> {
-        self.changes.subscribe()
-    }
-}
-
-impl Keeper {
-    async fn release_x509(&self, peer: &Peer, arrived: BootInstant) -> Result<Released<X509Context>, Denied> {
-        // The gate first: while it is closed, that is the answer for everybody.
-        if let Some(reason) = self.holdings().gate.reason() {
-            return Err(denied(reason));
-        }
-        // Who is asking, before the TPM is troubled; and again after it answered, since the caller
-        // may have become another program meanwhile.
-        self.matching(peer).await?;
-        let permit = self.permit(arrived).await?;
-        let matching = self.matching(peer).await?;
-        let holdings = self.holdings();
-        if holdings.gate.lease().map(|lease| lease.claims().sequence) < Some(permit.lease_sequence()) {
-            // Closed between the judgement and here.
-            return Err(holdings.gate.reason().map_or_else(starting, denied));
-        }
-        let mut held = Vec::new();
-        for entry in &matching {
-            match (holdings.store.svid(&entry.id), holdings.refused.get(&entry.id)) {
-                (Some(svid), _) => held.push(svid),
-                // Never a partial answer for one that is merely on its way: an omission is a revocation.
-                (None, None) => return Err(starting()),
-                (None, Some(_)) => {}
-            }
-        }
-        if held.is_empty() {
-            let refusal = matching.first().and_then(|entry| holdings.refused.get(&entry.id)).cloned();
-            return Err(refusal.map_or_else(starting, Denied::NoIdentity));
-        }
-        let bundle = holdings.store.bundle().to_vec();
-        let hints: BTreeMap<&str, &str> =
-            matching.iter().map(|entry| (entry.id.as_str(), entry.hint.as_str())).collect();
-        let wanted = held.len();
-        let released = permit.release(&held, BootInstant::now()).map_err(|reason| denied(&reason))?;
-        if released.get().len() < wanted {
-            // An SVID ran out while its renewal is on the way.
-            return Err(starting());
-        }
-        Ok(released.map(|svids| X509Context {
-            svids: svids
-                .into_iter()
-                .map(|svid| X509Item {
-                    hint: hints.get(svid.id.to_string().as_str()).copied().unwrap_or_default().to_owned(),
-                    spiffe_id: svid.id.to_string(),
-                    chain: svid.chain,
-                    key_pkcs8: svid.key,
-                    bundle: bundle.clone(),
-                })
-                .collect(),
-        }))
-    }
-
-    async fn release_bundles(&self, peer: &Peer, arrived: BootInstant) -> Result<Released<Bundles>, Denied> {
-        self.matching(peer).await?;
-        let permit = self.permit(arrived).await?;
-        let holdings = self.holdings();
-        let Some(lease) = holdings.gate.lease() else {
-            return Err(holdings.gate.reason().map_or_else(starting, denied));
-        };
-        let bundle = Held::new(holdings.store.bundle().to_vec(), arrived, lease.ends_at());
-        let trust_domain = self.trust_domain.id_string();
-        let released = permit.release(&[&bundle], BootInstant::now()).map_err(|reason| denied(&reason))?;
-        Ok(released.map(|mut bundles| {
-            Bundles(bundles.pop().map(|bundle| BTreeMap::from([(trust_domain, bundle)])).unwrap_or_default())
-        }))
-    }
-
-    fn counted<T>(&self, answer: Result<T, Denied>) -> Result<T, Denied> {
-        match &answer {
-            Ok(_) => drop(self.metrics.releases.inc()),
-            Err(Denied::NoIdentity(refusal) | Denied::Unavailable(refusal) | Denied::Ended(refusal)) => {
-                self.metrics.refusals.get_or_create(&ByCode { code: refusal.code.as_str() }).inc();
-            }
-        }
-        answer
     }
 }
 

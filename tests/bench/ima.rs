@@ -1,0 +1,73 @@
+//! A machine whose kernel measures: IMA's list is a file that grows while PCR 10 of the test's TPM is
+//! extended, the list first, as the kernel does it.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use leasehold::clock::BootInstant;
+use leasehold::verify::references::Document;
+use leasehold::verify::runtime::RuntimeRules;
+use sha2::{Digest, Sha256};
+
+pub use super::list::{VALUES, entry, rules};
+use super::world::{Node, Server};
+
+/// The kernel's list, and PCR 10 beside it.
+pub struct Kernel {
+    pub path: PathBuf,
+    list: File,
+    /// The value of PCR 10, as the entries make it.
+    pub value: [u8; 32],
+}
+
+impl Kernel {
+    /// A list that begins with this TPM's `boot_aggregate`.
+    pub async fn start(node: &Node) -> Self {
+        let path = node.path("ima");
+        let list = File::options().create(true).append(true).open(&path).unwrap();
+        let mut kernel = Self { path, list, value: [0; 32] };
+        let mut aggregate = Sha256::new();
+        for pcr in 0..8 {
+            aggregate.update(node.tpm.read(pcr).await.1);
+        }
+        kernel.measure(node, "boot_aggregate", &aggregate.finalize()).await;
+        kernel
+    }
+
+    /// Something ran: the list grows, then PCR 10 is extended. When that was answered.
+    pub async fn run(&mut self, node: &Node, path: &str, contents: &[u8]) -> BootInstant {
+        self.measure(node, path, &Sha256::digest(contents)).await
+    }
+
+    async fn measure(&mut self, node: &Node, path: &str, digest: &[u8]) -> BootInstant {
+        let (bytes, extended) = entry(path, digest);
+        self.list.write_all(&bytes).unwrap();
+        self.value = Sha256::digest([self.value, extended].concat()).into();
+        node.tpm.extend(10, extended).await
+    }
+}
+
+/// `[logs]` of an agent that reads this list.
+pub fn logs_config(ima: &Path) -> String {
+    format!("[logs]\nboot = \"\"\nuserspace = \"\"\nima = \"{}\"\n", ima.display())
+}
+
+/// The document of a node as it is now: PCR values whole, and rules for what may run.
+pub async fn document(node: &Node, name: &str, version: u64, runtime: RuntimeRules) -> Document {
+    let mut values = BTreeMap::new();
+    for pcr in VALUES {
+        values.insert(pcr, node.tpm.read(pcr).await.1);
+    }
+    super::list::document(name, version, values, runtime)
+}
+
+/// Puts a document in force for a node.
+pub fn assign(server: &Server, node: &str, document: &Document) {
+    let set = &document.set;
+    let file = server.path(&format!("{}-{}.toml", set.name, set.version));
+    std::fs::write(&file, set.to_toml()).unwrap();
+    server.admin(&["reference", "import", file.to_str().unwrap()]);
+    server.admin(&["reference", "assign", "--name", &set.name, "--node", node]);
+}

@@ -1,0 +1,154 @@
+//! Reference sets on the server: signed as policy asks, in order, assigned, retired.
+
+use leasehold::protocol::Event;
+
+use crate::bench::Server;
+use crate::pushed::Stream;
+
+const TEXT: &str = r#"
+schema = 1
+name = "edge"
+version = 1
+profile = "swtpm-dev"
+bank = "sha256"
+[[state]]
+name = "now"
+[state.value]
+0 = "0101010101010101010101010101010101010101010101010101010101010101"
+"#;
+
+/// Writes a version of the set and returns the file.
+fn file(server: &Server, version: u64) -> String {
+    let path = server.dir.path().join(format!("edge-{version}.toml"));
+    std::fs::write(&path, TEXT.replace("version = 1", &format!("version = {version}"))).unwrap();
+    path.display().to_string()
+}
+
+/// A refusal's exit code and words.
+async fn refused(server: &Server, arguments: &[&str]) -> String {
+    let output = server.run(arguments).await;
+    assert!(!output.status.success(), "{arguments:?}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[tokio::test]
+async fn sets_come_into_force_in_order_and_nodes_hear_of_it() {
+    let server = Server::start().await;
+    let member = server.leased().await;
+    let mut stream = Stream::open(&member.client).await;
+    let (one, two) = (file(&server, 1), file(&server, 2));
+    let imported = server.admin(&["reference", "import", &two]).await;
+    assert_eq!((imported["changed"].as_bool(), imported["set"]["version"].as_u64()), (Some(true), Some(2)));
+    // Again it changes nothing; older ones are refused; so is the same version with other contents.
+    assert_eq!(server.admin(&["reference", "apply", &two]).await["changed"], false);
+    assert!(refused(&server, &["reference", "import", &one]).await.contains("verify.reference_order"));
+    let other = server.dir.path().join("other.toml");
+    std::fs::write(&other, std::fs::read_to_string(&two).unwrap().replace("\"now\"", "\"then\"")).unwrap();
+    assert!(refused(&server, &["reference", "import", &other.display().to_string()]).await.contains("more than 2"));
+    assert!(
+        refused(&server, &["reference", "assign", "--name", "none", "--node", &member.id()])
+            .await
+            .contains("admin.unknown")
+    );
+
+    let id = member.id();
+    assert_eq!(server.admin(&["reference", "assign", "--name", "edge", "--node", &id]).await["changed"], true);
+    assert_eq!(stream.said().await, Some(Event::Attest));
+    assert_eq!(server.admin(&["reference", "assign", "--name", "edge", "--node", &id]).await["changed"], false);
+    // Another set is another measure: the lease on the one before ended.
+    let shown = server.admin(&["node", "show", &id]).await;
+    assert_eq!(shown["reference_set"].as_str().or(shown["node"]["reference_set"].as_str()), Some("edge version 2"));
+    server.admin(&["reference", "import", &file(&server, 3)]).await;
+    assert_eq!(stream.said().await, Some(Event::Attest));
+
+    let listed = server.admin(&["reference", "list"]).await;
+    let sets = listed["sets"].as_array().unwrap();
+    assert_eq!(sets.len(), 2);
+    assert!(sets[0]["retired"].is_string() && sets[1]["retired"].is_null());
+    assert_eq!(sets[1]["assigned"][0], format!("node {id}"));
+    let text = String::from_utf8(server.run(&["reference", "list"]).await.stdout).unwrap();
+    assert!(text.contains("LEARNT") && text.contains("ASSIGNED"), "{text}");
+
+    // What is stored is what was imported.
+    let shown = server.run(&["reference", "show", "edge", "--version", "2", "--toml"]).await;
+    assert!(String::from_utf8(shown.stdout).unwrap().contains("version = 2"));
+    let same = server.admin(&["reference", "diff", "edge", &two]).await;
+    assert_eq!(same["differences"].as_array().unwrap().len(), 0);
+
+    server.admin(&["reference", "retire", "--name", "edge"]).await;
+    assert_eq!(stream.said().await, Some(Event::Attest));
+    assert!(refused(&server, &["reference", "retire", "--name", "edge"]).await.contains("admin.unknown"));
+    server.admin(&["reference", "unassign", "--node", &id]).await;
+    assert!(refused(&server, &["reference", "unassign", "--node", &id]).await.contains("admin.unknown"));
+    let recorded = server.recorded().await;
+    for what in ["imported", "assigned", "retired", "unassigned"] {
+        assert!(recorded.contains(&format!("reference.{what}")), "{what}: {recorded:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_node_s_own_assignment_goes_before_its_group_s() {
+    let server = Server::start().await;
+    let mut tpm = crate::bench::SoftTpm::new();
+    let waiting = tpm.enrol(&server.stranger()).await.unwrap();
+    let id = hex::encode(waiting.node);
+    server.admin(&["node", "approve", &id, "--group", "edge-nodes"]).await;
+    server.admin(&["reference", "import", &file(&server, 1)]).await;
+    let own = server.dir.path().join("own.toml");
+    std::fs::write(&own, TEXT.replace("\"edge\"", "\"own\"")).unwrap();
+    server.admin(&["reference", "import", &own.display().to_string()]).await;
+    let set = async || {
+        let shown = server.admin(&["node", "show", &id]).await;
+        shown["reference_set"].as_str().or(shown["node"]["reference_set"].as_str()).map(str::to_owned)
+    };
+    assert_eq!(set().await, None);
+    server.admin(&["reference", "assign", "--name", "edge", "--node-group", "edge-nodes"]).await;
+    assert_eq!(set().await.as_deref(), Some("edge version 1"));
+    server.admin(&["reference", "assign", "--name", "own", "--node", &id]).await;
+    assert_eq!(set().await.as_deref(), Some("own version 1"));
+    server.admin(&["reference", "unassign", "--node", &id]).await;
+    assert_eq!(set().await.as_deref(), Some("edge version 1"));
+    // A retired set leaves the node without reference values, not with others.
+    server.admin(&["reference", "retire", "--name", "edge"]).await;
+    assert!(set().await.unwrap().contains("retired"));
+}
+
+#[tokio::test]
+async fn only_what_the_policy_keys_signed_comes_into_force() {
+    let keys = tempfile::tempdir().unwrap();
+    let at = |name: &str| keys.path().join(name).display().to_string();
+    for name in ["one", "two", "stranger"] {
+        // Keys are made and used where there is no server.
+        let made = tokio::process::Command::new(env!("CARGO_BIN_EXE_leasehold-server"))
+            .args(["reference", "keygen", "--out", &at(&format!("{name}.key"))])
+            .args(["--public", &at(&format!("{name}.pem"))])
+            .output()
+            .await
+            .unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    }
+    let policy = format!("[policy]\nkeys = [\"{}\", \"{}\"]\nthreshold = 2\n", at("one.pem"), at("two.pem"));
+    let server = Server::start_with(&policy).await;
+    let (text, once, twice) = (file(&server, 1), at("once.cose"), at("twice.cose"));
+    let sign = async |key: &str, set: &str, out: &str| {
+        server.admin(&["reference", "sign", "--key", &at(key), set, "--out", out]).await
+    };
+    assert!(refused(&server, &["reference", "import", &text]).await.contains("verify.reference_signature"));
+    sign("one.key", &text, &once).await;
+    assert!(refused(&server, &["reference", "import", &once]).await.contains("2 different policy keys"));
+    // Nobody approves their own set, and a key that policy doesn't name approves none.
+    assert!(refused(&server, &["reference", "sign", "--key", &at("one.key"), &once]).await.contains("already"));
+    sign("stranger.key", &once, &twice).await;
+    assert!(refused(&server, &["reference", "import", &twice]).await.contains("verify.reference_signature"));
+    sign("two.key", &once, &twice).await;
+    let imported = server.admin(&["reference", "import", &twice]).await;
+    assert_eq!(imported["set"]["signers"].as_array().unwrap().len(), 2);
+    assert!(server.recorded().await.contains(&"reference.imported".to_owned()));
+    // Of another bank than this server asks for.
+    let sha384 = server.dir.path().join("sha384.toml");
+    let text = TEXT.replace("\"sha256\"", "\"sha384\"").replace(&"01".repeat(32), &"01".repeat(48));
+    std::fs::write(&sha384, text.replace("version = 1", "version = 2")).unwrap();
+    sign("one.key", &sha384.display().to_string(), &once).await;
+    sign("two.key", &once, &twice).await;
+    assert!(refused(&server, &["reference", "import", &twice]).await.contains("bank"));
+}

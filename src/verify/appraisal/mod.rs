@@ -72,8 +72,8 @@ pub struct Facts<'a> {
     pub boot: BTreeMap<u8, Vec<&'a [u8]>>,
     /// The same of the userspace log's records.
     pub userspace: BTreeMap<u8, Vec<&'a [u8]>>,
-    /// What PCR 7 says; numbers of events left out.
-    pub secure_boot: Option<(bool, &'a BTreeMap<String, [u8; 32]>, Vec<(&'a [u8], Option<&'a AuthorityData>)>)>,
+    /// What PCR 7 says; the numbers of events, which no digest covers, are 0.
+    pub secure_boot: Option<SecureBoot>,
     /// IMA's part.
     pub kernel: &'a Kernel,
 }
@@ -300,10 +300,7 @@ impl Measured {
             pcrs: &self.pcrs,
             boot: of(Log::Boot),
             userspace: of(Log::Userspace),
-            secure_boot: self.secure_boot.as_ref().map(|found| {
-                let authorities = found.authorities.iter().map(|one| (one.digest.as_slice(), one.read.as_ref()));
-                (found.enabled, &found.variables, authorities.collect())
-            }),
+            secure_boot: self.secure_boot.clone().map(SecureBoot::unnumbered),
             kernel: &self.kernel,
         }
     }

@@ -192,6 +192,12 @@ impl SecureBoot {
         Ok(())
     }
 
+    /// The same without the events' numbers.
+    pub(super) fn unnumbered(mut self) -> Self {
+        self.authorities.iter_mut().for_each(|authority| authority.event = 0);
+        self
+    }
+
     /// What a state that was in order teaches; nothing where an authority can't be read.
     pub(super) fn learnt(&self) -> Option<SecureBootReference> {
         let mut authorities: Vec<Vec<u8>> = Vec::new();

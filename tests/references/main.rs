@@ -15,9 +15,9 @@ mod made;
 mod measured;
 #[cfg(feature = "control-plane")]
 mod pe;
-mod seeds;
 #[cfg(feature = "control-plane")]
 mod reboot;
+mod seeds;
 #[cfg(feature = "control-plane")]
 mod sources;
 #[cfg(feature = "control-plane")]

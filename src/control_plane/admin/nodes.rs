@@ -97,9 +97,10 @@ pub fn explain(tx: &Transaction<'_>, node: &str, now: WallTime) -> Result<Outcom
     });
     for layer in &report.layers {
         let about = |finding: &&Finding| finding.layer == layer.layer;
-        let found = report.findings.iter().filter(about).map(|finding| finding.refusal.to_string());
+        let found: Vec<String> =
+            report.findings.iter().filter(about).map(|finding| finding.refusal.to_string()).collect();
         let accept = report.findings.iter().filter(about).map(|finding| &finding.accept).find(|way| !way.is_empty());
-        steps.push(step(
+        let mut said = step(
             match layer.layer.as_str() {
                 "firmware" => "its firmware is as it should be",
                 "boot" => "what it booted is as it should be",
@@ -107,9 +108,13 @@ pub fn explain(tx: &Transaction<'_>, node: &str, now: WallTime) -> Result<Outcom
                 _ => "what runs on it is allowed",
             },
             layer.standing != LayerStanding::Contraindicated,
-            std::iter::once(layer.why.clone()).chain(found).collect::<Vec<_>>().join("; "),
-            accept.map(|way| format!("if that is how it should be: {way}")),
-        ));
+            layer.why.clone(),
+            accept.map(|way| format!("if that is how it should be: {}", way.replace("NODE", &node.id.to_string()))),
+        );
+        // Not proven is neither yes nor no.
+        said["standing"] = json!(layer.standing);
+        said["details"] = json!(found);
+        steps.push(said);
     }
     let lease = leases::find(tx, node.id)?;
     steps.push(match lease {

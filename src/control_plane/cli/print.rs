@@ -108,8 +108,17 @@ pub fn plain(text: &str) -> String {
 fn explanation(facts: &Value) {
     say!("node {}", cell(&facts["id"]));
     for step in facts["steps"].as_array().into_iter().flatten() {
-        let mark = if step["holds"] == Value::Bool(true) { "yes" } else { "NO " };
-        say!("  {mark}  {}: {}", cell(&step["step"]), cell(&step["found"]));
+        let mark = match (step["standing"].as_str(), step["holds"] == Value::Bool(true)) {
+            (Some("not-proven"), _) => "-  ",
+            (Some("warned"), _) => "!  ",
+            (_, true) => "yes",
+            (_, false) => "NO ",
+        };
+        let unproven = if mark.starts_with('-') { "not proven: " } else { "" };
+        say!("  {mark}  {}: {unproven}{}", cell(&step["step"]), cell(&step["found"]));
+        for detail in step["details"].as_array().into_iter().flatten() {
+            say!("       {}", cell(detail));
+        }
         if let Some(next) = step["next"].as_str() {
             say!("       next: {}", plain(next));
         }

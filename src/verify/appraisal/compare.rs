@@ -145,11 +145,18 @@ impl One<'_> {
         let end = found.iter().rev().zip(expected.iter().rev()).take_while(same).count();
         let found = found.get(..found.len().saturating_sub(end)).unwrap_or_default();
         let expected = expected.get(..expected.len().saturating_sub(end)).unwrap_or_default();
-        let count = found.len().max(expected.len());
-        let findings = (0..count.min(NAMED))
-            .map(|n| finding(self.rules.layer, self.difference(found.get(n).copied(), expected.get(n).copied()), LEARN))
+        // As many as expected: each stands for the one in its place, and what is the same isn't named.
+        let aligned = found.len() == expected.len();
+        let pairs: Vec<_> = (0..found.len().max(expected.len()))
+            .map(|n| (found.get(n).copied(), expected.get(n).copied()))
+            .filter(|pair| !aligned || !matches!(pair, (Some(one), Some(other)) if other.accepts(&one.digest)))
             .collect();
-        Outcome::differs(findings, count)
+        let findings = pairs
+            .iter()
+            .take(NAMED)
+            .map(|(found, expected)| finding(self.rules.layer, self.difference(*found, *expected), LEARN))
+            .collect();
+        Outcome::differs(findings, pairs.len())
     }
 
     fn difference(&self, found: Option<&ProvenEvent>, expected: Option<&EventReference>) -> Refusal {

@@ -1,6 +1,6 @@
 //! From what was measured to what is said of each layer.
 
-use super::compare::{Outcome, compare, finding};
+use super::compare::{LEARN, Outcome, compare, finding};
 use super::runtime;
 use super::{Appraisal, Finding, LayerResult, LayerStanding, Measured};
 use crate::clock::WallTime;
@@ -47,6 +47,9 @@ pub(super) fn appraise(
     let (result, found) = runtime::appraise(measured, profile, references);
     layers.push(result);
     findings.extend(found);
+    if let Some(set) = references {
+        findings.iter_mut().for_each(|finding| accept(finding, set));
+    }
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.standing));
     let met = chosen.as_ref().filter(|candidate| candidate.differences() == 0 && !candidate.expired);
     Appraisal {
@@ -96,7 +99,8 @@ fn nearest<'a>(measured: &Measured, profile: &Profile, set: &'a ReferenceSet, no
     });
     candidates.min_by_key(|candidate| {
         let uncovered = candidate.outcomes.iter().filter(|(_, _, outcome)| outcome.uncovered.is_some()).count();
-        (candidate.differences(), candidate.expired, uncovered)
+        // Where nothing else tells them apart: the one that lasts, which is what nodes should be in.
+        (candidate.differences(), candidate.expired, uncovered, candidate.state.until.is_some())
     })
 }
 
@@ -148,6 +152,18 @@ impl Candidate<'_> {
 
 /// The command by which a state is accepted again.
 const PLAN: &str = "leasehold-server reference plan-update --until TIME";
+
+/// Names the set, and for what is booted the way that needs no node to be trusted first.
+fn accept(finding: &mut Finding, set: &ReferenceSet) {
+    let boot = finding.layer == Layer::Boot.as_str();
+    finding.accept = match finding.accept.as_str() {
+        LEARN | PLAN if boot => {
+            format!("leasehold-server reference plan-update --from {} --uki FILE --until TIME", set.name)
+        }
+        LEARN => format!("leasehold-server reference learn --node NODE --profile {}", set.profile),
+        _ => return,
+    };
+}
 
 pub(super) fn result(layer: Layer, standing: LayerStanding, why: impl Into<String>) -> LayerResult {
     LayerResult { layer: layer.as_str().to_owned(), standing, why: why.into() }

@@ -16,6 +16,8 @@ mod measured;
 #[cfg(feature = "control-plane")]
 mod pe;
 #[cfg(feature = "control-plane")]
+mod real_stub;
+#[cfg(feature = "control-plane")]
 mod reboot;
 mod seeds;
 #[cfg(feature = "control-plane")]

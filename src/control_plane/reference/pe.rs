@@ -104,6 +104,9 @@ impl<'a> Reader<'a, '_> {
     fn image(&self) -> Result<Image<'a>, Refusal> {
         self.expect(0, b"MZ", "an image of DOS's format")?;
         let pe = self.size(0x3C)?;
+        if pe >= self.bytes.len() {
+            return Err(self.short(pe));
+        }
         self.expect(pe, b"PE\0\0", "a PE signature")?;
         let count = self.u16(pe + 6)?;
         if !(1..=SECTIONS_LIMIT).contains(&count) {
@@ -177,6 +180,12 @@ impl<'a> Reader<'a, '_> {
         }
         if free > end {
             return Err(self.refuse(free, "a section ends within the signatures".to_owned()));
+        }
+        let memory = sections.iter().fold(0u64, |sum, section| sum.saturating_add(section.memory as u64));
+        if memory > LIMIT {
+            return Err(self
+                .refuse(headers, format!("sections that take {memory} bytes of memory"))
+                .expected(format!("at most {LIMIT}")));
         }
         for (number, section) in sections.iter().enumerate() {
             let twice = sections.iter().take(number).any(|other| other.name == section.name);

@@ -1,5 +1,6 @@
 //! Configuration files: TOML, every key known, every mistake named with file and line.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -242,6 +243,9 @@ pub struct AdmissionConfig {
     pub ek_roots: Vec<PathBuf>,
     /// Rules by which a node joins without an operator.
     pub join: Vec<JoinRule>,
+    /// Floors for TPM firmware by manufacturer, as EK certificates name it: `IFX = "7.85"`. TPMs below get no lease;
+    /// known faults have floors already, which `"0.0"` lifts.
+    pub tpm_firmware: BTreeMap<String, String>,
 }
 
 /// A join rule: every condition it names must hold.

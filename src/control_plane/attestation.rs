@@ -24,6 +24,7 @@ use crate::identity::NodeId;
 use crate::protocol::{AttestAnswer, AttestRequest, ListPosition, LogsHeld, LogsRequest};
 use crate::tpm::PcrSelection;
 use crate::verify::appraisal::{ImaLog, Logs};
+use crate::verify::endorsement;
 use crate::verify::runtime::{Checkpoint, Judge};
 use crate::verify::{AkPublic, Appraised, EnrolledKeys, Fresh, LearntSet, LeaseTerms, NodeKey, Verdict, authenticate};
 
@@ -71,6 +72,14 @@ pub fn attest(
     let appraised = match &basis {
         None => fresh.unlogged().appraise(references_of(tx, node.id)?.as_ref()),
         Some(basis) => appraise_logs(tx, node.id, basis, fresh, now)?,
+    };
+    let appraised = match node.ek_certificate.as_deref().and_then(endorsement::manufacturer) {
+        Some(manufacturer) => {
+            let version = appraised.firmware_version();
+            appraised.held_to_floor(shared.settings.firmware.check(&manufacturer, version))
+        }
+        // Only a certificate says who made a TPM.
+        None => appraised,
     };
     references::keep_quote(tx, node.id, &quote_of(&appraised, now))?;
     logs::keep_report(tx, node.id, appraised.appraisal(), now)?;

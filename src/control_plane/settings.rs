@@ -10,10 +10,11 @@ use super::ca::CaTerms;
 use super::keys;
 use super::registry::workloads::check_group;
 use crate::codes::{self, Refusal};
-use crate::config::{JoinRule, PolicyConfig, ServerConfig, TermsConfig};
+use crate::config::{AdmissionConfig, JoinRule, PolicyConfig, ServerConfig, TermsConfig};
 use crate::identity::TrustDomain;
 use crate::tpm::PcrSelection;
 use crate::tpm::structures::Public;
+use crate::verify::firmware::FirmwareFloors;
 use crate::verify::references::PolicyKey;
 use crate::verify::{EkRoots, Grade};
 
@@ -32,6 +33,8 @@ pub struct Settings {
     pub selection: PcrSelection,
     /// Manufacturers' roots and intermediates.
     pub roots: EkRoots,
+    /// Floors for TPM firmware.
+    pub firmware: FirmwareFloors,
     /// Rules by which a node joins without an operator.
     pub rules: Vec<Rule>,
     /// Who must have signed a reference set.
@@ -93,6 +96,7 @@ impl Settings {
             trust_domain: config.trust_domain.clone(),
             selection,
             roots: ek_roots(&config.admission.ek_roots)?,
+            firmware: floors(&config.admission)?,
             rules: config.admission.join.iter().map(Rule::check).collect::<Result<_, _>>()?,
             policy: Policy::check(&config.policy)?,
             lease: Duration::from_secs(lease_seconds),
@@ -157,6 +161,13 @@ impl Rule {
         let kind = ek.kind.to_string().to_ascii_lowercase();
         grade > Grade::Unknown && grade >= self.grade && self.ek.as_ref().is_none_or(|wanted| *wanted == kind)
     }
+}
+
+fn floors(config: &AdmissionConfig) -> Result<FirmwareFloors, Refusal> {
+    config
+        .tpm_firmware
+        .iter()
+        .try_fold(FirmwareFloors::default(), |floors, (manufacturer, version)| floors.require(manufacturer, version))
 }
 
 /// The TPM manufacturers' certificates in these files and directories.

@@ -206,6 +206,17 @@ impl Appraised {
         Self { fresh, verdict, differences, vector, reference, appraisal: None, checkpoint: None, rules: None }
     }
 
+    /// The same, held to a floor for the TPM's firmware: below it nothing that the TPM says is enough.
+    #[must_use]
+    pub fn held_to_floor(self, floor: Result<(), Refusal>) -> Self {
+        let Err(refusal) = floor else { return self };
+        let verdict = match self.verdict {
+            Verdict::Affirming => Verdict::Contraindicated(refusal),
+            other => other,
+        };
+        Self { verdict, vector: self.vector.faulty(), ..self }
+    }
+
     /// The claims of a lease on this result.
     ///
     /// # Errors

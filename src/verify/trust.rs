@@ -103,6 +103,11 @@ impl TrustVector {
         Self { hardware: Self::GOOD, ..self }
     }
 
+    /// The same where the TPM's firmware has a known fault.
+    pub(super) const fn faulty(self) -> Self {
+        Self { hardware: Self::BAD, ..self }
+    }
+
     /// The overall status: the tier of the worst claim made; 0 when none is.
     pub fn status(self) -> i8 {
         match self.claims().into_iter().max().unwrap_or(0) {

@@ -111,9 +111,11 @@ pub fn explain(tx: &Transaction<'_>, node: &str, now: WallTime) -> Result<Outcom
             layer.why.clone(),
             accept.map(|way| format!("if that is how it should be: {}", way.replace("NODE", &node.id.to_string()))),
         );
-        // Not proven is neither yes nor no.
-        said["standing"] = json!(layer.standing);
-        said["details"] = json!(found);
+        if let Some(said) = said.as_object_mut() {
+            // Not proven is neither yes nor no.
+            said.insert("standing".to_owned(), json!(layer.standing));
+            said.insert("details".to_owned(), json!(found));
+        }
         steps.push(said);
     }
     let lease = leases::find(tx, node.id)?;

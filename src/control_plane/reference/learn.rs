@@ -53,7 +53,10 @@ pub fn learn(profile: &Profile, logs: &Logs<'_>) -> Result<Learnt, Refusal> {
     let mut learnt = Learnt::default();
     for (pcr, rules) in &profile.pcrs {
         let Some(quoted) = logs.pcrs.get(*pcr) else {
-            learnt.notes.push(format!("PCR {pcr}: it wasn't quoted: nothing is learnt of it"));
+            learnt.notes.push(format!(
+                "PCR {pcr}: it wasn't quoted, so nothing is learnt of it. A node with a set quotes what its profile asks \
+                 for: import and assign this one, then learn again"
+            ));
             continue;
         };
         match (rules.source, rules.judged) {

@@ -177,7 +177,7 @@ fn each_difference_is_named_with_its_event_and_the_nearest_accepted() {
     assert_eq!(finding.refusal.code, codes::VERIFY_EVENT_UNEXPECTED);
     assert!(finding.refusal.at.starts_with("boot log, event 26, PCR 11, EV_IPL"), "{}", finding.refusal);
     assert!(finding.refusal.expected.contains("UKI section .linux (state `as built`)"), "{}", finding.refusal);
-    assert!(finding.accept.contains("reference learn"));
+    assert!(finding.accept.contains("reference plan-update"));
     assert_eq!((appraisal.vector.executables, appraisal.state), (96, None));
     // An event less, and an event more, than the state has.
     let appraisal = differing(|set| drop(set.states[0].events.get_mut(&11).unwrap().remove(2)));

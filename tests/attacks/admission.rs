@@ -7,7 +7,7 @@ use reqwest::Method;
 use serde_bytes::ByteBuf;
 
 use crate::bench::TestTpm;
-use crate::bench::world::Server;
+use crate::bench::world::{Node, Server, holds_svid};
 use crate::rogue::{Client, Docket, Station};
 
 /// `[admission]` with this manufacturer's roots.
@@ -215,4 +215,26 @@ async fn a_stranger_takes_nobody_along_when_it_is_revoked() {
     docket.refused("the revoked stranger", nuisance.enrol(&stranger).await, codes::ENROL_REVOKED);
     let mut victim = victim.approved(&server).await;
     victim.attest().await.unwrap();
+}
+
+/// A TPM whose firmware is below its manufacturer's floor gets no lease, whatever its PCRs are; and does again
+/// when the floor is lifted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tpm_below_its_firmware_floor_gets_no_lease() {
+    let (tpm, ca) = TestTpm::certified(EkCert::Rsa2048);
+    let floor = "\"id:00001014\" = \"0xffffffffffffffff\"";
+    let mut server = Server::start(&format!("{}[admission.tpm_firmware]\n{floor}\n", trusting(&ca)));
+    let mut node = Node::boot_with(&server, tpm, "").await;
+    node.start();
+    let id = node.admit(&server).await;
+    server.admin(&["reference", "learn", "--node", &id, "--yes"]);
+    node.register(&server, &id, "app");
+    let status = node.until(|status| status["reason"]["code"] == "verify.tpm_firmware").await;
+    println!("below the floor: {}", status["reason"]);
+    assert!(status["lease"].is_null());
+    assert!(server.decided().contains(&"verify.tpm_firmware".to_owned()));
+    let config = std::fs::read_to_string(server.path("server.toml")).unwrap();
+    std::fs::write(server.path("server.toml"), config.replace(floor, "\"id:00001014\" = \"0.0\"")).unwrap();
+    server.restart();
+    node.until(holds_svid).await;
 }

@@ -92,7 +92,7 @@ impl AkPublic {
 /// What keeps a key with these attributes from being an attestation key at all, of whatever template.
 pub(super) fn attributes_fault(found: u32) -> Option<Code> {
     let has = |attribute: u32| found & attribute != 0;
-    if !has(attributes::RESTRICTED) || !has(attributes::SIGN) {
+    if !has(attributes::RESTRICTED) {
         Some(codes::VERIFY_AK_UNRESTRICTED)
     } else if has(attributes::DECRYPT) {
         Some(codes::VERIFY_AK_DECRYPT)
@@ -100,6 +100,8 @@ pub(super) fn attributes_fault(found: u32) -> Option<Code> {
         Some(codes::VERIFY_AK_NOT_FIXED)
     } else if !has(attributes::SENSITIVE_DATA_ORIGIN) {
         Some(codes::VERIFY_AK_IMPORTED)
+    } else if !has(attributes::SIGN) {
+        Some(codes::VERIFY_AK_TEMPLATE)
     } else {
         None
     }

@@ -75,9 +75,6 @@ pub async fn document(node: &Node, name: &str, version: u64, runtime: RuntimeRul
 
 /// Puts a document in force for a node.
 pub fn assign(server: &Server, node: &str, document: &Document) {
-    let set = &document.set;
-    let file = server.path(&format!("{}-{}.toml", set.name, set.version));
-    std::fs::write(&file, set.to_toml()).unwrap();
-    server.admin(&["reference", "import", file.to_str().unwrap()]);
-    server.admin(&["reference", "assign", "--name", &set.name, "--node", node]);
+    server.admin(&["reference", "import", &super::list::write(server.dir.path(), document)]);
+    server.admin(&["reference", "assign", "--name", &document.set.name, "--node", node]);
 }

@@ -51,25 +51,9 @@ pub fn document(name: &str, version: u64, values: BTreeMap<u8, Vec<u8>>, runtime
     Document::unsigned(set).unwrap()
 }
 
-/// Puts a document in force for a node.
-pub fn assign(store: &Path, node: &str, document: &Document) {
-    let store = rusqlite::Connection::open(store).unwrap();
-    store.busy_timeout(std::time::Duration::from_secs(20)).unwrap();
-    let set = &document.set;
-    store
-        .execute("UPDATE reference_documents SET retired_at = 1 WHERE name = ?1 AND retired_at IS NULL", [&set.name])
-        .unwrap();
-    store
-        .execute(
-            "INSERT INTO reference_documents(name, version, digest, document, imported_at) VALUES (?1, ?2, ?3, ?4, 0)",
-            rusqlite::params![set.name, i64::try_from(set.version).unwrap(), document.digest, document.bytes],
-        )
-        .unwrap();
-    store
-        .execute(
-            "INSERT INTO reference_assignments(node, name, assigned_at) VALUES (?1, ?2, 0)
-             ON CONFLICT(node) DO UPDATE SET name = ?2",
-            rusqlite::params![hex::decode(node).unwrap(), set.name],
-        )
-        .unwrap();
+/// Writes a document as an operator would, to be imported.
+pub fn write(directory: &Path, document: &Document) -> String {
+    let path = directory.join(format!("{}-{}.toml", document.set.name, document.set.version));
+    std::fs::write(&path, document.set.to_toml()).unwrap();
+    path.display().to_string()
 }

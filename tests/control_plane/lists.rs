@@ -10,7 +10,7 @@ use leasehold::verify::runtime::RuntimeRules;
 use sha2::{Digest, Sha256};
 
 use crate::bench::{Member, Server};
-use crate::list::{VALUES, assign, document, entry, extended, rules};
+use crate::list::{VALUES, document, entry, extended, rules, write};
 
 /// A member with a list of its own.
 struct Listed {
@@ -23,7 +23,9 @@ impl Listed {
     async fn new(server: &Server, runtime: RuntimeRules) -> Self {
         let mut member = server.admitted().await;
         let values: std::collections::BTreeMap<_, _> = VALUES.map(|pcr| (pcr, vec![pcr + 1; 32])).into();
-        assign(&server.config.state_dir.join("store.db"), &member.id(), &document("fleet", 1, values.clone(), runtime));
+        let file = write(server.dir.path(), &document("fleet", 1, values.clone(), runtime));
+        server.admin(&["reference", "import", &file]).await;
+        server.admin(&["reference", "assign", "--name", "fleet", "--node", &member.id()]).await;
         member.tpm.node.values = values;
         member.tpm.node.values.insert(10, vec![0; 32]);
         member.next = member.client.nonce().await.unwrap().nonce;
@@ -161,8 +163,8 @@ async fn a_list_is_judged_by_its_rules_from_part_to_part() {
     // Other rules judge the same list anew, from its start.
     let values = VALUES.map(|pcr| (pcr, vec![pcr + 1; 32])).into();
     let allowing = rules(&[("/usr/bin/true", b"true"), ("/tmp/evil", b"evil")]);
-    let store = server.config.state_dir.join("store.db");
-    assign(&store, &listed.member.id(), &document("fleet", 2, values, allowing));
+    let file = write(server.dir.path(), &document("fleet", 2, values, allowing));
+    server.admin(&["reference", "import", &file]).await;
     assert!(listed.attest(Vec::new()).await.lease.is_some());
     // Evidence that is bound to no log is held against none.
     listed.member.tpm.node.logs = Vec::new();

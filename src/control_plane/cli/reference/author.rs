@@ -1,5 +1,6 @@
 //! Commands that make, sign and compare sets: without a server, unless they name a stored set.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -74,6 +75,9 @@ pub fn keygen(cli: &Shared, out: &Path, public: Option<&Path>) -> Result<u8, Ref
     let pem = key::generate(out)?;
     if let Some(path) = public {
         write(path, pem.as_bytes())?;
+        // For a server under another user.
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644))
+            .map_err(|e| Refusal::new(codes::ADMIN_INVALID, e.to_string()).at(path.display().to_string()))?;
     }
     let id = key::id(&key::load(out)?)?;
     let facts = json!({

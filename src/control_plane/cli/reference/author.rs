@@ -19,6 +19,7 @@ use crate::control_plane::reference::{artifacts, corim, difference, key};
 use crate::control_plane::references::documents::Facts;
 use crate::output::{part, say};
 use crate::secret::write_atomically;
+use crate::verify::profile::Profile;
 use crate::verify::references::{Document, ReferenceSet};
 
 /// `from-artifacts`.
@@ -27,6 +28,12 @@ use crate::verify::references::{Document, ReferenceSet};
 /// Those of the sources and of [`artifacts::set`].
 pub fn from_artifacts(cli: &Shared, arguments: &FromArtifacts) -> Result<u8, Refusal> {
     let FromArtifacts { sources, name, profile, bank, state, version, out } = arguments;
+    if Profile::shipped(profile).is_none() {
+        let names: Vec<&str> = Profile::shipped_names().collect();
+        return Err(Refusal::new(codes::ADMIN_INVALID, format!("`{}`", profile.escape_debug()))
+            .at("--profile")
+            .expected(format!("one of {}", names.join(", "))));
+    }
     let bank = bank.parse().map_err(|what: String| Refusal::new(codes::ADMIN_INVALID, what).at("--bank"))?;
     let inputs = inputs(sources, profile)?;
     let (set, notes) = artifacts::set(&inputs, name, profile, bank, state)?;

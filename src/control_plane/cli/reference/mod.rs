@@ -17,13 +17,15 @@ pub use sources::read_document;
 
 /// How a set comes about and into force.
 const LIFE: &str = "From artefacts to a lease:\n\n  \
-    leasehold-server reference from-artifacts --name edge --profile uefi-uki --uki linux.efi --out edge.toml\n  \
+    leasehold-server reference from-artifacts --name edge --profile uefi-uki --uki linux.efi \\\n    \
+    --out edge.toml\n  \
     leasehold-server reference keygen --out policy.key --public policy.pub.pem   # once, anywhere\n  \
     leasehold-server reference sign --key policy.key edge.toml                   # anywhere: edge.cose\n  \
     leasehold-server reference import edge.cose\n  \
     leasehold-server reference assign --name edge --node-group edge\n\n\
     Before an update:\n\n  \
-    leasehold-server reference plan-update --from edge --uki new.efi --until 2026-12-01T00:00:00Z --out edge.toml\n";
+    leasehold-server reference plan-update --from edge --uki new.efi --until 2026-12-01T00:00:00Z \\\n    \
+    --out edge.toml\n";
 
 /// Commands about reference values. SET is a file (TOML, a document, a CoRIM) or the name of a stored set.
 #[derive(Clone, Debug, Subcommand)]

@@ -28,15 +28,16 @@ use crate::verify::references::{Document, ReferenceSet};
 /// Those of the sources and of [`artifacts::set`].
 pub fn from_artifacts(cli: &Shared, arguments: &FromArtifacts) -> Result<u8, Refusal> {
     let FromArtifacts { sources, name, profile, bank, state, version, out } = arguments;
-    if Profile::shipped(profile).is_none() {
-        let names: Vec<&str> = Profile::shipped_names().collect();
-        return Err(Refusal::new(codes::ADMIN_INVALID, format!("`{}`", profile.escape_debug()))
-            .at("--profile")
-            .expected(format!("one of {}", names.join(", "))));
-    }
     let bank = bank.parse().map_err(|what: String| Refusal::new(codes::ADMIN_INVALID, what).at("--bank"))?;
     let inputs = inputs(sources, profile)?;
-    let (set, notes) = artifacts::set(&inputs, name, profile, bank, state)?;
+    let (set, mut notes) = artifacts::set(&inputs, name, profile, bank, state)?;
+    if Profile::shipped(profile).is_none() {
+        let names: Vec<&str> = Profile::shipped_names().collect();
+        notes.push(format!(
+            "profile `{profile}` is none of {}: `appraise --profile FILE` can use the set, a control plane can't",
+            names.join(", ")
+        ));
+    }
     let set = ReferenceSet { version: *version, ..set }.checked()?;
     made(cli, &set, &notes, &[], out.as_deref())
 }

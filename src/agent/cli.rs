@@ -81,15 +81,21 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Write evidence of this node, to be looked at or kept.
+    /// Write evidence of this node and the public keys to check it with: for `leasehold-server appraise`.
+    ///
+    /// Beside FILE it writes FILE.ak and FILE.node-key. They prove nothing of whose TPM it is: that is
+    /// what enrolment is for. Stop the agent first where the TPM takes one connection (swtpm).
     Evidence {
         /// The verifier's nonce, 64 hexadecimal digits; without it a random one is used and printed.
         #[arg(long, value_name = "HEX")]
         nonce: Option<String>,
-        /// The PCRs to quote.
-        #[arg(long, default_value = "sha256:0-7", value_name = "BANK:LIST")]
-        pcrs: String,
-        /// The file to write; `-` is standard output.
+        /// The PCRs to quote; without it sha256:0-7.
+        #[arg(long, value_name = "BANK:LIST", conflicts_with = "profile")]
+        pcrs: Option<String>,
+        /// Quotes the PCRs of this shipped firmware profile instead, in the first bank it names.
+        #[arg(long, value_name = "NAME")]
+        profile: Option<String>,
+        /// The file to write; `-` is standard output, then without the keys.
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
     },
@@ -136,7 +142,11 @@ async fn carry_out(arguments: Arguments) -> anyhow::Result<u8> {
         }
         Command::Status { json } => status(&config()?, json).await,
         Command::Doctor { json } => doctor::doctor(&arguments.config, json).await,
-        Command::Evidence { nonce, pcrs, out } => evidence::write(config()?, nonce.as_deref(), &pcrs, &out).await,
+        Command::Evidence { nonce, pcrs, profile, out } => {
+            let wanted =
+                evidence::Wanted { nonce: nonce.as_deref(), pcrs: pcrs.as_deref(), profile: profile.as_deref() };
+            evidence::write(config()?, wanted, &out).await
+        }
         Command::Log(command) => log::show(&command),
     }
 }

@@ -35,7 +35,7 @@ impl PolicyKeys {
             keys.push(PolicyKey { spki: spki.as_bytes().to_vec() });
         }
         let threshold = config.policy_threshold;
-        if threshold == 0 || (!keys.is_empty() && threshold > keys.len()) {
+        if !(1..=keys.len().max(1)).contains(&threshold) {
             return Err(invalid("control_plane.policy_threshold".to_owned(), threshold.to_string())
                 .expected(format!("1 to {}, as many as there are policy keys", keys.len().max(1))));
         }
@@ -140,8 +140,9 @@ mod tests {
         // What it has had, it may have again; what was before that, not.
         assert_eq!(code(&strict, &twice, &twice.digest), None);
         assert_eq!(code(&anybody, &second, &second.digest), Some(codes::VERIFY_REFERENCE_ORDER));
-        for threshold in [0, 3] {
-            assert_eq!(keys(directory.path(), &[&one], threshold).unwrap_err().code, codes::CONFIG_INVALID);
+        // Also without any key: whoever asks for two must not get none.
+        for (signers, threshold) in [(&[&one][..], 0), (&[&one], 3), (&[], 2)] {
+            assert_eq!(keys(directory.path(), signers, threshold).unwrap_err().code, codes::CONFIG_INVALID);
         }
     }
 

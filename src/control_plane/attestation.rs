@@ -16,6 +16,7 @@ use super::references::{self, Quote};
 use super::registry::nodes::{self, Node};
 use super::registry::workloads::{self, Workload};
 use super::server::Shared;
+use super::settings::Policy;
 use super::store::Transaction;
 use crate::clock::{BootId, WallTime};
 use crate::codes::{self, Refusal};
@@ -70,7 +71,7 @@ pub fn attest(
         }
     };
     let appraised = match &basis {
-        None => fresh.unlogged().appraise(references_of(tx, node.id)?.as_ref()),
+        None => fresh.unlogged().appraise(references_of(tx, &shared.settings.policy, node.id)?.as_ref()),
         Some(basis) => appraise_logs(tx, node.id, basis, fresh, now)?,
     };
     let appraised = match node.ek_certificate.as_deref().and_then(endorsement::manufacturer) {
@@ -118,11 +119,15 @@ pub fn attest(
     })
 }
 
-/// The reference values of a node as the verifier takes them.
+/// The reference values of a node as the verifier takes them. Nobody signs what is learnt from a node: where
+/// sets must be signed, it is none.
 ///
 /// # Errors
 /// [`codes::STORE_FAILED`].
-pub fn references_of(tx: &Transaction<'_>, node: NodeId) -> Result<Option<LearntSet>, Refusal> {
+pub fn references_of(tx: &Transaction<'_>, policy: &Policy, node: NodeId) -> Result<Option<LearntSet>, Refusal> {
+    if !policy.keys.is_empty() {
+        return Ok(None);
+    }
     Ok(references::active(tx, node)?.map(|reference| LearntSet {
         profile: LEARNT.to_owned(),
         version: reference.version,

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::references::documents;
 use super::registry::nodes::Node;
 use super::server::Shared;
+use super::settings::Policy;
 use super::store::Transaction;
 use crate::codes::{self, Refusal};
 use crate::tpm::PcrSelection;
@@ -37,14 +38,13 @@ pub struct Cache(Mutex<Vec<Arc<Basis>>>);
 /// The basis of `node`; `None` if no document is assigned to it, and then its learnt values count.
 ///
 /// # Errors
-/// [`codes::VERIFY_PROFILE`] when the document names a profile that isn't known, and those of
-/// [`documents::of_node`].
+/// Those of [`Basis::new`] and [`documents::of_node`].
 pub fn of_node(tx: &Transaction<'_>, shared: &Shared, node: &Node) -> Result<Option<Arc<Basis>>, Refusal> {
     let Some(document) = documents::of_node(tx, node)? else { return Ok(None) };
     if let Some(basis) = shared.documents.get(&document.digest) {
         return Ok(Some(basis));
     }
-    let basis = Arc::new(Basis::new(document)?);
+    let basis = Arc::new(Basis::new(document, &shared.settings.policy)?);
     shared.documents.keep(basis.clone());
     Ok(Some(basis))
 }
@@ -62,8 +62,14 @@ pub fn selection_of(tx: &Transaction<'_>, shared: &Shared, node: &Node) -> Resul
 }
 
 impl Basis {
-    fn new(document: Arc<Document>) -> Result<Self, Refusal> {
+    /// What nodes under this document are held against. The policy keys of the present configuration must have
+    /// signed it: it may have been imported when there were others, or none.
+    ///
+    /// # Errors
+    /// [`codes::VERIFY_REFERENCE_SIGNATURE`]; [`codes::VERIFY_PROFILE`] when it names a profile that isn't known.
+    pub fn new(document: Arc<Document>, policy: &Policy) -> Result<Self, Refusal> {
         let set = &document.set;
+        policy.approves(&document)?;
         let refuse =
             |found: String| Refusal::new(codes::VERIFY_PROFILE, found).at(format!("references `{}`", set.name));
         let profile = Profile::shipped(&set.profile)

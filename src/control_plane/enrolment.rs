@@ -125,7 +125,7 @@ pub fn finish(
     let appraised = authenticate(UnverifiedEvidence::decode(&answer.evidence)?, &keys, None)?
         .fresh(&row.nonce, shared.settings.selection, age, prior.as_ref())?
         .unlogged()
-        .appraise(attestation::references_of(tx, id)?.as_ref());
+        .appraise(attestation::references_of(tx, &shared.settings.policy, id)?.as_ref());
 
     let claims = ownership::check_eks(tx, id, &row.ek_name, &row.aliases)?;
     ownership::check_keys(tx, id, &row.ak_public, keys.node_key.spki_der())?;

@@ -15,7 +15,7 @@ use crate::identity::TrustDomain;
 use crate::tpm::PcrSelection;
 use crate::tpm::structures::Public;
 use crate::verify::firmware::FirmwareFloors;
-use crate::verify::references::PolicyKey;
+use crate::verify::references::{Document, PolicyKey};
 use crate::verify::{EkRoots, Grade};
 
 /// A day in seconds.
@@ -111,6 +111,19 @@ impl Settings {
 }
 
 impl Policy {
+    /// Holds a document that was read without keys against them.
+    ///
+    /// # Errors
+    /// [`codes::VERIFY_REFERENCE_SIGNATURE`].
+    pub fn approves(&self, document: &Document) -> Result<(), Refusal> {
+        match self.keys.is_empty() {
+            true => Ok(()),
+            false => Document::read(&document.bytes, &self.keys, self.threshold)
+                .map(|_| ())
+                .map_err(|refusal| refusal.at(format!("references `{}`", document.set.name))),
+        }
+    }
+
     fn check(config: &PolicyConfig) -> Result<Self, Refusal> {
         within("policy.threshold", config.threshold.into(), 1, 2)?;
         let keys = config.keys.iter().map(|file| policy_key(file)).collect::<Result<Vec<_>, _>>()?;

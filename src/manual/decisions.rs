@@ -158,3 +158,63 @@
 //! first segment again, within the transaction of the attestation that finds it.
 //! *Would change our mind.* Fleets so large that the bytes don't fit: then entries allowed under every document are
 //! dropped behind the checkpoint.
+//!
+//! # 2026-11-22 Odd boot logs are read by rule
+//! *Context.* Real logs lack a bank in single events, repeat headers, and have events that extend nothing.
+//! *Choice.* A bank that one event lacks is no bank, rather than the log refused (three public logs are so).
+//! EV_NO_ACTION beside PCR 0xFFFFFFFF is left out with a note; any other PCR above 23 is refused. StartupLocality is
+//! 0, 3 or 4, once, before PCR 0's first extension; an H-CRTM event means locality 4. Lists of hashes with a
+//! signature header are refused, so that its bytes never become entries.
+//! *Would change our mind.* A good machine's log that is refused.
+//!
+//! # 2026-11-22 What of IMA's list nobody vouches for
+//! *Context.* The TPM vouches for the digest of an entry, and of a violation only for its number.
+//! *Choice.* An entry for another PCR than 10 is refused. Violations are waived by path, counted and shown.
+//! `boot_aggregate` is held against PCRs, not against rules; those that the profile doesn't quote are taken from the
+//! boot log, since PCR 10 vouches that the list is this boot's. A PCR of zeros is led to by no list. Lists padded
+//! from SHA-1 are contraindicated. Dates of signers' certificates aren't checked: nor does the kernel.
+//! *Would change our mind.* A template that binds the path of a violation.
+//!
+//! # 2026-11-22 Not proven is no error, and nothing is believed for its type
+//! *Context.* Platforms differ in what they measure, and types in a log are unsigned.
+//! *Choice.* A PCR that isn't quoted makes its layer "not proven". Separators and known actions are told by digest.
+//! PCR 9 under `uefi-uki` is judged by types: the stub measured both parts into 11 already. A missing SecureBoot
+//! variable means off. With it on, each `db` authority must be in the measured db; without authorities listed a machine
+//! owner's key refuses. PCR 7 may stay unlisted where the state lists PCR 4's images. Records that trail in the
+//! userspace log are pending; events that trail in the boot log are refused.
+//! *Would change our mind.* A platform on which an honest boot log goes beyond the PCRs.
+//!
+//! # 2026-11-22 A lease needs the boot
+//! *Context.* What a kernel says of the files it runs is worth what is known of the kernel.
+//! *Choice.* The boot layer must be affirmed, or warned; only a profile that says its platform can't prove the boot
+//! lets another affirmed layer do.
+//! *Would change our mind.* Nodes whose only proof is IMA's list, and operators who accept that.
+//!
+//! # 2026-11-22 A TPM's firmware has floors
+//! *Context.* Some TPM firmware makes weak keys or leaks them.
+//! *Choice.* Known faults have a floor below which no lease is granted; `admission.tpm_firmware` raises it, and `"0.0"`
+//! lifts it. Only an EK certificate says who made a TPM; without one nothing is said.
+//! *Would change our mind.* Vendors that publish what they fixed in a form that can be read.
+//!
+//! # 2026-11-22 A set is a COSE_Sign, and predictions say what they don't know
+//! *Context.* Two people approve one set; a predicted value that is wrong stops every node at its next boot.
+//! *Choice.* One payload with several signatures; its header names the author, whose own approval counts once. Digests
+//! travel packed. Predicted lists hold every event; systemd's phases and os-separator stand last, as a node may have
+//! come part of the way. Not predicted: PCR 9 from systemd-stub 256 on, PCR 4 without Secure Boot from 257 on, 253
+//! with `.sbat` or `.uname`, images with `.profile`; these versions weren't tried here. dbx isn't learnt: it grows.
+//! A CoRIM leaves out only what makes it stricter, and is refused where that would leave no rules or no states.
+//! *Would change our mind.* A stub of those versions measured on a machine.
+//!
+//! # 2026-11-22 With policy keys nothing unsigned counts
+//! *Context.* `reference learn` put a node's own values in force without any signature, keys or none, and what had
+//! been imported before keys were configured stayed. A review got a lease that way.
+//! *Choice.* Signatures are checked when a set is used, under the keys of the present configuration; whole values don't
+//! count where there are keys. `learn --profile` drafts a set to be signed: the server itself can't sign.
+//! An import leaves leases until the next attestation, which it asks for; assigning and retiring end them.
+//! *Would change our mind.* Fleets that change keys so often that signing anew is a burden.
+//!
+//! # 2026-11-22 The agent sends logs again rather than explain them
+//! *Context.* A log file may be replaced under its name, and what was sent then leads nowhere.
+//! *Choice.* Logs that lead nowhere are sent once more from their start. Boot and userspace logs are sent anew with
+//! each start of the agent; IMA's list goes on where it was.
+//! *Would change our mind.* Boot logs so large that this costs.

@@ -31,24 +31,35 @@
 //! 5. **IMA**: the list begins with this boot's `boot_aggregate` and leads to the quoted PCR 10. A list beside a
 //!    PCR 10 of zeros means that the kernel measured past the TPM.
 //!
-//! Then each layer gets a word: *affirmed*, *warned*, *contraindicated*, or *not proven*. A contraindicated layer, or
-//! none that is affirmed, means no lease. Firmware profiles (`firmware-profiles/`) say what a platform can't prove.
+//! Then each layer gets a word: *affirmed*, *warned*, *contraindicated*, or *not proven*. A lease needs that none is
+//! contraindicated, and that the boot layer is affirmed or warned; only where the firmware profile says that the
+//! platform can't prove its boot is any other layer enough. Profiles (`firmware-profiles/`) say what a platform can't
+//! prove; `leasehold-agent probe` finds the one of a node, and says why.
 //!
 //! # Reference values
 //! A set names the states a node may have booted into, of which one must be met as a whole, and the rules for what may
 //! run. `leasehold-server reference --help` shows the way from artefacts to a lease; in short:
 //! ```text
 //! reference from-artifacts …   computes a set from a unified kernel image, packages or a tree; needs no server
+//! reference learn --profile …  or drafts one from the logs of a node that is known to be good
 //! reference sign --key …       approves it with the policy key, offline
 //! reference import …           puts it in force; a version never goes back
 //! reference assign …           to a node or a group
 //! reference plan-update …      predicts the next state, accepts both until a moment, says what changes
 //! ```
-//! A node without a set is held against the PCR values learnt from it, whole, as before.
+//! A node without a set is held against the PCR values learnt from it, whole (`reference learn` without
+//! `--profile`). Until it has a set a node quotes the PCRs of `pcrs` in server.toml, so a first draft lacks what only
+//! the profile asks for, such as PCR 10: assign it, and draft again.
 //!
-//! Where `policy.keys` is configured, only sets that enough different keys signed come into force, and where
+//! Where `policy.keys` is configured only what enough different keys signed counts, whenever it was imported; values
+//! learnt whole are signed by nobody and count no more. So sign and import first, then configure the keys. Where
 //! `control_plane.policy_keys` is configured on the node, the agent takes no rules without those signatures, and none
-//! older than the last: a control plane alone can't widen what may run.
+//! older than the last: a control plane alone can't widen what may run. It then follows no rules at all: the lease
+//! holds on its exact values, and `status` names the trouble.
+//!
+//! An import leaves leases as they are until the nodes' next attestation, for which it asks at once; assigning,
+//! unassigning and retiring end them. The files of before a `plan-update` stay allowed when the state of before has
+//! ended: a later version of the set takes them out.
 //!
 //! # The gate listens
 //! The lease names the set; the agent fetches it once and keeps it. When PCR 10 moves, the agent reads what the list
@@ -58,4 +69,5 @@
 //! # When something is refused
 //! `leasehold-agent status` on the node and `leasehold-server node explain ID` say the same: the layer, the event or
 //! entry by number, what was found, the nearest accepted value, and the one command that would accept it, if that is
-//! right. `leasehold-server appraise` does it without a control plane, on files of this or other tools.
+//! right. `leasehold-server appraise` does it without a control plane, on files of other tools or on what
+//! `leasehold-agent evidence` wrote, which says the command to run.

@@ -5,7 +5,8 @@
 //! leasehold-server ca show                                   # the hash for the agent's configuration
 //! leasehold-agent run --config /etc/leasehold/agent.toml     # on the node: it enrols and waits
 //! leasehold-server node approve NODE
-//! leasehold-server reference learn --node NODE               # its present PCRs become its reference
+//! leasehold-server reference learn --node NODE               # its present PCRs become its reference; or, to
+//!                                                            # survive updates, a set: see `measurements`
 //! leasehold-server workload add --id spiffe://… --owner … --purpose … --node NODE --selector unix:uid:1000
 //! ```
 //!

@@ -44,7 +44,9 @@
 //! - **A bank that is pinned and a firmware that lies.** A root of trust that measures something else than it runs
 //!   can't be found out by a TPM. Unproven profiles say of which platforms nobody here has seen a log.
 //! - **What the control plane's rules allow.** Without `control_plane.policy_keys` an agent takes the rules for new
-//!   entries from the control plane's word; with them their holders must have signed, and no version goes back.
+//!   entries from the control plane's word; with them their holders must have signed, and no version goes back. The
+//!   agent doesn't pin which set it is: any set that they signed, under a name that it hasn't had, may be assigned to
+//!   it. And what may boot the control plane alone decides, by sets that `policy.keys` must have signed.
 //! - **Processes of one user can become each other**, by `ptrace`, `LD_PRELOAD` or a changed environment: a
 //!   program's path or digest says which file runs, not who steers it. So `unix:path` or `unix:sha256`
 //!   without `unix:uid` gives the identity to every user who may run that program; name the user too.

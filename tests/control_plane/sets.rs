@@ -1,8 +1,9 @@
 //! Reference sets on the server: signed as policy asks, in order, assigned, retired.
 
-use leasehold::protocol::Event;
+use leasehold::codes;
+use leasehold::protocol::{AttestAnswer, Event};
 
-use crate::bench::Server;
+use crate::bench::{Failure, Member, Server};
 use crate::pushed::Stream;
 
 const TEXT: &str = r#"
@@ -144,6 +145,14 @@ async fn only_what_the_policy_keys_signed_comes_into_force() {
     let imported = server.admin(&["reference", "import", &twice]).await;
     assert_eq!(imported["set"]["signers"].as_array().unwrap().len(), 2);
     assert!(server.recorded().await.contains(&"reference.imported".to_owned()));
+    // Nobody signs what is learnt from a node: nothing of it counts here, and it is said before anybody is asked.
+    let mut member = server.admitted().await;
+    assert_eq!(member.attest().await.unwrap().refusal.unwrap().code, codes::VERIFY_NO_REFERENCE);
+    let id = member.id();
+    for yes in [&[][..], &["--yes"]] {
+        let learn = [&["reference", "learn", "--node", &id], yes].concat();
+        assert!(refused(&server, &learn).await.contains("reference learn --profile"));
+    }
     // Of another bank than this server asks for.
     let sha384 = server.dir.path().join("sha384.toml");
     let text = TEXT.replace("\"sha256\"", "\"sha384\"").replace(&"01".repeat(32), &"01".repeat(48));
@@ -151,4 +160,61 @@ async fn only_what_the_policy_keys_signed_comes_into_force() {
     sign("one.key", &sha384.display().to_string(), &once).await;
     sign("two.key", &once, &twice).await;
     assert!(refused(&server, &["reference", "import", &twice]).await.contains("bank"));
+}
+
+/// Keys that are configured later hold for what came into force before: in both its forms.
+#[tokio::test]
+async fn what_nobody_signed_ends_with_the_first_policy_key() {
+    let mut server = Server::start().await;
+    let mut member = server.leased().await;
+    let at = |name: &str| server.dir.path().join(name).display().to_string();
+    let (private, public, signed) = (at("policy.key"), at("policy.pem"), at("edge.cose"));
+    server.admin(&["reference", "keygen", "--out", &private, "--public", &public]).await;
+    let id = member.id();
+    server.config.policy.keys = vec![public.into()];
+    server.restart().await;
+    let answer = attest(&mut member, &server).await.unwrap();
+    assert!(answer.lease.is_none());
+    assert_eq!(answer.refusal.unwrap().code, codes::VERIFY_NO_REFERENCE);
+    assert!(explained(&server, &id).await.contains("none that a policy key signed"));
+
+    let keys = std::mem::take(&mut server.config.policy.keys);
+    server.restart().await;
+    server.admin(&["reference", "import", &file(&server, 1)]).await;
+    server.admin(&["reference", "assign", "--name", "edge", "--node", &id]).await;
+    server.config.policy.keys = keys;
+    server.restart().await;
+    assert_eq!(attest(&mut member, &server).await.unwrap_err().code(), codes::VERIFY_REFERENCE_SIGNATURE);
+    let words = explained(&server, &id).await;
+    assert!(words.contains("NO   it has reference values: verify.reference_signature"), "{words}");
+    server.admin(&["reference", "sign", "--key", &private, &file(&server, 2), "--out", &signed]).await;
+    server.admin(&["reference", "import", &signed]).await;
+    let said = attest(&mut member, &server).await.err().map(|refused| refused.code());
+    assert_ne!(said, Some(codes::VERIFY_REFERENCE_SIGNATURE));
+    assert!(explained(&server, &id).await.contains("yes  it has reference values: the reference set `edge`"));
+    // Nor does a retired one count as reference values.
+    server.admin(&["reference", "retire", "--name", "edge"]).await;
+    let words = explained(&server, &id).await;
+    assert!(words.contains("NO   it has reference values") && words.contains("is retired"), "{words}");
+}
+
+/// Attests anew, after whatever happened to server and nonce.
+async fn attest(member: &mut Member, server: &Server) -> Result<AttestAnswer, Failure> {
+    member.reconnect(server);
+    member.next = member.client.nonce().await?.nonce;
+    member.attest().await
+}
+
+async fn explained(server: &Server, id: &str) -> String {
+    String::from_utf8(server.run(&["node", "explain", id]).await.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn a_set_that_no_node_could_be_held_against_changes_nothing() {
+    let server = Server::start().await;
+    let other = server.dir.path().join("other.toml");
+    std::fs::write(&other, TEXT.replace("swtpm-dev", "nonsense")).unwrap();
+    let said = refused(&server, &["reference", "import", &other.display().to_string()]).await;
+    assert!(said.contains("verify.profile") && said.contains("nonsense"), "{said}");
+    assert_eq!(server.admin(&["reference", "list"]).await["sets"].as_array().unwrap().len(), 0);
 }

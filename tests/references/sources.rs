@@ -140,7 +140,11 @@ fn sayable(set: ReferenceSet) -> Option<ReferenceSet> {
     let states: Vec<BootState> = set.states.into_iter().filter(|state| state.until.is_none()).collect();
     let says = |state: &BootState| *state != BootState { name: state.name.clone(), ..BootState::default() };
     let states: Vec<BootState> = states.into_iter().filter(says).collect();
-    let files = set.runtime.map(|rules| rules.files).filter(|files| !files.is_empty());
+    // Rules without a file, or states that all end, would be no rules and no states: refused.
+    if set.runtime.as_ref().is_some_and(|rules| rules.files.is_empty()) || states.is_empty() {
+        return None;
+    }
+    let files = set.runtime.map(|rules| rules.files);
     let runtime = files.map(|files| RuntimeRules { files, ..RuntimeRules::default() });
     let set = ReferenceSet { states, runtime, ..set };
     let has_bank = set.states.iter().any(|state| !state.events.is_empty() || !state.values.is_empty());
@@ -169,6 +173,13 @@ fn what_a_corim_can_t_say_is_told() {
     let again = corim::import(&bytes).unwrap();
     assert_eq!(again.states, set.states);
     assert!(again.runtime.unwrap().exclusions.is_empty());
+    // Left out altogether they would accept more than they say: rules, or every state.
+    let mut bare = set.clone();
+    bare.runtime = Some(RuntimeRules { files: Files::new(), ..bare.runtime.unwrap() });
+    assert!(corim::export(&bare).unwrap_err().to_string().contains("runtime"));
+    let mut ending = set.clone();
+    ending.states.iter_mut().for_each(|state| state.until = Some(leasehold::clock::WallTime(5)));
+    assert!(corim::export(&ending).unwrap_err().to_string().contains("no state"));
     set.states[0].until = Some(leasehold::clock::WallTime(5));
     assert!(corim::export(&set).unwrap().1[0].contains("6.1.0-56"));
     for end in 0..bytes.len() {

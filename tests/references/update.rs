@@ -6,6 +6,7 @@ use leasehold::control_plane::reference::difference;
 use leasehold::control_plane::reference::update::{Transition, plan};
 use leasehold::tpm::Bank;
 use leasehold::verify::references::{EventReference, ReferenceSet};
+use leasehold::verify::runtime::Exclusion;
 
 use crate::image::{kernel, uki};
 
@@ -117,10 +118,43 @@ fn differences_are_told_in_words() {
             "state `6.1.0-57`: no longer accepted",
             "state `6.1.0-56`: PCR 0: 0202020202020202… → any",
             "state `6.1.0-56`: Secure Boot: db 0404040404040404…: gone",
+            "state `6.1.0-56`: Secure Boot: db may be anything from now on",
             "state `6.1.0-56`: accepted without end",
             "runtime: mode: warn → enforce",
             "runtime: file /bin/x: gone",
             "runtime: exclusion /var/lib/containers/ (layers are judged by their own digests): gone",
         ]
     );
+}
+
+/// Digests that begin alike can be made by anyone; and a condition that is gone is no stricter one.
+#[test]
+fn a_difference_isn_t_hidden_by_how_it_is_shown() {
+    let text = |tail: u8, secure_boot: &str| {
+        let digest = format!("{}{}", "01".repeat(31), hex::encode([tail]));
+        let text = format!(
+            "schema = 1\nname = \"a\"\nversion = 1\nprofile = \"uefi-uki\"\nbank = \"sha256\"\n\
+             [[state]]\nname = \"now\"\n[state.value]\n0 = \"{digest}\"\n{}\n\
+             [runtime]\n[runtime.digests]\nsha256 = [\"{digest}\"]\n",
+            secure_boot.replace("DIGEST", &digest)
+        );
+        ReferenceSet::from_toml(&text, "a.toml").unwrap()
+    };
+    let pinned = "[state.secure_boot]\nauthorities = [\"DIGEST\"]\n[state.secure_boot.variables]\ndb = [\"DIGEST\"]";
+    let lines = difference::sets(&text(1, pinned), &text(2, pinned));
+    for what in ["PCR 0", "authority", "Secure Boot: db", "runtime: digest"] {
+        assert!(lines.iter().any(|line| line.contains(what)), "{what}: {lines:#?}");
+    }
+    let lines = difference::sets(&text(1, pinned), &text(1, "[state.secure_boot]"));
+    assert!(lines.iter().any(|line| line.contains("every authority")), "{lines:#?}");
+    assert!(lines.iter().any(|line| line.contains("db may be anything")), "{lines:#?}");
+
+    let exclusions = |count: usize| {
+        let mut set = text(1, "");
+        set.runtime.as_mut().unwrap().exclusions =
+            (0..count).map(|n| Exclusion { path: format!("/decoy/{n}"), reason: "decoy".to_owned() }).collect();
+        set
+    };
+    let lines = difference::sets(&exclusions(0), &exclusions(103));
+    assert!(lines.iter().any(|line| line.contains("and 3 more new")), "{lines:#?}");
 }

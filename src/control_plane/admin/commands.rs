@@ -96,7 +96,7 @@ impl Command {
         match self {
             Self::NodeList => nodes::list(tx, now),
             Self::NodeShow { node } => nodes::show(tx, &node, now),
-            Self::NodeExplain { node } => nodes::explain(tx, &node, now),
+            Self::NodeExplain { node } => nodes::explain(tx, shared, &node, now),
             Self::NodeApprove { node, group, accept_counts } => nodes::approve(tx, &node, group, accept_counts, now),
             Self::NodeRevoke { node, reason } => nodes::revoke(tx, &node, &reason, now),
             Self::EkAdd(stated) => registrations::ek_add(tx, stated, now),
@@ -107,8 +107,10 @@ impl Command {
             Self::WorkloadAdd(stated) => registrations::workload_add(tx, stated, domain, now),
             Self::WorkloadList => registrations::workload_list(tx),
             Self::WorkloadRemove { id, reason } => registrations::workload_remove(tx, &id, reason.as_deref(), now),
-            Self::ReferencePreview { node } => trust::reference_preview(tx, &node),
-            Self::ReferenceLearn { node, fingerprint } => trust::reference_learn(tx, &node, &fingerprint, now),
+            Self::ReferencePreview { node } => trust::reference_preview(tx, &shared.settings.policy, &node),
+            Self::ReferenceLearn { node, fingerprint } => {
+                trust::reference_learn(tx, &shared.settings.policy, &node, &fingerprint, now)
+            }
             Self::ReferenceList => trust::reference_list(tx),
             Self::ReferenceRetire { node } => trust::reference_retire(tx, &node, now),
             Self::ReferenceDraft { node, profile, name, state } => {

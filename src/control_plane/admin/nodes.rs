@@ -10,8 +10,9 @@ use crate::control_plane::events::Audience;
 use crate::control_plane::references::documents;
 use crate::control_plane::registry::nodes::{self, Node, State};
 use crate::control_plane::registry::{ownership, workloads};
+use crate::control_plane::server::Shared;
 use crate::control_plane::store::Transaction;
-use crate::control_plane::{audit, authn, leases, logs, references};
+use crate::control_plane::{audit, authn, basis, leases, logs, references};
 use crate::protocol::Event;
 use crate::verify::appraisal::{Finding, LayerStanding};
 
@@ -37,7 +38,7 @@ pub fn show(tx: &Transaction<'_>, node: &str, now: WallTime) -> Result<Outcome, 
 ///
 /// # Errors
 /// As [`nodes::resolve`].
-pub fn explain(tx: &Transaction<'_>, node: &str, now: WallTime) -> Result<Outcome, Refusal> {
+pub fn explain(tx: &Transaction<'_>, shared: &Shared, node: &str, now: WallTime) -> Result<Outcome, Refusal> {
     let node = nodes::resolve(tx, node)?;
     let mut steps = vec![step(
         "its TPM proved that its keys are in it",
@@ -59,14 +60,25 @@ pub fn explain(tx: &Transaction<'_>, node: &str, now: WallTime) -> Result<Outcom
         State::Revoked => step("it is admitted", false, authn::revoked(&node).found, None),
     });
     let assigned = documents::assigned(tx, &node)?;
-    // With a document assigned, values that were learnt before it count no more.
-    let reference = if assigned.is_some() { None } else { references::active(tx, node.id)? };
+    // With a document assigned, values that were learnt before it count no more; nor do they where sets are signed.
+    let must_sign = !shared.settings.policy.keys.is_empty();
+    let reference = if assigned.is_some() || must_sign { None } else { references::active(tx, node.id)? };
     let report = logs::report(tx, node.id)?;
     steps.push(match &reference {
-        _ if assigned.is_some() => {
-            let name = assigned.unwrap_or_default();
-            step("it has reference values", true, format!("the reference set `{name}`"), None)
-        }
+        _ if assigned.is_some() => match basis::of_node(tx, shared, &node) {
+            Err(refusal) if refusal.code == codes::STORE_FAILED => return Err(refusal),
+            Err(refusal) => step("it has reference values", false, refusal.to_string(), None),
+            Ok(_) => {
+                let name = assigned.unwrap_or_default();
+                step("it has reference values", true, format!("the reference set `{name}`"), None)
+            }
+        },
+        None if must_sign => step(
+            "it has reference values",
+            false,
+            "none that a policy key signed".to_owned(),
+            Some(format!("leasehold-server reference learn --node {} --profile …, then sign, import, assign", node.id)),
+        ),
         Some(reference) => step("it has reference values", true, format!("version {}", reference.version), None),
         None => step(
             "it has reference values",

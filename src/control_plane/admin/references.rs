@@ -1,10 +1,13 @@
 //! Commands about reference sets as documents.
 
+use std::sync::Arc;
+
 use serde_json::json;
 
 use super::commands::{Effects, Outcome, only};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
+use crate::control_plane::basis::Basis;
 use crate::control_plane::events::Audience;
 use crate::control_plane::reference::{difference, learn};
 use crate::control_plane::references::documents::{self, Facts, Target};
@@ -25,7 +28,7 @@ use crate::verify::references::{BootState, Document, ReferenceSet};
 /// Leases on the version before stand until then: most new versions accept what the one before did.
 ///
 /// # Errors
-/// As [`Document::read`] and [`documents::import`]; [`codes::ADMIN_INVALID`] for another bank than
+/// As [`Document::read`], [`Basis::new`] and [`documents::import`]; [`codes::ADMIN_INVALID`] for another bank than
 /// the one this server asks for.
 pub fn import(
     tx: &Transaction<'_>,
@@ -41,6 +44,8 @@ pub fn import(
             .at("bank")
             .expected(format!("{bank}, which this server's `pcrs` names")));
     }
+    // A set that no node could be held against would lock out those that it is assigned to.
+    Basis::new(Arc::new(document.clone()), policy)?;
     let changed = documents::import(tx, &document, now)?;
     let mut effects = Effects::default();
     let facts = Facts::of(&document);
@@ -71,17 +76,17 @@ pub fn draft(
     state: Option<&str>,
 ) -> Result<Outcome, Refusal> {
     let node = nodes::resolve(tx, node)?;
+    let profile = Profile::shipped(profile).ok_or_else(|| {
+        Refusal::new(codes::ADMIN_UNKNOWN, format!("`{profile}`"))
+            .at("--profile")
+            .expected("a shipped firmware profile")
+    })?;
     let quote = references::latest_quote(tx, node.id)?.ok_or_else(|| references::no_quote(node.id))?;
     let stored = logs::stored(tx, node.id)?.filter(|stored| stored.boot_id == quote.boot_id);
     let stored = stored.ok_or_else(|| {
         Refusal::new(codes::ADMIN_UNKNOWN, "it sent no logs in the boot of its latest quote")
             .at(format!("node {}", node.id))
             .expected("an agent that sends them; without --profile its whole PCR values are learnt")
-    })?;
-    let profile = Profile::shipped(profile).ok_or_else(|| {
-        Refusal::new(codes::ADMIN_UNKNOWN, format!("`{profile}`"))
-            .at("--profile")
-            .expected("a shipped firmware profile")
     })?;
     let boot = stored.boot.as_deref().map(BootLog::parse).transpose()?;
     let userspace = stored.userspace.as_deref().map(UserspaceLog::parse).transpose()?;

@@ -9,6 +9,7 @@ use crate::codes::{self, Refusal};
 use crate::control_plane::ca::{self, Authority};
 use crate::control_plane::events::Audience;
 use crate::control_plane::registry::nodes;
+use crate::control_plane::settings::Policy;
 use crate::control_plane::store::{Transaction, meta};
 use crate::control_plane::{audit, leases, references, replay};
 use crate::protocol::Event;
@@ -19,8 +20,10 @@ const RECORDS: u64 = 10_000;
 /// What `reference learn` would learn: to be shown before it is confirmed.
 ///
 /// # Errors
-/// [`codes::ADMIN_UNKNOWN`] when no quote of the node was verified yet.
-pub fn reference_preview(tx: &Transaction<'_>, node: &str) -> Result<Outcome, Refusal> {
+/// [`codes::ADMIN_UNKNOWN`] when no quote of the node was verified yet, [`codes::VERIFY_REFERENCE_SIGNATURE`]
+/// where reference values must be signed.
+pub fn reference_preview(tx: &Transaction<'_>, policy: &Policy, node: &str) -> Result<Outcome, Refusal> {
+    unsigned(policy)?;
     let node = nodes::resolve(tx, node)?;
     let quote = references::latest_quote(tx, node.id)?.ok_or_else(|| references::no_quote(node.id))?;
     let before = references::active(tx, node.id)?;
@@ -40,8 +43,15 @@ pub fn reference_preview(tx: &Transaction<'_>, node: &str) -> Result<Outcome, Re
 /// Makes the PCRs of the node's latest verified quote its reference values.
 ///
 /// # Errors
-/// As [`references::learn`].
-pub fn reference_learn(tx: &Transaction<'_>, node: &str, fingerprint: &str, now: WallTime) -> Result<Outcome, Refusal> {
+/// As [`references::learn`] and [`reference_preview`].
+pub fn reference_learn(
+    tx: &Transaction<'_>,
+    policy: &Policy,
+    node: &str,
+    fingerprint: &str,
+    now: WallTime,
+) -> Result<Outcome, Refusal> {
+    unsigned(policy)?;
     let node = nodes::resolve(tx, node)?;
     let (reference, changed) = references::learn(tx, node.id, fingerprint, now)?;
     let mut effects = Effects::default();
@@ -120,6 +130,16 @@ pub fn ca_rotate(tx: &Transaction<'_>, authority: &Authority, early: bool, now: 
 pub fn audit_tail(tx: &Transaction<'_>, after: u64, limit: u64) -> Result<Outcome, Refusal> {
     let records = audit::tail(tx, after, limit.min(RECORDS))?;
     Ok(only(json!({ "schema": 1, "records": records })))
+}
+
+/// Whether values that nobody signed may come into force.
+fn unsigned(policy: &Policy) -> Result<(), Refusal> {
+    match policy.keys.is_empty() {
+        true => Ok(()),
+        false => Err(Refusal::new(codes::VERIFY_REFERENCE_SIGNATURE, "nobody signs values learnt from a node")
+            .at("policy.keys")
+            .expected("`reference learn --profile`, then `sign`, `import` and `assign`")),
+    }
 }
 
 fn ca_facts(tx: &Transaction<'_>, changed: Option<bool>) -> Result<serde_json::Value, Refusal> {

@@ -20,7 +20,7 @@ use crate::verify::appraisal::{Appraisal, Finding, ImaLog, LayerResult, LayerSta
 use crate::verify::firmware::FirmwareFloors;
 use crate::verify::profile::Profile;
 use crate::verify::quoted::{self, Banks};
-use crate::verify::references::{Document, ReferenceSet};
+use crate::verify::references::ReferenceSet;
 use crate::verify::{AkPublic, EkRoots, EnrolledKeys, NodeKey, authenticate, endorsement};
 
 /// What `appraise` takes.
@@ -72,7 +72,7 @@ pub struct AppraiseArguments {
     /// A shipped firmware profile, or a file of your own.
     #[arg(long, value_name = "NAME|FILE")]
     profile: String,
-    /// The reference values: TOML, or a signed document.
+    /// The reference values: TOML, a document, signed or not, or a CoRIM.
     #[arg(long, value_name = "FILE")]
     references: Option<PathBuf>,
 }
@@ -429,15 +429,9 @@ fn profile(text: &str) -> Result<Profile, Refusal> {
     Profile::parse(name, &String::from_utf8_lossy(&read(path)?))
 }
 
-/// TOML, or a document of CBOR, signed or not: who signed it is not asked here.
+/// A set in any form, signed or not: who signed it is not asked here.
 fn references(path: &Path) -> Result<ReferenceSet, Refusal> {
-    let bytes = read(path)?;
-    match std::str::from_utf8(&bytes) {
-        Ok(text) if path.extension().is_some_and(|extension| extension == "toml") => {
-            ReferenceSet::from_toml(text, &path.display().to_string())
-        }
-        _ => Ok(Document::read(&bytes, &[], 0)?.set),
-    }
+    Ok(super::reference::read_document(path)?.set)
 }
 
 /// `sha256:` and `0 : 0x…` lines; or the line that is neither.

@@ -25,7 +25,8 @@ const APPRAISE_EXAMPLE: &str = "Example:\n\n  \
 
 /// The Leasehold control plane: decides which nodes are good and which workload gets which credential.
 ///
-/// `run` is the server. Every other command talks to a running server over its admin socket.
+/// `run` is the server. The others talk to a running one over its admin socket, but for `dev`, `appraise` and
+/// those of `reference` that say that they need no server.
 ///
 /// Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 a warning, 4 a contraindicated
 /// node, 5 unavailable (try later).

@@ -69,12 +69,13 @@ pub fn is_corim(bytes: &[u8]) -> bool {
 /// The set as a CoRIM, and in words what was left out. Whoever reads it accepts less, never more.
 ///
 /// # Errors
-/// [`crate::codes::ADMIN_INVALID`] when nothing is left, or more than a CoRIM may have.
+/// [`crate::codes::ADMIN_INVALID`] when no state is left, for rules without files, or more than a CoRIM may have.
 pub fn export(set: &ReferenceSet) -> Result<(Vec<u8>, Vec<String>), Refusal> {
     let mut notes = Vec::new();
     let algorithm = named(set.bank.into());
     let mut corim =
         CorimBuilder::new(CorimId::Text(set.name.clone())).set_profile(ProfileChoice::Uri(PROFILE.to_owned()));
+    let mut said = 0usize;
     for state in &set.states {
         if let Some(until) = state.until {
             notes.push(format!("state `{}` ends at {until}, which a CoRIM's tag can't say: left out", state.name));
@@ -86,6 +87,11 @@ pub fn export(set: &ReferenceSet) -> Result<(Vec<u8>, Vec<String>), Refusal> {
             continue;
         }
         corim = corim.add_comid_tag(comid(set, &state.name, measurements)?).map_err(failed)?;
+        said = said.saturating_add(1);
+    }
+    // Without any state no boot would be judged at all: that would accept more.
+    if said == 0 && !set.states.is_empty() {
+        return Err(refuse("no state that a CoRIM can say").expected("one without an end, that says something"));
     }
     if let Some(rules) = &set.runtime {
         notes.extend(unsaid(rules));
@@ -100,9 +106,11 @@ pub fn export(set: &ReferenceSet) -> Result<(Vec<u8>, Vec<String>), Refusal> {
                 measurement(format!("file:{path}"), digests.collect(), None)
             })
             .collect();
-        if !files.is_empty() {
-            corim = corim.add_comid_tag(comid(set, RUNTIME, files)?).map_err(failed)?;
+        // Without any rules the runtime layer wouldn't be judged at all: that would accept more.
+        if files.is_empty() {
+            return Err(refuse("rules for the runtime without a file").expected("files: a CoRIM has no other rules"));
         }
+        corim = corim.add_comid_tag(comid(set, RUNTIME, files)?).map_err(failed)?;
     }
     Ok((corim.build_bytes().map_err(failed)?, notes))
 }
@@ -269,7 +277,7 @@ impl Reading {
             _ if !self.ours => Err(unknown().expected("integrity registers: its profile isn't ours")),
             _ if key.starts_with("file:") => {
                 let rules = self.runtime.get_or_insert_default();
-                let path = key.trim_start_matches("file:").to_owned();
+                let path = key.strip_prefix("file:").unwrap_or(key).to_owned();
                 for digest in digests {
                     let (hash, value) = digest_of(digest)?;
                     rules.files.entry(path.clone()).or_default().push(format!("{hash}:{}", hex::encode(value)));

@@ -60,8 +60,11 @@ pub fn states(before: &BootState, after: &BootState) -> Vec<String> {
     }
     let pcrs: BTreeSet<u8> = before.values.keys().chain(after.values.keys()).copied().collect();
     for pcr in pcrs {
-        let text = |state: &BootState| state.values.get(&pcr).map_or("any".to_owned(), |value| short(value));
-        changed(&mut lines, &format!("PCR {pcr}"), text(before), text(after));
+        let (old, new) = (before.values.get(&pcr), after.values.get(&pcr));
+        let text = |value: Option<&Vec<u8>>| value.map_or("any".to_owned(), |value| short(value));
+        if old != new {
+            lines.push(format!("PCR {pcr}: {} → {}", text(old), text(new)));
+        }
     }
     secure_boot(&mut lines, before.secure_boot.as_ref(), after.secure_boot.as_ref());
     lines
@@ -104,14 +107,24 @@ fn secure_boot(lines: &mut Vec<String>, before: Option<&SecureBootReference>, af
         (Some(_), None) => lines.push("Secure Boot: no longer judged".to_owned()),
         (None, Some(_)) => lines.push("Secure Boot: must be on from now on".to_owned()),
         (Some(before), Some(after)) => {
-            let list = |list: &[Vec<u8>]| -> BTreeSet<String> { list.iter().map(|digest| short(digest)).collect() };
-            sets_of(lines, "Secure Boot: authority", &list(&before.authorities), &list(&after.authorities));
+            let list = |list: &[Vec<u8>]| -> BTreeSet<Vec<u8>> { list.iter().cloned().collect() };
+            let show = |digest: &Vec<u8>| short(digest);
+            sets_of(lines, "Secure Boot: authority", &list(&before.authorities), &list(&after.authorities), show);
+            // No list is no condition: that one is gone would read as if less were accepted.
+            if after.authorities.is_empty() && !before.authorities.is_empty() {
+                lines.push(
+                    "Secure Boot: every authority that the measured db allows is accepted from now on".to_owned(),
+                );
+            }
             let names: BTreeSet<&String> = before.variables.keys().chain(after.variables.keys()).collect();
             for name in names {
                 let of = |reference: &SecureBootReference| {
                     list(reference.variables.get(name).map(Vec::as_slice).unwrap_or_default())
                 };
-                sets_of(lines, &format!("Secure Boot: {name}"), &of(before), &of(after));
+                sets_of(lines, &format!("Secure Boot: {name}"), &of(before), &of(after), show);
+                if !after.variables.contains_key(name) {
+                    lines.push(format!("Secure Boot: {name} may be anything from now on"));
+                }
             }
         }
         (None, None) => {}
@@ -136,28 +149,38 @@ fn runtime(lines: &mut Vec<String>, before: &RuntimeRules, after: &RuntimeRules)
             lines.push(format!("runtime: and {more} {what}s more"));
         }
     }
-    let digests = |rules: &RuntimeRules| -> BTreeSet<String> {
-        rules
-            .digests
-            .iter()
-            .flat_map(|(alg, list)| list.iter().map(move |d| format!("{alg}:{}", short(&d.0))))
-            .collect()
+    let digests = |rules: &RuntimeRules| -> BTreeSet<(String, Vec<u8>)> {
+        let each = rules.digests.iter().flat_map(|(alg, list)| list.iter().map(move |d| (alg.clone(), d.0.clone())));
+        each.collect()
     };
-    sets_of(lines, "runtime: digest", &digests(before), &digests(after));
-    let signers = |rules: &RuntimeRules| -> BTreeSet<String> {
-        rules.signers.iter().map(|der| short(&crate::measurements::LogHash::Sha256.digest(&[der]))).collect()
+    let show = |(algorithm, digest): &(String, Vec<u8>)| format!("{algorithm}:{}", short(digest));
+    sets_of(lines, "runtime: digest", &digests(before), &digests(after), show);
+    let signers = |rules: &RuntimeRules| -> BTreeSet<Vec<u8>> {
+        rules.signers.iter().map(|der| crate::measurements::LogHash::Sha256.digest(&[der])).collect()
     };
-    sets_of(lines, "runtime: signer (SHA-256 of the certificate)", &signers(before), &signers(after));
+    let show = |digest: &Vec<u8>| short(digest);
+    sets_of(lines, "runtime: signer (SHA-256 of the certificate)", &signers(before), &signers(after), show);
     let argued = |list: &[Exclusion]| -> BTreeSet<String> {
         list.iter().map(|exclusion| format!("{} ({})", exclusion.path, exclusion.reason)).collect()
     };
-    sets_of(lines, "runtime: exclusion", &argued(&before.exclusions), &argued(&after.exclusions));
-    sets_of(lines, "runtime: waiver", &argued(&before.waivers), &argued(&after.waivers));
+    sets_of(lines, "runtime: exclusion", &argued(&before.exclusions), &argued(&after.exclusions), String::clone);
+    sets_of(lines, "runtime: waiver", &argued(&before.waivers), &argued(&after.waivers), String::clone);
 }
 
-fn sets_of(lines: &mut Vec<String>, what: &str, before: &BTreeSet<String>, after: &BTreeSet<String>) {
-    lines.extend(before.difference(after).take(FILES_SHOWN).map(|gone| format!("{what} {gone}: gone")));
-    lines.extend(after.difference(before).take(FILES_SHOWN).map(|new| format!("{what} {new}: new")));
+/// What is in one of two lists only: compared whole, shown short.
+fn sets_of<T: Ord>(
+    lines: &mut Vec<String>,
+    what: &str,
+    before: &BTreeSet<T>,
+    after: &BTreeSet<T>,
+    show: impl Fn(&T) -> String,
+) {
+    for (list, other, how) in [(before, after, "gone"), (after, before, "new")] {
+        lines.extend(list.difference(other).take(FILES_SHOWN).map(|one| format!("{what} {}: {how}", show(one))));
+        if let Some(more) = list.difference(other).count().checked_sub(FILES_SHOWN).filter(|more| *more > 0) {
+            lines.push(format!("{what}: and {more} more {how}"));
+        }
+    }
 }
 
 fn changed<T: std::fmt::Display + PartialEq>(lines: &mut Vec<String>, what: &str, before: T, after: T) {

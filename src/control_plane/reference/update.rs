@@ -80,6 +80,10 @@ pub fn plan(set: &ReferenceSet, inputs: &Inputs, transition: &Transition<'_>) ->
     }
     states.push(next);
     let runtime = set.runtime.clone().map(|rules| RuntimeRules { files: union(&rules, inputs), ..rules });
+    if runtime.is_some() && !inputs.files.is_empty() {
+        notes
+            .push("runtime: the files of before stay allowed after that, too, until a version without them".to_owned());
+    }
     if runtime.is_none() && !inputs.files.is_empty() {
         notes.push("runtime: the set has no rules for it, and the files given add none".to_owned());
     }

@@ -1,5 +1,6 @@
 //! Commands that make, sign and compare sets: without a server, unless they name a stored set.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -18,6 +19,7 @@ use crate::control_plane::reference::{artifacts, corim, difference, key};
 use crate::control_plane::references::documents::Facts;
 use crate::output::{part, say};
 use crate::secret::write_atomically;
+use crate::verify::profile::Profile;
 use crate::verify::references::{Document, ReferenceSet};
 
 /// `from-artifacts`.
@@ -28,7 +30,14 @@ pub fn from_artifacts(cli: &Shared, arguments: &FromArtifacts) -> Result<u8, Ref
     let FromArtifacts { sources, name, profile, bank, state, version, out } = arguments;
     let bank = bank.parse().map_err(|what: String| Refusal::new(codes::ADMIN_INVALID, what).at("--bank"))?;
     let inputs = inputs(sources, profile)?;
-    let (set, notes) = artifacts::set(&inputs, name, profile, bank, state)?;
+    let (set, mut notes) = artifacts::set(&inputs, name, profile, bank, state)?;
+    if Profile::shipped(profile).is_none() {
+        let names: Vec<&str> = Profile::shipped_names().collect();
+        notes.push(format!(
+            "profile `{profile}` is none of {}: `appraise --profile FILE` can use the set, a control plane can't",
+            names.join(", ")
+        ));
+    }
     let set = ReferenceSet { version: *version, ..set }.checked()?;
     made(cli, &set, &notes, &[], out.as_deref())
 }
@@ -74,6 +83,9 @@ pub fn keygen(cli: &Shared, out: &Path, public: Option<&Path>) -> Result<u8, Ref
     let pem = key::generate(out)?;
     if let Some(path) = public {
         write(path, pem.as_bytes())?;
+        // For a server under another user.
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644))
+            .map_err(|e| Refusal::new(codes::ADMIN_INVALID, e.to_string()).at(path.display().to_string()))?;
     }
     let id = key::id(&key::load(out)?)?;
     let facts = json!({

@@ -13,15 +13,19 @@ use super::client::Client;
 use crate::codes::Refusal;
 use crate::control_plane::admin::Command;
 
+pub use sources::read_document;
+
 /// How a set comes about and into force.
 const LIFE: &str = "From artefacts to a lease:\n\n  \
-    leasehold-server reference from-artifacts --name edge --profile uefi-uki --uki linux.efi --out edge.toml\n  \
+    leasehold-server reference from-artifacts --name edge --profile uefi-uki --uki linux.efi \\\n    \
+    --out edge.toml\n  \
     leasehold-server reference keygen --out policy.key --public policy.pub.pem   # once, anywhere\n  \
     leasehold-server reference sign --key policy.key edge.toml                   # anywhere: edge.cose\n  \
     leasehold-server reference import edge.cose\n  \
     leasehold-server reference assign --name edge --node-group edge\n\n\
     Before an update:\n\n  \
-    leasehold-server reference plan-update --from edge --uki new.efi --until 2026-12-01T00:00:00Z --out edge.toml\n";
+    leasehold-server reference plan-update --from edge --uki new.efi --until 2026-12-01T00:00:00Z \\\n    \
+    --out edge.toml\n";
 
 /// Commands about reference values. SET is a file (TOML, a document, a CoRIM) or the name of a stored set.
 #[derive(Clone, Debug, Subcommand)]
@@ -30,7 +34,8 @@ pub enum ReferenceCommand {
     /// Makes the PCRs of a node's latest verified quote what it must show from now on.
     ///
     /// It shows them first, with the TPM's grade and what differs from the values so far, and asks.
-    /// They are the node's own word of a good state: run this when you know that it is in one.
+    /// They are the node's own word of a good state: run this when you know that it is in one. Where
+    /// `policy.keys` is configured nobody signs such values, so it is refused without --profile.
     ///
     /// With --profile a set is drafted from the node's logs instead, as TOML to be looked at, signed and
     /// imported: events rather than values, so that it serves other nodes and survives updates.
@@ -61,7 +66,8 @@ pub enum ReferenceCommand {
     /// Predicts the state a coming update boots into; both are accepted until a moment you name.
     ///
     /// Shows the difference event by event, and writes the next version of the set, to be signed and
-    /// imported before the nodes are updated. Where a PCR can't be predicted there is no plan.
+    /// imported before the nodes are updated. Where a PCR can't be predicted there is no plan. Files that
+    /// may run are added; those of before stay allowed until a version of the set without them.
     PlanUpdate(Box<PlanUpdate>),
     /// Makes a policy key: a set that it signed is approved. Needs no server.
     Keygen {

@@ -245,6 +245,42 @@ async fn a_busy_host_keeps_releasing() {
     assert!(node.fetch().await.is_err());
 }
 
+/// Other rules come into force while entries keep coming: the lease that is there goes on by its own rules until
+/// the next one opens the gate, so nothing ends and nobody is refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn other_rules_come_into_force_on_a_busy_host() {
+    const VERSIONS: u64 = 5;
+    let server = Server::start("");
+    let (node, mut kernel, id) = settled(&server, "app").await;
+    let client = node.client().await;
+    let mut stream = Box::pin(client.stream_x509_contexts().await.unwrap());
+    stream.next().await.unwrap().unwrap();
+    let documents = async {
+        let mut allowed = rules(ALLOWED);
+        for version in 2..2 + VERSIONS {
+            let path = format!("/usr/bin/{version}");
+            allowed.allow_file(path.as_bytes(), leasehold::measurements::LogHash::Sha256, &[7; 32]);
+            assign(&server, &id, &document(&node, "set-app", version, allowed.clone()).await);
+            node.until(|status| status["lease"]["reference_version"] == version).await;
+        }
+    };
+    let entries = async {
+        loop {
+            kernel.run(&node, "/usr/bin/true", b"true").await;
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    let time = Duration::from_millis(2_000 * VERSIONS);
+    tokio::select! {
+        ((), _) = async { tokio::join!(documents, fetching(&node, time)) } => {}
+        () = entries => {}
+    }
+    let ended =
+        tokio::time::timeout(Duration::from_millis(200), async { while let Some(Ok(_)) = stream.next().await {} });
+    assert!(ended.await.is_err(), "the stream ended: {}", node.log());
+    assert!(!node.log().contains("the lease ended"), "{}", node.log());
+}
+
 /// Promise 2 under rules, tried to be broken: among allowed entries one that isn't, half the time between a PCR
 /// read's request and its answer. Whoever asks after its extend was answered gets nothing.
 #[tokio::test(flavor = "multi_thread")]

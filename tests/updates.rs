@@ -14,6 +14,7 @@ use std::path::Path;
 
 use bench::world::{Node, Server, holds_svid};
 use bench::{Image, Machine, TestTpm};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 /// What runs on every boot.
@@ -29,7 +30,12 @@ async fn boot(node: &mut Node, machine: &Machine, image: &Image) {
     node.agent = None;
     machine.boot(&node.tpm, image).await;
     machine.execute(&node.tpm, "/sbin/init", &Sha256::digest(INIT).into()).await;
+    machine.come_up(&node.tpm).await;
     node.start();
+}
+
+fn stands(status: &Value, layer: &str, standing: &str) -> bool {
+    status["layers"].as_array().unwrap().iter().any(|one| one["layer"] == layer && one["standing"] == standing)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -76,6 +82,10 @@ async fn a_planned_update_needs_nobody_and_an_unplanned_one_is_named() {
     node.register(&server, &id, "app");
     let status = node.until(holds_svid).await;
     println!("{}", status["layers"]);
+    for layer in ["boot", "runtime"] {
+        assert!(stands(&status, layer, "affirmed"), "{layer}: {status}");
+    }
+    assert!(!stands(&status, "userspace", "contraindicated"), "{status}");
     node.fetch().await.unwrap();
 
     // The update is announced before it comes.

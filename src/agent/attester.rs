@@ -206,7 +206,9 @@ impl Attester {
             if let Some((sources, from)) = from {
                 let find = || quoted::values(sources, from, &reading.values, pcr_digest);
                 if let Some(values) = tokio::task::block_in_place(find)? {
-                    return Ok((PcrReading { values, ..reading }, quote, attest.clock_info.counts));
+                    // Its values are those of the quote, so it lasted until then.
+                    let reading = PcrReading { values, finished_at: BootInstant::now(), ..reading };
+                    return Ok((reading, quote, attest.clock_info.counts));
                 }
             }
         }

@@ -32,7 +32,11 @@ pub struct Follower {
 /// Where the list was judged up to, and by which rules.
 #[derive(Debug, Default)]
 pub struct Place {
-    rules: Option<([u8; 32], Arc<CompiledRules>)>,
+    /// Those of the present lease, and those that the next one will name: until it opens the gate, the
+    /// present one goes on by its own.
+    rules: Vec<([u8; 32], Arc<CompiledRules>)>,
+    /// Which of them the present lease names.
+    named: Option<[u8; 32]>,
     at: Option<(u64, Checkpoint)>,
 }
 
@@ -60,7 +64,7 @@ impl Follower {
 
     /// Judges what lies between the two values.
     pub async fn follow(&self, place: &Place, moved: &Moved) -> Followed {
-        let Some((_, rules)) = place.rules.as_ref().filter(|(digest, _)| *digest == moved.rules) else {
+        let Some((_, rules)) = place.rules.iter().find(|(digest, _)| *digest == moved.rules) else {
             return Followed::Unexplained("the rules for new entries, which the lease names, aren't here".to_owned());
         };
         let Some((_, at)) =
@@ -95,6 +99,8 @@ impl Follower {
 impl Place {
     /// Takes up the place of a lease that the gate opened under.
     pub fn begin(&mut self, lease: &Lease, position: Option<ListPosition>) {
+        self.named = lease.claims().rules;
+        self.rules.retain(|(digest, _)| Some(*digest) == self.named);
         let pcrs = &lease.claims().pcrs;
         self.at = position.zip(pcrs.get(IMA_PCR)).map(|(position, value)| {
             let ListPosition { entries, offset, padded } = position;
@@ -118,12 +124,13 @@ impl Place {
 
     /// Takes up rules, named by their document's digest.
     pub fn rule(&mut self, digest: [u8; 32], rules: CompiledRules) {
-        self.rules = Some((digest, Arc::new(rules)));
+        self.rules.retain(|(present, _)| Some(*present) == self.named && *present != digest);
+        self.rules.push((digest, Arc::new(rules)));
     }
 
     /// Whether it has the rules of the document with this digest.
     pub fn has(&self, digest: &[u8; 32]) -> bool {
-        self.rules.as_ref().is_some_and(|(present, _)| present == digest)
+        self.rules.iter().any(|(present, _)| present == digest)
     }
 }
 
@@ -132,4 +139,50 @@ pub fn unexplained(moved: &Moved, bank: &str, why: &str) -> Refusal {
     Refusal::new(codes::GATE_DRIFT, hex::encode(&moved.to))
         .at(format!("PCR {IMA_PCR} ({bank}): {why}"))
         .expected(hex::encode(&moved.from))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::AgentLogs;
+    use crate::measurements::LogHash;
+    use crate::measurements::ima::{Entries, Fold};
+    use crate::tpm::Bank;
+    use crate::verify::runtime::RuntimeRules;
+
+    /// An `ima-ng` entry of `/bin/true`.
+    fn entry() -> Vec<u8> {
+        let field = |bytes: &[u8]| [&u32::try_from(bytes.len()).unwrap().to_le_bytes()[..], bytes].concat();
+        let data = [field(&[&b"sha256:\0"[..], &[7; 32]].concat()), field(b"/bin/true\0")].concat();
+        [&10u32.to_le_bytes()[..], &[1; 20], &field(b"ima-ng"), &field(&data)].concat()
+    }
+
+    #[tokio::test]
+    async fn the_present_lease_goes_on_by_its_own_rules_while_the_next_ones_are_taken_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("list");
+        std::fs::write(&path, entry()).unwrap();
+        let none = std::path::PathBuf::new();
+        let logs = AgentLogs { boot: none.clone(), userspace: none, ima: path };
+        let follower = Follower::new(Arc::new(Sources::open(&logs).unwrap()));
+        let mut fold = Fold::start(LogHash::Sha256, false);
+        Entries::new(&entry(), 0, 0).for_each(|entry| fold.take(&entry.unwrap()));
+
+        let mut rules = RuntimeRules::default();
+        rules.allow_file(b"/bin/true", LogHash::Sha256, &[7; 32]);
+        let mut place = follower.lock().await;
+        place.rule([1; 32], rules.compile().unwrap());
+        place.named = Some([1; 32]);
+        place.at = Some((5, Checkpoint::start(Bank::Sha256)));
+        let moved = |rules| Moved { lease_sequence: 5, rules, from: vec![0; 32], to: fold.value().to_vec() };
+        // Not those that nobody's lease names yet, and those of the lease however many follow.
+        for next in [2, 3] {
+            place.rule([next; 32], RuntimeRules::default().compile().unwrap());
+            let followed = follower.follow(&place, &moved([1; 32])).await;
+            assert!(matches!(followed, Followed::Allowed(..)), "{followed:?}");
+        }
+        assert!(place.has(&[3; 32]) && !place.has(&[2; 32]));
+        assert!(matches!(follower.follow(&place, &moved([3; 32])).await, Followed::Refused(_)));
+        assert!(matches!(follower.follow(&place, &moved([2; 32])).await, Followed::Unexplained(_)));
+    }
 }

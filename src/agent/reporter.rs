@@ -77,8 +77,8 @@ pub struct Reporter {
     perhaps: Chains,
     /// Whether the control plane was asked since it last was in doubt.
     in_step: bool,
-    /// A control plane of the version before: it takes no logs.
-    takes_none: bool,
+    /// Whether it was said that the control plane, of the version before, takes no logs.
+    said_none: bool,
     /// Whether everything was sent from its start since a lease was last granted.
     started_over: bool,
 }
@@ -90,7 +90,7 @@ impl Reporter {
         let mut sent = if before.boot_id == this.boot_id { before } else { this };
         // The short ones are sent anew with each start: whether they still are what was sent needs no asking.
         sent.chains.retain(|kind, _| *kind == LogKind::Ima);
-        Self { sources, sent, perhaps: Chains::new(), in_step: false, takes_none: false, started_over: false }
+        Self { sources, sent, perhaps: Chains::new(), in_step: false, said_none: false, started_over: false }
     }
 
     /// What was sent so far, to be kept.
@@ -104,15 +104,17 @@ impl Reporter {
     /// # Errors
     /// [`Trouble`].
     pub async fn increment(&mut self, enrolled: &Enrolled, mut keep: impl FnMut(&Sent)) -> Result<Increment, Trouble> {
-        if self.sources.are_none() || self.takes_none {
+        if self.sources.are_none() {
             return Ok(Increment::default());
         }
         if !self.in_step {
             match enrolled.logs(&self.request(None)).await {
                 Ok(held) => self.agree(&held),
                 Err(Failure::Refused(refused)) if refused.refusal.code == codes::PROTOCOL_MALFORMED => {
-                    tracing::warn!("the control plane takes no logs: {}", refused.refusal);
-                    self.takes_none = true;
+                    if !std::mem::replace(&mut self.said_none, true) {
+                        tracing::warn!("the control plane takes no logs: {}", refused.refusal);
+                    }
+                    // Asked again with the next attestation: it may have been brought up to date by then.
                     return Ok(Increment::default());
                 }
                 Err(failure) => return Err(failure.into()),

@@ -11,6 +11,8 @@ use crate::measurements::sources;
 #[derive(Debug)]
 pub struct Sources {
     files: Mutex<sources::Sources>,
+    /// By itself: the gate waits for it, and doesn't wait for systemd.
+    ima: Mutex<sources::Sources>,
     /// Whether a path is configured at all: the userspace log may come into being later.
     any: bool,
 }
@@ -22,9 +24,10 @@ impl Sources {
     /// [`crate::codes::MEASUREMENTS_UNREADABLE`] for a file that is there and can't be opened.
     pub fn open(config: &AgentLogs) -> Result<Self, Refusal> {
         let [boot, userspace, ima] = [&config.boot, &config.userspace, &config.ima].map(|path| AgentLogs::given(path));
-        let files = sources::Sources::open(boot, userspace, ima)?;
-        let any = files.has_boot() || files.has_ima() || userspace.is_some();
-        Ok(Self { files: Mutex::new(files), any })
+        let files = sources::Sources::open(boot, userspace, None)?;
+        let ima = sources::Sources::open(None, None, ima)?;
+        let any = files.has_boot() || ima.has_ima() || userspace.is_some();
+        Ok(Self { files: Mutex::new(files), ima: Mutex::new(ima), any })
     }
 
     /// Whether there can be no log at all.
@@ -32,13 +35,14 @@ impl Sources {
         !self.any
     }
 
-    /// At most `limit` bytes from `offset` on; `None` if there is no such log. It blocks, for 200 ms at the
-    /// most while systemd writes a record.
+    /// At most `limit` bytes from `offset` on; `None` if there is no such log. It blocks, the userspace log for
+    /// 200 ms at the most while systemd writes a record.
     ///
     /// # Errors
     /// Those of [`sources::Sources`].
     pub fn read(&self, kind: LogKind, offset: u64, limit: usize) -> Result<Option<Vec<u8>>, Refusal> {
-        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let files = if kind == LogKind::Ima { &self.ima } else { &self.files };
+        let mut files = files.lock().unwrap_or_else(PoisonError::into_inner);
         let whole = match kind {
             LogKind::Boot => files.read_boot()?,
             LogKind::Userspace => files.read_userspace()?,

@@ -224,6 +224,8 @@ impl Tenancy {
             _ => tenant.enrolled.nonce().await.map_err(|f| self.failure(f))?,
         };
         let digests = increment.digests();
+        // Before the quote: what is seen to speak against the node from here on, the quote may not show.
+        let withdrawals = self.keeper.withdrawals();
         let certification = &tenant.remembered.certification;
         let list = List { sources: &self.sources, from: self.keeper.place(nonce.selection.bank()).await };
         let gathered = tenant
@@ -237,7 +239,6 @@ impl Tenancy {
             ..AttestRequest::new(fresh_id()?, gathered.evidence.clone())
         };
         let asked_at = BootInstant::now();
-        let withdrawals = self.keeper.withdrawals();
         let answer = match tenant.enrolled.attest(&request).await {
             Ok(answer) => {
                 tenant.reporter.arrived(tail);

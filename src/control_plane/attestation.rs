@@ -31,6 +31,11 @@ use crate::verify::{AkPublic, Appraised, EnrolledKeys, Fresh, LearntSet, LeaseTe
 
 /// The name of reference values that were learnt from the node itself, in its leases.
 const LEARNT: &str = "learnt";
+/// How much of IMA's list is taken in at a time, in bytes: everybody else waits for the one writer meanwhile.
+const PIECE: u64 = 4 << 20;
+/// What is left of it for the attestation, in bytes: the kernel lists an entry before it extends it, so the last
+/// ones may be ahead of a quote.
+const MARGIN: u64 = 256 << 10;
 
 /// Verifies evidence of `node`, which came over the connection of `peer`, and answers it.
 ///
@@ -166,6 +171,18 @@ pub fn printable(text: &str) -> Result<String, Refusal> {
     }
 }
 
+/// Takes in a piece of what is held of the node's list; says whether there is more. To be repeated before its
+/// attestation, which then has little left to do: the whole list is taken in anew under another document.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn catch_up(tx: &Transaction<'_>, shared: &Shared, node: &Node) -> Result<bool, Refusal> {
+    match logs::boot(tx, node.id)? {
+        Some(boot) => take_in(tx, shared, node, boot),
+        None => Ok(false),
+    }
+}
+
 /// Takes a part of a log ahead of an attestation, and says what is held. What came of IMA's list is
 /// taken in at once, so that the attestation itself has little left to do.
 ///
@@ -180,7 +197,7 @@ pub fn receive_ahead(
     let boot = BootId::from_bytes(request.boot_id);
     if let Some(part) = &request.part {
         match logs::append(tx, node.id, boot, part, shared.settings.node_logs) {
-            Ok(()) if part.kind == LogKind::Ima => take_in(tx, shared, node, boot)?,
+            Ok(()) if part.kind == LogKind::Ima => drop(take_in(tx, shared, node, boot)?),
             // Sent again, or out of step: what is held says where to go on.
             Ok(()) => {}
             Err(refusal) if refusal.code == codes::PROTOCOL_LOGS => {}
@@ -271,8 +288,15 @@ fn appraise_logs(
     let (boot_log, userspace) = (whole(LogKind::Boot)?, whole(LogKind::Userspace)?);
     let has_list = sent && held.of(LogKind::Ima).length > 0;
     let Progress { matched, folded } = logs::progress(tx, node, boot, digest)?;
-    // No quote is before the last one that was reached, so from there is as good as from the start.
-    let starts = if folded.is_some() { vec![folded, matched] } else { vec![matched] };
+    // No quote is before the last one that was reached, so from there is as good as from the start. What was taken
+    // in since is tried once more only where that isn't far: it would come to the same.
+    let offset_of = |at: &Option<Checkpoint>| at.as_ref().map_or(0, |at| at.offset);
+    let near = held.of(LogKind::Ima).length.saturating_sub(offset_of(&matched)) <= PIECE;
+    let starts = match (folded.is_some(), near) {
+        (true, true) => vec![folded, matched],
+        (true, false) => vec![folded],
+        (false, _) => vec![matched],
+    };
     let mut fresh = fresh;
     let mut starts = starts.iter().peekable();
     while let Some(from) = starts.next() {
@@ -302,18 +326,35 @@ fn appraise_logs(
     Ok(fresh.unlogged().appraise(None))
 }
 
-/// Takes IMA's list in as far as it is held. What can't be read is for the attestation to say.
-fn take_in(tx: &Transaction<'_>, shared: &Shared, node: &Node, boot: BootId) -> Result<(), Refusal> {
-    let Some(basis) = basis::of_node(tx, shared, node)? else { return Ok(()) };
+/// Takes in a piece of IMA's list, and says whether there is more. What can't be read is for the attestation
+/// to say, and so is what is wrong with the node's document.
+fn take_in(tx: &Transaction<'_>, shared: &Shared, node: &Node, boot: BootId) -> Result<bool, Refusal> {
+    let basis = match basis::of_node(tx, shared, node) {
+        Ok(Some(basis)) => basis,
+        Err(refusal) if refusal.code == codes::STORE_FAILED => return Err(refusal),
+        Ok(None) | Err(_) => return Ok(false),
+    };
     let digest = &basis.document.digest;
     let Progress { matched, folded } = logs::progress(tx, node.id, boot, digest)?;
     let at = folded.or_else(|| matched.clone()).unwrap_or_else(|| Checkpoint::start(basis.document.set.bank));
-    let rest = logs::rest(tx, node.id, LogKind::Ima, at.offset)?;
-    let mut judge = Judge::new(basis.rules.as_ref(), at);
-    if judge.take(&rest, None).is_ok() {
-        logs::keep_progress(tx, node.id, boot, digest, &Progress { matched, folded: Some(judge.at) })?;
+    let offset = at.offset;
+    let left = |offset: u64, held: &LogsHeld| {
+        held.of(LogKind::Ima).length.saturating_sub(offset).saturating_sub(MARGIN).min(PIECE)
+    };
+    let held = logs::held(tx, node.id, boot)?;
+    let limit = usize::try_from(left(offset, &held)).unwrap_or(usize::MAX);
+    if limit == 0 {
+        return Ok(false);
     }
-    Ok(())
+    let piece = logs::piece(tx, node.id, LogKind::Ima, offset, limit)?;
+    let mut judge = Judge::new(basis.rules.as_ref(), at);
+    let taken = judge.take(&piece, None);
+    if judge.at.offset == offset {
+        return Ok(false);
+    }
+    let more = taken.is_ok() && left(judge.at.offset, &held) > 0;
+    logs::keep_progress(tx, node.id, boot, digest, &Progress { matched, folded: Some(judge.at) })?;
+    Ok(more)
 }
 
 /// Begins a lease and signs it.

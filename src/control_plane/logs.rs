@@ -12,7 +12,7 @@ use crate::codes::{self, Refusal};
 use crate::evidence::logs::{SEGMENT_LIMIT, log_digests};
 use crate::evidence::{LogChain, LogKind};
 use crate::identity::NodeId;
-use crate::measurements::{boot, userspace};
+use crate::measurements;
 use crate::protocol::{HeldLog, LogPart, LogsHeld};
 use crate::verify::appraisal::{Appraisal, Finding, LayerResult};
 use crate::verify::runtime::Checkpoint;
@@ -142,8 +142,8 @@ pub fn append(tx: &Transaction<'_>, node: NodeId, boot: BootId, part: &LogPart, 
     }
     let others: u64 = held.held.iter().filter(|log| log.kind != part.kind).map(|log| log.chain.length).sum();
     let own = match part.kind {
-        LogKind::Boot => u64::try_from(boot::LIMIT).unwrap_or(most),
-        LogKind::Userspace => u64::try_from(userspace::LIMIT).unwrap_or(most),
+        LogKind::Boot => u64::try_from(measurements::boot::LIMIT).unwrap_or(most),
+        LogKind::Userspace => u64::try_from(measurements::userspace::LIMIT).unwrap_or(most),
         LogKind::Ima => most,
     };
     let length = chain.length.saturating_add(size);
@@ -175,6 +175,14 @@ pub fn append(tx: &Transaction<'_>, node: NodeId, boot: BootId, part: &LogPart, 
 /// # Errors
 /// [`codes::STORE_FAILED`].
 pub fn rest(tx: &Transaction<'_>, node: NodeId, kind: LogKind, offset: u64) -> Result<Vec<u8>, Refusal> {
+    piece(tx, node, kind, offset, usize::MAX)
+}
+
+/// The first of them, at most `limit`.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn piece(tx: &Transaction<'_>, node: NodeId, kind: LogKind, offset: u64, limit: usize) -> Result<Vec<u8>, Refusal> {
     let mut statement = tx.prepare_cached(
         "SELECT start, bytes FROM log_segments WHERE node = ?1 AND kind = ?2 AND start >= coalesce(
             (SELECT max(start) FROM log_segments WHERE node = ?1 AND kind = ?2 AND start <= ?3), 0)
@@ -187,6 +195,10 @@ pub fn rest(tx: &Transaction<'_>, node: NodeId, kind: LogKind, offset: u64) -> R
         let bytes = row.get_ref(1)?.as_blob().map_err(|_| damaged("a log's segment"))?;
         let skipped = usize::try_from(offset.saturating_sub(start)).unwrap_or(usize::MAX);
         rest.extend_from_slice(bytes.get(skipped..).unwrap_or_default());
+        if rest.len() >= limit {
+            rest.truncate(limit);
+            break;
+        }
     }
     Ok(rest)
 }
@@ -196,19 +208,27 @@ pub fn rest(tx: &Transaction<'_>, node: NodeId, kind: LogKind, offset: u64) -> R
 /// # Errors
 /// [`codes::STORE_FAILED`].
 pub fn stored(tx: &Transaction<'_>, node: NodeId) -> Result<Option<StoredLogs>, Refusal> {
-    let boot_id = tx
-        .prepare_cached("SELECT boot_id FROM node_logs WHERE node = ?1 LIMIT 1")?
-        .query_row([node.as_bytes()], |row| row.get::<_, Vec<u8>>(0))
-        .optional()?;
-    let Some(boot_id) = boot_id else { return Ok(None) };
+    let Some(boot_id) = boot(tx, node)? else { return Ok(None) };
     let whole = |kind| rest(tx, node, kind, 0);
     let some = |bytes: Vec<u8>| (!bytes.is_empty()).then_some(bytes);
     Ok(Some(StoredLogs {
-        boot_id: BootId::from_bytes(fixed(&boot_id, "a boot id")?),
+        boot_id,
         boot: some(whole(LogKind::Boot)?),
         userspace: some(whole(LogKind::Userspace)?),
         ima: whole(LogKind::Ima)?,
     }))
+}
+
+/// The boot whose logs are held; `None` if there are none.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn boot(tx: &Transaction<'_>, node: NodeId) -> Result<Option<BootId>, Refusal> {
+    let boot_id = tx
+        .prepare_cached("SELECT boot_id FROM node_logs WHERE node = ?1 LIMIT 1")?
+        .query_row([node.as_bytes()], |row| row.get::<_, Vec<u8>>(0))
+        .optional()?;
+    boot_id.map(|bytes| Ok(BootId::from_bytes(fixed(&bytes, "a boot id")?))).transpose()
 }
 
 /// How far the list of this boot was taken in under `document`; nowhere under another one.

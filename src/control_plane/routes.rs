@@ -173,6 +173,7 @@ impl Server {
                     .await
             }
             (Call::Attest, Some(peer)) => {
+                self.catch_up(&peer).await?;
                 self.for_node(route, peer, body, |tx, shared, node, peer, body, now| {
                     let request: AttestRequest = protocol::decode(body)?;
                     once(tx, node.id, "attest", request.request_id, body, now, || {
@@ -249,6 +250,25 @@ impl Server {
             Ok(Ok(answer)) => Ok(answered(answer)),
             Ok(Err(refused)) => Err(refused),
             Err(refusal) => Err(Refused { refusal, next: None }),
+        }
+    }
+
+    /// Takes in what is held of the node's list, the others having their turns in between.
+    async fn catch_up(&self, peer: &Arc<Peer>) -> Result<(), Refused> {
+        loop {
+            let (shared, peer, now) = (self.shared.clone(), peer.clone(), self.shared.now());
+            let piece = self.shared.store.transaction(move |tx| {
+                match settled(authn::admitted(tx, &peer, &shared.settings.trust_domain, now))? {
+                    Ok(node) => attestation::catch_up(tx, &shared, &node),
+                    // Said by the call itself.
+                    Err(_) => Ok(false),
+                }
+            });
+            match piece.await {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(refusal) => return Err(Refused { refusal, next: None }),
+            }
         }
     }
 

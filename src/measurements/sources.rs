@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{boot, userspace};
+use crate::clock::BootInstant;
 use crate::codes::{self, Refusal};
 
 /// Where Linux shows the boot log.
@@ -25,6 +26,9 @@ const STICKY: u32 = 0o1000;
 /// How often and how long a writer in the middle of a record is waited for.
 const WAITS: u32 = 10;
 const WAIT: Duration = Duration::from_millis(20);
+/// For how long a log that lacks a record is not read. A writer that takes its time is done by then; one that
+/// failed leaves the mark for good, and then the replay says better than the mark what is missing, if anything.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How many bytes of IMA's list are kept behind a reading, for a reader that goes on within them.
 const KEPT: usize = 64 << 10;
 
@@ -35,6 +39,8 @@ pub struct Sources {
     userspace: Option<Source>,
     /// Where the userspace log will be, if nothing has been measured yet.
     userspace_path: Option<PathBuf>,
+    /// Since when that log has been marked as one that lacks a record.
+    incomplete_since: Option<BootInstant>,
     ima: Option<Ima>,
 }
 
@@ -67,6 +73,7 @@ impl Sources {
             boot: open(boot)?,
             userspace: open(userspace)?,
             userspace_path: userspace.map(Path::to_path_buf),
+            incomplete_since: None,
             ima: open(ima)?.map(|source| Ima { source, position: 0, kept: Vec::new() }),
         })
     }
@@ -90,11 +97,16 @@ impl Sources {
     }
 
     /// The userspace log, which may have come into being since. A writer in the middle of a record
-    /// is waited for, up to 200 ms.
+    /// is waited for, up to 200 ms. A log that has been marked as incomplete for 10 s of readings is read
+    /// as it is: nothing is believed for want of the mark, each PCR is still to be led to.
     ///
     /// # Errors
     /// As [`Self::read_boot`], and [`crate::codes::MEASUREMENTS_INCOMPLETE`].
     pub fn read_userspace(&mut self) -> Result<Option<Vec<u8>>, Refusal> {
+        self.read_userspace_after(PATIENCE)
+    }
+
+    fn read_userspace_after(&mut self, patience: Duration) -> Result<Option<Vec<u8>>, Refusal> {
         if let (None, Some(path)) = (&self.userspace, &self.userspace_path) {
             self.userspace = Source::open(path)?;
         }
@@ -104,11 +116,16 @@ impl Sources {
             if !source.is_sticky()? {
                 let bytes = source.whole(userspace::LIMIT)?;
                 if !source.is_sticky()? {
+                    self.incomplete_since = None;
                     return Ok(Some(bytes));
                 }
             }
+            if self.incomplete_since.is_some_and(|since| BootInstant::now().since(since) >= patience) {
+                return source.whole(userspace::LIMIT).map(Some);
+            }
             std::thread::sleep(WAIT);
         }
+        self.incomplete_since.get_or_insert_with(BootInstant::now);
         Err(incomplete(&source.path))
     }
 
@@ -221,7 +238,7 @@ fn unreadable(path: &Path, error: &std::io::Error) -> Refusal {
 fn incomplete(path: &Path) -> Refusal {
     Refusal::new(codes::MEASUREMENTS_INCOMPLETE, "the sticky bit is set: a PCR was extended and no record written")
         .at(path.display().to_string())
-        .expected("the bit cleared, as systemd does after each record; only a reboot mends this")
+        .expected("the bit cleared, as systemd does after each record; one that failed leaves it until a reboot")
 }
 
 #[cfg(test)]
@@ -275,6 +292,16 @@ mod tests {
         });
         assert_eq!(sources.read_userspace(), Ok(Some(b"first second".to_vec())));
         writer.join().unwrap();
+        // A writer that never finishes is given up, and what there is, is read; until it is whole again.
+        set_mode(&path, 0o1600);
+        let mut read = || sources.read_userspace_after(WAIT * WAITS);
+        assert_eq!(read().unwrap_err().code, codes::MEASUREMENTS_INCOMPLETE);
+        std::thread::sleep(WAIT * WAITS);
+        assert_eq!(read(), Ok(Some(b"first second".to_vec())));
+        set_mode(&path, 0o600);
+        assert_eq!(read(), Ok(Some(b"first second".to_vec())));
+        set_mode(&path, 0o1600);
+        assert_eq!(read().unwrap_err().code, codes::MEASUREMENTS_INCOMPLETE);
     }
 
     #[test]

@@ -236,6 +236,14 @@ impl Lease {
     }
 }
 
+#[cfg(test)]
+impl Lease {
+    /// For unit tests of what holds a lease.
+    pub(crate) const fn for_test(claims: LeaseClaims) -> Self {
+        Self(claims)
+    }
+}
+
 impl LeaseExpectation {
     fn check(&self, found: &LeaseClaims) -> Result<(), Refusal> {
         let differs = |at: &str, found: String, expected: String| {

@@ -1,10 +1,12 @@
-//! A machine that boots a unified kernel image: what its firmware, its boot stub and its kernel
-//! would measure, into a TPM and into the log files that an agent reads.
+//! A machine that boots a unified kernel image: what its firmware, its boot stub, its kernel and its
+//! systemd would measure, into a TPM and into the log files that an agent reads.
 //!
 //! The shape of the log is that of OVMF with systemd's stub and Secure Boot off; its contents are
 //! made up.
 
+use std::fs::{File, Permissions};
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use leasehold::control_plane::dev::wire;
@@ -43,8 +45,14 @@ impl Image {
 #[derive(Debug)]
 pub struct Machine {
     pub boot_log: PathBuf,
+    pub userspace_log: PathBuf,
     pub ima_list: PathBuf,
 }
+
+/// The phases that systemd measures into PCR 11 until the system is up (systemd-pcrphase).
+const PHASES: [&str; 4] = ["enter-initrd", "leave-initrd", "sysinit", "ready"];
+/// The sticky bit: systemd sets it on its log before it extends and clears it once the record is written.
+const STICKY: u32 = 0o1000;
 
 /// A log as it is written.
 struct Log {
@@ -62,16 +70,17 @@ const SECURITY: [u8; 16] =
 impl Machine {
     /// A machine whose logs lie in `directory`.
     pub fn new(directory: &Path) -> Self {
-        Self { boot_log: directory.join("boot.log"), ima_list: directory.join("ima.list") }
+        let file = |name: &str| directory.join(name);
+        Self { boot_log: file("boot.log"), userspace_log: file("tpm2-measure.log"), ima_list: file("ima.list") }
     }
 
     /// `[logs]` for the agent's configuration.
     pub fn configuration(&self) -> String {
-        let (boot, ima) = (self.boot_log.display(), self.ima_list.display());
-        format!("[logs]\nboot = \"{boot}\"\nuserspace = \"\"\nima = \"{ima}\"\n")
+        let [boot, userspace, ima] = [&self.boot_log, &self.userspace_log, &self.ima_list].map(|path| path.display());
+        format!("[logs]\nboot = \"{boot}\"\nuserspace = \"{userspace}\"\nima = \"{ima}\"\n")
     }
 
-    /// Switches the machine off and on and boots `image`: a TPM reset, then what is measured.
+    /// Switches the machine off and on and boots `image`: a TPM reset, then what firmware, stub and kernel measure.
     pub async fn boot(&self, tpm: &TestTpm, image: &Image) {
         let mut log = Log::start();
         log.firmware();
@@ -82,13 +91,56 @@ impl Machine {
         // The files first: whoever looks meanwhile finds a log that goes beyond the PCRs, never PCRs without a log.
         std::fs::write(&self.boot_log, &log.bytes).unwrap();
         std::fs::write(&self.ima_list, &ima).unwrap();
+        // In memory, so each boot begins without one.
+        let _ = std::fs::remove_file(&self.userspace_log);
         tpm.relay.reset(log.extends).await.unwrap();
+    }
+
+    /// systemd brings the system up: its phases, and what the machine is.
+    pub async fn come_up(&self, tpm: &TestTpm) {
+        for phase in PHASES {
+            self.measure(tpm, 11, "phase", phase).await;
+            if phase == "leave-initrd" {
+                self.measure(tpm, 15, "machine-id", "machine-id:0123456789abcdef0123456789abcdef").await;
+            }
+        }
+    }
+
+    /// systemd measures a string: the log is marked, the PCR extended, the record written, the mark cleared.
+    pub async fn measure(&self, tpm: &TestTpm, pcr: u8, kind: &str, string: &str) {
+        self.mark(true);
+        self.extend(tpm, pcr, string).await;
+        self.record(pcr, kind, string);
+        self.mark(false);
+    }
+
+    /// Sets or clears the mark of a log that lacks a record.
+    pub fn mark(&self, incomplete: bool) {
+        let log = File::options().create(true).append(true).open(&self.userspace_log).unwrap();
+        log.set_permissions(Permissions::from_mode(if incomplete { 0o600 | STICKY } else { 0o600 })).unwrap();
+    }
+
+    /// The PCR's part of a measurement.
+    pub async fn extend(&self, tpm: &TestTpm, pcr: u8, string: &str) {
+        tpm.extend(pcr, Sha256::digest(string).into()).await;
+    }
+
+    /// The log's part of it: a record of JSON text sequences.
+    pub fn record(&self, pcr: u8, kind: &str, string: &str) {
+        let record = serde_json::json!({
+            "pcr": pcr,
+            "digests": [{ "hashAlg": "sha256", "digest": hex::encode(Sha256::digest(string)) }],
+            "content_type": "systemd",
+            "content": { "string": string, "bootId": "0123456789abcdef0123456789abcdef", "eventType": kind },
+        });
+        let mut log = File::options().append(true).open(&self.userspace_log).unwrap();
+        log.write_all(format!("\u{1e}{record}\n").as_bytes()).unwrap();
     }
 
     /// The kernel measures a file that is executed: into its list, then into PCR 10.
     pub async fn execute(&self, tpm: &TestTpm, path: &str, digest: &[u8; 32]) -> leasehold::clock::BootInstant {
         let (entry, digest) = ima::entry(path, digest);
-        let mut list = std::fs::File::options().append(true).open(&self.ima_list).unwrap();
+        let mut list = File::options().append(true).open(&self.ima_list).unwrap();
         list.write_all(&entry).unwrap();
         tpm.extend(10, digest).await
     }

@@ -133,6 +133,75 @@ async fn an_increment_costs_the_same_after_many_entries() {
     );
 }
 
+/// How long the longest of another node's requests took while `work` went on.
+async fn meanwhile<T>(other: &Member, work: impl Future<Output = T>) -> (T, Duration) {
+    let ended = std::cell::Cell::new(false);
+    let asking = async {
+        let mut longest = Duration::ZERO;
+        while !ended.get() {
+            let since = Instant::now();
+            other.client.nonce().await.unwrap();
+            longest = longest.max(since.elapsed());
+        }
+        longest
+    };
+    let working = async {
+        let done = work.await;
+        ended.set(true);
+        done
+    };
+    tokio::join!(working, asking)
+}
+
+/// A long list that is to be judged anew, by other rules or because it leads nowhere, is one node's affair: all
+/// others are answered between its pieces.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_list_that_is_taken_in_anew_holds_nobody_up() {
+    const LONG: usize = 64 << 20;
+    let server = Server::start().await;
+    let other = server.admitted().await;
+    let mut listed = Listed::new(&server, rules(&[("/usr/bin/true", b"true")])).await;
+    let digest = Sha256::digest(b"true");
+    let path = format!("/usr/bin/{}", "x".repeat(400));
+    let mut many = Vec::new();
+    while many.len() < LONG {
+        many.extend(listed.add(&path, &digest));
+    }
+    let (_, sending) = meanwhile(&other, listed.send(&many)).await;
+    // It leads nowhere, and never did.
+    let kept = listed.member.tpm.node.values.insert(10, vec![7; 32]).unwrap();
+    let never = meanwhile(&other, async {
+        for _ in 0..3 {
+            assert_eq!(listed.attest(Vec::new()).await.refusal.unwrap().code, codes::VERIFY_LOG_REPLAY);
+        }
+    });
+    let ((), never) = never.await;
+    listed.member.tpm.node.values.insert(10, kept);
+    assert_eq!(listed.attest(Vec::new()).await.refusal.unwrap().code, codes::VERIFY_IMA_UNLISTED);
+    let values = VALUES.map(|pcr| (pcr, vec![pcr + 1; 32])).into();
+    let store = server.config.state_dir.join("store.db");
+    assign(&store, &listed.member.id(), &document("fleet", 2, values, rules(&[(&path, b"true")])));
+    let since = Instant::now();
+    let (answer, anew) = meanwhile(&other, listed.attest(Vec::new())).await;
+    let whole = since.elapsed();
+    assert!(answer.lease.is_some(), "{:?}", answer.refusal);
+    let kept = listed.member.tpm.node.values.insert(10, vec![7; 32]).unwrap();
+    let nowhere = meanwhile(&other, async {
+        for _ in 0..3 {
+            assert_eq!(listed.attest(Vec::new()).await.refusal.unwrap().code, codes::VERIFY_LOG_REPLAY);
+        }
+    });
+    let ((), nowhere) = nowhere.await;
+    listed.member.tpm.node.values.insert(10, kept);
+    assert!(listed.attest(Vec::new()).await.lease.is_some());
+    println!(
+        "{} MiB: taken in anew in {whole:?}; others waited at most {sending:?} while it was sent, {never:?} while \
+         it led nowhere, {anew:?} while it was taken in anew, {nowhere:?} while it led nowhere again",
+        many.len() >> 20
+    );
+    assert!(anew.max(never).max(nowhere) < whole / 2, "{whole:?}");
+}
+
 #[tokio::test]
 async fn a_list_is_judged_by_its_rules_from_part_to_part() {
     let server = Server::start().await;

@@ -53,6 +53,13 @@ impl Keeper {
                 let mut holdings = self.holdings();
                 let newest = holdings.newest(reading);
                 match holdings.gate.moved(&newest) {
+                    // PCR 10 stands further in the lease than in the reading, for all that is known.
+                    Some(_) if newest.started_at < holdings.leased_at => {
+                        let found = format!("it began at {:?}", newest.started_at);
+                        let expected = format!("not before the lease's values were read, {:?}", holdings.leased_at);
+                        let refusal = Refusal::new(codes::GATE_READING_OLD, found).expected(expected);
+                        return Err(Reason::new(Standing::Stale, refusal));
+                    }
                     Some(moved) => (newest, moved),
                     None => {
                         let (judged, ended) = holdings.step(|gate, now| gate.judge(&newest, None, arrived, now));
@@ -103,5 +110,88 @@ impl Keeper {
         }
         let refusal = Refusal::new(codes::GATE_READING_OLD, "one lease after another came in between");
         Err(Reason::new(Standing::Stale, refusal))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::agent::sources::Sources;
+    use crate::clock::{BootId, WallTime};
+    use crate::config::AgentLogs;
+    use crate::identity::{NodeId, TrustDomain};
+    use crate::measurements::Watcher;
+    use crate::protocol::ListPosition;
+    use crate::shutdown::CancellationToken;
+    use crate::tpm::{Bank, PcrSelection, PcrValues, ResetCounts, Tpm, TpmAddress};
+    use crate::verify::{Lease, LeaseClaims, TrustVector};
+
+    const COUNTS: ResetCounts = ResetCounts { reset: 1, restart: 0 };
+
+    /// A keeper that never reads: its TPM is nowhere.
+    fn keeper() -> Keeper {
+        let domain = TrustDomain::new("example.org").unwrap();
+        let address = TpmAddress::parse("swtpm:host=127.0.0.1,port=1").unwrap();
+        let (tpm, _) = Tpm::spawn(address, Duration::from_secs(1), &domain).unwrap();
+        let selection = "sha256:10".parse().unwrap();
+        let (watcher, _) = Watcher::new(tpm, selection, Duration::from_secs(1), CancellationToken::new());
+        let none = PathBuf::new;
+        let logs = AgentLogs { boot: none(), userspace: none(), ima: none() };
+        Keeper::new(domain, watcher, Arc::new(Sources::open(&logs).unwrap()))
+    }
+
+    fn values(pcr_10: u8) -> PcrValues {
+        let selection = PcrSelection::new(Bank::Sha256, [10]).unwrap();
+        PcrValues::new(selection, [(10, vec![pcr_10; 32])].into()).unwrap()
+    }
+
+    fn reading(started_at: BootInstant, finished_at: BootInstant, pcr_10: u8) -> Arc<PcrReading> {
+        let values = values(pcr_10);
+        Arc::new(PcrReading { started_at, finished_at, values, update_counter: 0, counts: COUNTS })
+    }
+
+    fn lease(requested_at: BootInstant, pcr_10: u8) -> Lease {
+        Lease::for_test(LeaseClaims {
+            node: NodeId::from_bytes([1; 32]),
+            ak_name: Vec::new(),
+            node_key_name: Vec::new(),
+            boot_id: BootId::from_bytes([2; 16]),
+            counts: COUNTS,
+            profile: "test".to_owned(),
+            reference_version: 1,
+            sequence: 1,
+            requested_at,
+            term: Duration::from_secs(60),
+            pcrs: values(pcr_10),
+            vector: TrustVector::default(),
+            issued_at: WallTime(0),
+            epoch: [0; 16],
+            rules: Some([3; 32]),
+        })
+    }
+
+    /// While evidence is gathered, the watcher reads between the agent's reading and its quote: what it found is
+    /// older than the lease, and may be judged only after that opened the gate.
+    #[tokio::test]
+    async fn a_reading_from_before_the_quote_of_the_lease_is_no_drift() {
+        let keeper = keeper();
+        let start = BootInstant::now();
+        let at = |ms| start.after(Duration::from_millis(ms));
+        // Read from 0 ms on, with the value that was quoted 20 ms later.
+        let gathered = reading(at(0), at(20), 7);
+        let position = Some(ListPosition { entries: 9, offset: 900, padded: false });
+        keeper.open(lease(at(0), 7), &gathered, position, 0).await.unwrap();
+        let between = reading(at(10), at(11), 6);
+        let refused = keeper.judged(&between, at(10)).await.unwrap_err();
+        assert_eq!((refused.standing, refused.refusal.code), (Standing::Stale, codes::GATE_READING_OLD));
+        assert!(keeper.sequence().is_some(), "the gate closed on what was before its lease");
+        // The same value later is one that no list leads to.
+        let later = reading(at(21), at(22), 6);
+        let refused = keeper.judged(&later, at(21)).await.unwrap_err();
+        assert_eq!(refused.refusal.code, codes::GATE_DRIFT);
+        assert!(keeper.sequence().is_none());
     }
 }

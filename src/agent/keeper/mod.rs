@@ -42,6 +42,8 @@ struct Holdings {
     /// The reading of the latest start that was to be judged. Whoever has an older one is judged by this:
     /// PCR 10 may have been followed beyond the older, which would look as if it had gone back.
     newest: Option<Arc<PcrReading>>,
+    /// When the values of the present lease had been read: a reading that began before may be older.
+    leased_at: BootInstant,
     /// Allowed entries of IMA's list since the lease was granted.
     new_entries: u64,
     /// What the control plane last said of the node's logs.
@@ -132,6 +134,7 @@ impl Keeper {
             refused: BTreeMap::new(),
             last_reading: None,
             newest: None,
+            leased_at: BootInstant::from_nanos(0),
             new_entries: 0,
             said: Said::default(),
             tpm_trouble: None,
@@ -184,6 +187,7 @@ impl Keeper {
             let (opened, ended) = holdings.step(|gate, now| gate.open(lease, reading, now));
             if opened.is_ok() {
                 holdings.new_entries = 0;
+                holdings.leased_at = reading.finished_at;
                 if let Some(lease) = holdings.gate.lease() {
                     place.begin(lease, position);
                 }
@@ -360,18 +364,25 @@ impl Keeper {
         if let Some(reason) = self.holdings().gate.reason() {
             return Err(denied(reason));
         }
-        let reading = match self.watcher.fresh().await {
-            Ok(reading) => reading,
-            Err(TpmError::Reset) => {
-                let reason = tpm_reset();
-                self.close(reason.clone());
-                return Err(denied(&reason));
+        let mut again = true;
+        loop {
+            let reading = match self.watcher.fresh().await {
+                Ok(reading) => reading,
+                Err(TpmError::Reset) => {
+                    let reason = tpm_reset();
+                    self.close(reason.clone());
+                    return Err(denied(&reason));
+                }
+                Err(error) if error.is_unavailable() => return Err(Denied::Unavailable(error.into())),
+                // The TPM refused to be read, or is another one: nothing can be vouched for.
+                Err(error) => return Err(Denied::Ended(error.into())),
+            };
+            match self.judged(&reading, arrived).await {
+                // A lease came between the reading and its judgement.
+                Err(reason) if reason.refusal.code == codes::GATE_READING_OLD && again => again = false,
+                judged => return judged.map_err(|reason| denied(&reason)),
             }
-            Err(error) if error.is_unavailable() => return Err(Denied::Unavailable(error.into())),
-            // The TPM refused to be read, or is another one: nothing can be vouched for.
-            Err(error) => return Err(Denied::Ended(error.into())),
-        };
-        self.judged(&reading, arrived).await.map_err(|reason| denied(&reason))
+        }
     }
 
     /// The ids of the workloads whose selectors all match the peer.

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use leasehold::clock::WallTime;
 use leasehold::codes;
+use leasehold::control_plane::reference::learn;
 use leasehold::measurements::LogHash;
+use leasehold::measurements::boot::BootLog;
 use leasehold::tpm::{Bank, PcrValues};
 use leasehold::verify::appraisal::{Appraisal, Finding, ImaLog, LayerStanding, Logs, Measured, measured};
 use leasehold::verify::profile::{Layer, Profile};
@@ -41,6 +43,11 @@ impl Machine {
         Logs { boot: Some(&self.boot), userspace: None, ima: Some(ImaLog { from: None, rest: &self.ima }) }
     }
 
+    /// The state that the machine teaches; its list is left out.
+    pub fn learnt(&self) -> BootState {
+        learnt(&self.profile, &self.pcrs, &self.boot)
+    }
+
     fn measured(&self, references: Option<&ReferenceSet>) -> Measured {
         measured(&self.pcrs, &self.profile, &self.logs(), references).unwrap_or_else(|refusal| panic!("{refusal}"))
     }
@@ -55,6 +62,13 @@ impl Machine {
         }
         appraisal
     }
+}
+
+/// What `reference learn` makes of a boot log.
+pub fn learnt(profile: &Profile, pcrs: &PcrValues, boot: &[u8]) -> BootState {
+    let boot = BootLog::parse(boot).unwrap();
+    let logs = learn::Logs { pcrs, boot: Some(&boot), userspace: None, ima: &[] };
+    BootState { name: "learnt".to_owned(), ..learn::learn(profile, &logs).unwrap().state }
 }
 
 /// `sha256 size role name` lines, by role.
@@ -77,7 +91,7 @@ pub fn rules(folder: &str) -> RuntimeRules {
 
 /// A state of the machine's own PCR 11 in which kernel and initrd are those of the artefacts.
 pub fn state(machine: &Machine, folder: &str) -> BootState {
-    let mut events = machine.measured(None).learnt(&machine.profile, "").events;
+    let mut events = machine.learnt().events;
     events.retain(|pcr, _| *pcr == 11);
     let artefacts = artefacts(folder);
     let name = |section: &str| LogHash::Sha256.digest(&[section.as_bytes(), &[0]]);
@@ -145,7 +159,7 @@ fn a_bypassed_kernel_is_contraindicated_for_the_runtime_layer_alone() {
         return;
     }
     let machine = Machine::new(BYPASS, "qemu-ovmf");
-    let state = machine.measured(None).learnt(&machine.profile, "learnt");
+    let state = machine.learnt();
     let appraisal = machine.appraise(&set("qemu-ovmf", state, Some(RuntimeRules::default())));
     assert_eq!(standing(&appraisal, Layer::Runtime), LayerStanding::Contraindicated);
     assert!(appraisal.layer(Layer::Runtime).unwrap().why.contains("TPM-bypass"));

@@ -298,4 +298,34 @@ impl Appraisal {
     pub fn contraindication(&self) -> Option<&Finding> {
         self.findings.iter().find(|finding| finding.standing == LayerStanding::Contraindicated)
     }
+
+    /// Whether it is enough for a lease. Not where a layer is contraindicated, nor where it isn't proven what was
+    /// booted: what a kernel says of the files it runs is worth what is known of the kernel. Only on a platform
+    /// that can't prove its boot at all, as its profile says, another layer is enough.
+    ///
+    /// # Errors
+    /// The worst finding's refusal; [`codes::VERIFY_NO_REFERENCE`] where too little is proven.
+    pub fn suffices(&self, profile: &Profile) -> Result<(), Refusal> {
+        if let Some(worst) = self.contraindication() {
+            return Err(worst.refusal.clone());
+        }
+        // Not to be expected: every contraindicated layer has its finding.
+        if let Some(bad) = self.layers.iter().find(|layer| layer.standing == LayerStanding::Contraindicated) {
+            return Err(Refusal::new(codes::GATE_CONTRAINDICATED, bad.why.clone()).at(format!("layer {}", bad.layer)));
+        }
+        let can_prove_boot = !profile.not_proven.contains_key(&Layer::Boot);
+        // Warned is no refusal: enforcing is what refuses.
+        let proven = |layer: &&LayerResult| matches!(layer.standing, LayerStanding::Affirmed | LayerStanding::Warned);
+        let counts = |layer: &&LayerResult| !can_prove_boot || layer.layer == Layer::Boot.as_str();
+        if self.layers.iter().filter(counts).any(|layer| proven(&layer)) {
+            return Ok(());
+        }
+        let why = self.layers.iter().filter(counts).map(|layer| format!("{}: {}", layer.layer, layer.why));
+        let refusal =
+            Refusal::new(codes::VERIFY_NO_REFERENCE, format!("not proven: {}", why.collect::<Vec<_>>().join("; ")));
+        Err(refusal.expected(match can_prove_boot {
+            true => "reference values for what is booted (layer boot)",
+            false => "at least one layer with reference values that are met",
+        }))
+    }
 }

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::appraisal::{Appraisal, LayerResult, LayerStanding, Logs, Measured, measured_by};
+use super::appraisal::{Appraisal, Logs, Measured, measured_by};
 use super::endorsement::Grade;
 use super::fresh::{Fresh, Note};
 use super::lease::LeaseClaims;
-use super::profile::{Layer, Profile};
+use super::profile::Profile;
 use super::references::{Document, LearntSet, ReferenceSet};
 use super::runtime::{Checkpoint, CompiledRules};
 use super::trust::TrustVector;
@@ -159,40 +159,11 @@ impl Replayed {
         let checkpoint = measured.ima().cloned();
         let rules = (set.runtime.is_some() && checkpoint.is_some()).then_some(document.digest);
         let reference = Some((set.name.clone(), set.version));
-        let verdict = verdict_of(&appraisal, profile);
+        let verdict = appraisal.suffices(profile).map_or_else(Verdict::Contraindicated, |()| Verdict::Affirming);
         let vector = appraisal.vector.identified();
         let appraised = Appraised::new(self.fresh, verdict, Vec::new(), vector, reference);
         Appraised { appraisal: Some(appraisal), checkpoint, rules, ..appraised }
     }
-}
-
-/// No lease where a layer is contraindicated, nor where it isn't proven what was booted: what a kernel says
-/// of the files it runs is worth what is known of the kernel. Only on a platform that can't prove its boot
-/// at all, as its profile says, another layer is enough.
-fn verdict_of(appraisal: &Appraisal, profile: &Profile) -> Verdict {
-    if let Some(worst) = appraisal.contraindication() {
-        return Verdict::Contraindicated(worst.refusal.clone());
-    }
-    // Not to be expected: every contraindicated layer has its finding.
-    if let Some(bad) = appraisal.layers.iter().find(|layer| layer.standing == LayerStanding::Contraindicated) {
-        return Verdict::Contraindicated(
-            Refusal::new(codes::GATE_CONTRAINDICATED, bad.why.clone()).at(format!("layer {}", bad.layer)),
-        );
-    }
-    let can_prove_boot = !profile.not_proven.contains_key(&Layer::Boot);
-    // Warned is no refusal: enforcing is what refuses.
-    let proven = |layer: &&LayerResult| matches!(layer.standing, LayerStanding::Affirmed | LayerStanding::Warned);
-    let counts = |layer: &&LayerResult| !can_prove_boot || layer.layer == Layer::Boot.as_str();
-    if appraisal.layers.iter().filter(counts).any(|layer| proven(&layer)) {
-        return Verdict::Affirming;
-    }
-    let why = appraisal.layers.iter().filter(counts).map(|layer| format!("{}: {}", layer.layer, layer.why));
-    let refusal =
-        Refusal::new(codes::VERIFY_NO_REFERENCE, format!("not proven: {}", why.collect::<Vec<_>>().join("; ")));
-    Verdict::Contraindicated(refusal.expected(match can_prove_boot {
-        true => "reference values for what is booted (layer boot)",
-        false => "at least one layer with reference values that are met",
-    }))
 }
 
 impl Appraised {

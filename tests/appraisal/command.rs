@@ -109,7 +109,19 @@ fn boot_is_affirmed_by_the_artefacts_and_the_two_violations_are_named() {
     // An operator's floor for the firmware of the software TPM (IBM's id, as swtpm's certificates have it).
     let floor = [&["--tpm-firmware", "id:00001014=0xffff000000000000"], &endorsement[..]];
     let (code, old) = appraise(&folder, "uefi-uki", &floor.concat());
-    assert_eq!((code, check(&old, "TPM firmware")), (3, "failed".to_owned()));
+    assert_eq!((code, check(&old, "TPM firmware")), (4, "failed".to_owned()));
+    // Nothing speaks against the machine, but nobody said what may boot: the control plane would grant no lease.
+    let (code, unsaid) = appraise(&folder, "uefi-uki", &[]);
+    assert_eq!((code, unsaid["verdict"].as_str(), check(&unsaid, "lease")), (3, Some("warned"), "failed".to_owned()));
+    let only_runtime = directory.path().join("runtime.toml");
+    let all = std::fs::read_to_string(&set).unwrap();
+    let (before, rest) = all.split_once("[[state]]").unwrap();
+    let runtime = &rest[rest.find("[runtime]").unwrap()..];
+    let warned = runtime.replace("mode = \"enforce\"", "mode = \"warn\"");
+    std::fs::write(&only_runtime, format!("{before}{warned}")).unwrap();
+    let set = only_runtime.display().to_string();
+    let (code, files) = appraise(&folder, "uefi-uki", &["--references", &set]);
+    assert_eq!((code, layer(&files, "runtime"), check(&files, "lease")), (3, "warned".to_owned(), "failed".to_owned()));
 }
 
 #[test]

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 
 use leasehold::clock::WallTime;
 use leasehold::codes;
+use leasehold::control_plane::reference::learn;
 use leasehold::measurements::LogHash;
+use leasehold::measurements::boot::BootLog;
 use leasehold::tpm::{Bank, PcrValues};
 use leasehold::verify::appraisal::{Appraisal, Finding, ImaLog, LayerStanding, Logs, Measured, measured};
 use leasehold::verify::profile::{Layer, Profile};
 use leasehold::verify::references::{BootState, EventReference, ReferenceSet, SecureBootReference};
-use leasehold::verify::runtime::{HexBytes, RuntimeRules};
+use leasehold::verify::runtime::{HexBytes, Mode, RuntimeRules};
 
 use crate::samples::{pcrs_of_yaml, read, testdata};
 
@@ -41,6 +43,11 @@ impl Machine {
         Logs { boot: Some(&self.boot), userspace: None, ima: Some(ImaLog { from: None, rest: &self.ima }) }
     }
 
+    /// The state that the machine teaches; its list is left out.
+    pub fn learnt(&self) -> BootState {
+        learnt(&self.profile, &self.pcrs, &self.boot)
+    }
+
     fn measured(&self, references: Option<&ReferenceSet>) -> Measured {
         measured(&self.pcrs, &self.profile, &self.logs(), references).unwrap_or_else(|refusal| panic!("{refusal}"))
     }
@@ -55,6 +62,13 @@ impl Machine {
         }
         appraisal
     }
+}
+
+/// What `reference learn` makes of a boot log.
+pub fn learnt(profile: &Profile, pcrs: &PcrValues, boot: &[u8]) -> BootState {
+    let boot = BootLog::parse(boot).unwrap();
+    let logs = learn::Logs { pcrs, boot: Some(&boot), userspace: None, ima: &[] };
+    BootState { name: "learnt".to_owned(), ..learn::learn(profile, &logs).unwrap().state }
 }
 
 /// `sha256 size role name` lines, by role.
@@ -77,7 +91,7 @@ pub fn rules(folder: &str) -> RuntimeRules {
 
 /// A state of the machine's own PCR 11 in which kernel and initrd are those of the artefacts.
 pub fn state(machine: &Machine, folder: &str) -> BootState {
-    let mut events = machine.measured(None).learnt(&machine.profile, "").events;
+    let mut events = machine.learnt().events;
     events.retain(|pcr, _| *pcr == 11);
     let artefacts = artefacts(folder);
     let name = |section: &str| LogHash::Sha256.digest(&[section.as_bytes(), &[0]]);
@@ -145,7 +159,7 @@ fn a_bypassed_kernel_is_contraindicated_for_the_runtime_layer_alone() {
         return;
     }
     let machine = Machine::new(BYPASS, "qemu-ovmf");
-    let state = machine.measured(None).learnt(&machine.profile, "learnt");
+    let state = machine.learnt();
     let appraisal = machine.appraise(&set("qemu-ovmf", state, Some(RuntimeRules::default())));
     assert_eq!(standing(&appraisal, Layer::Runtime), LayerStanding::Contraindicated);
     assert!(appraisal.layer(Layer::Runtime).unwrap().why.contains("TPM-bypass"));
@@ -177,7 +191,7 @@ fn each_difference_is_named_with_its_event_and_the_nearest_accepted() {
     assert_eq!(finding.refusal.code, codes::VERIFY_EVENT_UNEXPECTED);
     assert!(finding.refusal.at.starts_with("boot log, event 26, PCR 11, EV_IPL"), "{}", finding.refusal);
     assert!(finding.refusal.expected.contains("UKI section .linux (state `as built`)"), "{}", finding.refusal);
-    assert!(finding.accept.contains("reference plan-update"));
+    assert!(finding.accept.contains("reference plan-update --from machines"), "{}", finding.accept);
     assert_eq!((appraisal.vector.executables, appraisal.state), (96, None));
     // An event less, and an event more, than the state has.
     let appraisal = differing(|set| drop(set.states[0].events.get_mut(&11).unwrap().remove(2)));
@@ -254,4 +268,68 @@ fn logs_that_prove_nothing_are_refused_before_any_verdict() {
     let refusal = measured(&pcrs, &machine.profile, &logs, None).unwrap_err();
     assert_eq!(refusal.code, codes::VERIFY_BOOT_AGGREGATE, "{refusal}");
     assert!(refusal.at.starts_with("IMA entry 0,"));
+}
+
+/// What vouched for an image can't be moved to systemd's log, where a record may call itself anything.
+#[test]
+fn an_authority_is_not_hidden_among_the_records_of_userspace() {
+    if testdata().is_none() {
+        return;
+    }
+    let (machine, mut set) = secure_boot_machine();
+    set.runtime = None;
+    let extended = |data: &[u8]| {
+        let mut values: BTreeMap<u8, Vec<u8>> = machine.pcrs.iter().map(|(pcr, value)| (pcr, value.to_vec())).collect();
+        // The kernel is the attacker's, and measures nothing.
+        values.insert(10, vec![0; 32]);
+        let digest = LogHash::Sha256.digest(&[data]);
+        values.insert(7, LogHash::Sha256.extend(&values[&7], &digest));
+        (PcrValues::new(machine.pcrs.selection(), values).unwrap(), hex::encode(digest))
+    };
+    let measured_with = |data: &[u8]| {
+        let (pcrs, digest) = extended(data);
+        let record = format!(
+            "\x1e{{\"pcr\":7,\"digests\":[{{\"hashAlg\":\"sha256\",\"digest\":\"{digest}\"}}],\
+             \"content_type\":\"systemd\",\"content\":{{\"string\":\"os-separator\",\"eventType\":\"os-separator\"}}}}\n"
+        );
+        let logs = Logs { boot: Some(&machine.boot), userspace: Some(record.as_bytes()), ima: None };
+        measured(&pcrs, &machine.profile, &logs, Some(&set))
+    };
+    let good = measured_with(b"os-separator").unwrap().appraise(&machine.profile, Some(&set), NOW);
+    assert_eq!(standing(&good, Layer::Boot), LayerStanding::Affirmed);
+    let refusal = measured_with(b"MokList and a key of the attacker's").map(drop).unwrap_err();
+    assert_eq!(refusal.code, codes::VERIFY_EVENT_DATA, "{refusal}");
+    assert!(refusal.at.starts_with("userspace log, record 0, PCR 7"), "{refusal}");
+}
+
+/// Any file whose path the kernel can't tell goes by its bare name (`ima_d_path`), and its digest is of the algorithm
+/// that its `security.ima` names: one that the boot log has no bank for isn't waved through.
+#[test]
+fn a_file_is_not_passed_off_as_the_boot_aggregate_of_a_bank_nobody_has() {
+    if testdata().is_none() {
+        return;
+    }
+    let (machine, mut set) = secure_boot_machine();
+    set.runtime = Some(RuntimeRules { mode: Mode::Warn, ..rules(SECURE_BOOT) });
+    let with = |algorithm: &str, digest: &[u8]| {
+        let field = |bytes: &[u8]| [&u32::try_from(bytes.len()).unwrap().to_le_bytes(), bytes].concat();
+        let name = field(&[algorithm.as_bytes(), b":\0", digest].concat());
+        let data = [name, field(b"boot_aggregate\0"), field(&[])].concat();
+        let printed = LogHash::Sha1.digest(&[&data]);
+        let entry = [&10_u32.to_le_bytes(), &printed[..], &field(b"ima-sig"), &field(&data)].concat();
+        let list = [&machine.ima[..], &entry].concat();
+        let mut values: BTreeMap<u8, Vec<u8>> = machine.pcrs.iter().map(|(pcr, value)| (pcr, value.to_vec())).collect();
+        values.insert(10, LogHash::Sha256.extend(&values[&10], &LogHash::Sha256.digest(&[&data])));
+        let pcrs = PcrValues::new(machine.pcrs.selection(), values).unwrap();
+        let logs = Logs { ima: Some(ImaLog { from: None, rest: &list }), ..machine.logs() };
+        measured(&pcrs, &machine.profile, &logs, Some(&set)).map(drop)
+    };
+    for (algorithm, size) in [("sha256", 32), ("sha512", 64), ("md5", 16)] {
+        let refusal = with(algorithm, &vec![0x66; size]).unwrap_err();
+        assert_eq!(refusal.code, codes::VERIFY_BOOT_AGGREGATE, "{algorithm}: {refusal}");
+    }
+    // After a kexec that changed none of these PCRs the kernel says the same again.
+    let first = machine.measured(Some(&set)).ima().unwrap().boot_aggregates[0].digest.clone();
+    let (algorithm, digest) = first.split_once(':').unwrap();
+    assert_eq!(with(algorithm, &hex::decode(digest).unwrap()), Ok(()));
 }

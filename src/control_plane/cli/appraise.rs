@@ -236,7 +236,7 @@ impl Verdict {
         };
         self.held("logs", format!("they replay to the quoted PCRs under the profile `{}`", files.profile.name));
         let appraisal = measured.appraise(&files.profile, files.references.as_ref(), WallTime::now());
-        Ok(self.conclude(appraisal, firmware))
+        Ok(self.conclude(appraisal, &files.profile, firmware))
     }
 
     /// Who made the quote, and over what. The PCR values are apart: their refusal is a verdict on the node.
@@ -318,15 +318,21 @@ impl Verdict {
         })
     }
 
-    /// Contraindicated if anything is; affirmed if a layer is and nothing warns; else a warning.
-    fn conclude(&mut self, appraisal: Appraisal, firmware: bool) -> u8 {
+    /// What the control plane would say: contraindicated if anything is, or the TPM's firmware is below a floor;
+    /// affirmed if it would grant a lease and nothing warns; else a warning, with why there is no lease.
+    fn conclude(&mut self, appraisal: Appraisal, profile: &Profile, firmware: bool) -> u8 {
         let worst = appraisal.layers.iter().map(|layer| layer.standing).max();
-        let affirmed = appraisal.layers.iter().any(|layer| layer.standing == LayerStanding::Affirmed);
+        let lease = appraisal.suffices(profile);
         let (verdict, code) = match worst {
             Some(LayerStanding::Contraindicated) => ("contraindicated", CONTRAINDICATED),
-            _ if !firmware || worst == Some(LayerStanding::Warned) || !affirmed => ("warned", WARNING),
+            _ if !firmware => ("contraindicated", CONTRAINDICATED),
+            Some(LayerStanding::Warned) => ("warned", WARNING),
+            _ if lease.is_err() => ("warned", WARNING),
             _ => ("affirmed", DONE),
         };
+        if let (Err(refusal), WARNING) = (&lease, code) {
+            self.failed("lease", refusal);
+        }
         self.verdict = verdict;
         self.state = appraisal.state;
         self.trust_vector = appraisal.vector.claims();

@@ -3,16 +3,17 @@
 //! Only what leads to the quoted PCRs is learnt: an event that was written into a log afterwards
 //! would otherwise be approved with the rest.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use super::stub;
 use crate::codes::{self, Refusal};
+use crate::measurements::LogHash;
 use crate::measurements::boot::{BootEvent, BootLog};
 use crate::measurements::ima::{BOOT_AGGREGATE, Entries, escaped};
-use crate::measurements::uefi::{SignatureList, VariableData, summary};
+use crate::measurements::uefi::summary;
 use crate::measurements::userspace::{Target, UserspaceLog};
-use crate::measurements::{EventType, LogHash};
 use crate::tpm::PcrValues;
+use crate::verify::appraisal::SecureBoot;
 use crate::verify::profile::{Judged, PcrProfile, Profile, Source};
 use crate::verify::references::{BootState, EventReference, SecureBootReference};
 use crate::verify::runtime::{Checkpoint, Judge, RuntimeRules};
@@ -47,7 +48,8 @@ pub struct Learnt {
 /// Learns from a node's logs what the profile judges by reference.
 ///
 /// # Errors
-/// [`codes::VERIFY_LOG_REPLAY`] for a PCR that the logs don't lead to; those of IMA's list.
+/// [`codes::VERIFY_LOG_REPLAY`] for a PCR that the logs don't lead to; those of IMA's list and of
+/// [`SecureBoot::read`].
 pub fn learn(profile: &Profile, logs: &Logs<'_>) -> Result<Learnt, Refusal> {
     let hash = LogHash::from(logs.pcrs.selection().bank());
     let mut learnt = Learnt::default();
@@ -73,15 +75,24 @@ pub fn learn(profile: &Profile, logs: &Logs<'_>) -> Result<Learnt, Refusal> {
                 }
             }
             (Source::Logs, Judged::SecureBoot) => {
-                proven(*pcr, rules, logs, hash, quoted)?;
-                learnt.state.secure_boot = secure_boot(logs, *pcr, hash);
+                let events = proven(*pcr, rules, logs, hash, quoted)?;
+                match secure_boot(logs, *pcr, hash)? {
+                    Keys::On(reference) => learnt.state.secure_boot = Some(reference),
+                    Keys::Off => learnt
+                        .notes
+                        .push(format!("PCR {pcr}: Secure Boot is off, so whoever started what is not proven")),
+                    Keys::Unread => {
+                        learnt.state.events.insert(*pcr, events);
+                        learnt.notes.push(format!(
+                            "PCR {pcr}: an old shim's log doesn't tell who vouched for what was started, so the \
+                             events are learnt one by one, and an update of db or dbx needs a new state"
+                        ));
+                    }
+                }
             }
             (Source::Ima, _) if !logs.ima.is_empty() => learnt.runtime(proven_list(*pcr, logs, quoted)?)?,
             _ => {}
         }
-    }
-    if profile.pcrs.values().any(|rules| rules.judged == Judged::SecureBoot) && learnt.state.secure_boot.is_none() {
-        learnt.notes.push("PCR 7: Secure Boot is off, so whoever started what is not proven".to_owned());
     }
     Ok(learnt)
 }
@@ -169,36 +180,33 @@ fn reference(event: &BootEvent, digest: &[u8]) -> EventReference {
     EventReference { kind: event.kind.to_string(), digest: digest.to_vec(), what: words(&summary(event)) }
 }
 
-/// What Secure Boot was, if it was on: the keys' variables and whom they let vouch. Only data that
-/// its digest vouches for is read.
-fn secure_boot(logs: &Logs<'_>, pcr: u8, hash: LogHash) -> Option<SecureBootReference> {
+/// What Secure Boot was.
+enum Keys {
+    /// Off.
+    Off,
+    /// On, under these keys, and these vouched for what was started.
+    On(SecureBootReference),
+    /// On, but who vouched can't be read: an old shim's log has other data than was measured.
+    Unread,
+}
+
+/// Reads PCR 7 as the verifier does: what it couldn't read again isn't learnt.
+///
+/// # Errors
+/// Those of [`SecureBoot::read`].
+fn secure_boot(logs: &Logs<'_>, pcr: u8, hash: LogHash) -> Result<Keys, Refusal> {
     let events = logs.boot.map(|log| log.events.as_slice()).unwrap_or_default();
-    let vouched = |event: &BootEvent| -> Option<(EventType, String, Vec<u8>)> {
-        let bytes = event.vouched(hash).bytes(&event.data)?.to_vec();
-        // An old shim's digest covers all but the last byte, which isn't the variable's.
-        let (variable, _) = VariableData::prefix(&bytes)?;
-        Some((event.kind, variable.name, variable.data.to_vec()))
-    };
-    let variables: Vec<_> = events.iter().filter(|event| event.pcr == pcr).filter_map(vouched).collect();
-    let config = |wanted: &str| {
-        let found =
-            variables.iter().find(|(kind, name, _)| *kind == EventType::EFI_VARIABLE_DRIVER_CONFIG && name == wanted);
-        found.map(|(_, _, data)| data)
-    };
-    if config("SecureBoot").map(Vec::as_slice) != Some(&[1]) {
-        return None;
+    let events: Vec<&BootEvent> = events.iter().filter(|event| event.pcr == pcr && event.extends()).collect();
+    let found = SecureBoot::read(&events, hash)?;
+    if !found.enabled {
+        return Ok(Keys::Off);
     }
-    let sha256 = |data: &[u8]| LogHash::Sha256.digest(&[data]);
-    let authorities: std::collections::BTreeSet<Vec<u8>> = variables
-        .iter()
-        .filter(|(kind, _, data)| *kind == EventType::EFI_VARIABLE_AUTHORITY && SignatureList::entry(data).is_some())
-        .map(|(_, _, data)| sha256(data))
-        .collect();
-    let pinned = VARIABLES.iter().filter_map(|name| Some(((*name).to_owned(), vec![sha256(config(name)?)])));
-    Some(SecureBootReference {
-        authorities: authorities.into_iter().collect(),
-        variables: pinned.collect::<BTreeMap<_, _>>(),
-    })
+    let vouching = found.authorities.iter().filter(|authority| authority.vouches());
+    let read: Option<BTreeSet<Vec<u8>>> = vouching.map(|one| Some(one.read.as_ref()?.digest.to_vec())).collect();
+    let Some(authorities) = read else { return Ok(Keys::Unread) };
+    let pinned =
+        VARIABLES.iter().filter_map(|name| Some(((*name).to_owned(), vec![found.variables.get(*name)?.to_vec()])));
+    Ok(Keys::On(SecureBootReference { authorities: authorities.into_iter().collect(), variables: pinned.collect() }))
 }
 
 impl Learnt {

@@ -6,7 +6,7 @@ use crate::measurements::boot::BootEvent;
 use crate::measurements::uefi::{Separator, Vouched, printable, summary};
 use crate::measurements::userspace::UserspaceRecord;
 use crate::measurements::{EventType, LogHash};
-use crate::verify::profile::{PcrProfile, Profile};
+use crate::verify::profile::{Judged, PcrProfile, Profile};
 
 /// What a separator may measure. Firmware writes the first before it hands over, some the second (PC Client
 /// Platform Firmware Profile 1.06, 3.3.2); the others signal an error, or end something else.
@@ -56,11 +56,8 @@ pub(super) fn check(replay: &Replay<'_>, profile: &Profile, bank: LogHash) -> Re
     }
     for (pcr, records) in &replay.userspace {
         let Some(rules) = profile.pcrs.get(pcr) else { continue };
-        if let Some(record) = records.iter().find(|record| !rules.userspace.contains(&record.kind)) {
-            let kinds: Vec<&str> = rules.userspace.iter().map(String::as_str).collect();
-            return Err(Refusal::new(codes::VERIFY_EVENT_TYPE, format!("`{}`", record.kind.escape_debug()))
-                .at(record_place(record, *pcr))
-                .expected(if kinds.is_empty() { "no record".to_owned() } else { kinds.join(", ") }));
+        for record in records {
+            allowed_record(record, *pcr, rules, bank)?;
         }
     }
     Ok(())
@@ -116,6 +113,27 @@ fn allowed(event: &BootEvent, rules: &PcrProfile) -> Result<(), Refusal> {
     } else {
         kinds.join(", ")
     }))
+}
+
+/// A record of this kind may stand in this PCR. Its kind is only what the log says: whoever moves an event of
+/// the firmware's over to systemd's log must find it judged there, too.
+fn allowed_record(record: &UserspaceRecord, pcr: u8, rules: &PcrProfile, bank: LogHash) -> Result<(), Refusal> {
+    if !rules.userspace.contains(&record.kind) {
+        let kinds: Vec<&str> = rules.userspace.iter().map(String::as_str).collect();
+        return Err(Refusal::new(codes::VERIFY_EVENT_TYPE, format!("`{}`", record.kind.escape_debug()))
+            .at(record_place(record, pcr))
+            .expected(if kinds.is_empty() { "no record".to_owned() } else { kinds.join(", ") }));
+    }
+    let digest = record.digest(bank).unwrap_or_default();
+    let separator = bank.digest(&[OS_SEPARATOR.as_bytes()]);
+    // What vouched for an image is read from the firmware's log alone.
+    let only_separators = record.kind == OS_SEPARATOR || rules.judged == Judged::SecureBoot;
+    if only_separators && digest != separator {
+        return Err(Refusal::new(codes::VERIFY_EVENT_DATA, format!("the digest {}", hex::encode(digest)))
+            .at(record_place(record, pcr))
+            .expected(format!("{}, that of `{OS_SEPARATOR}`", hex::encode(separator))));
+    }
+    Ok(())
 }
 
 /// The types whose digest is always that of their data: 1,107 of 1,107 in 51 public logs. Where it

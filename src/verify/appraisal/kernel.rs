@@ -80,20 +80,33 @@ pub(super) fn check_boot(
             .at("IMA entry 0, PCR 10")
             .expected("boot_aggregate"));
     }
+    let mut note = None;
+    let first = at.boot_aggregates.first().map(|first| first.digest.as_str());
     for (number, found) in at.boot_aggregates.iter().enumerate() {
-        let Some((hash, digest)) = read(found) else {
-            return Err(refuse(found, "sha256:… or sha1:…".to_owned()));
+        let read = read(found);
+        let candidates = match &read {
+            Some((hash, _)) => expected(*hash, number > 0, replay, boot, pcrs),
+            None => Vec::new(),
         };
-        let candidates = expected(hash, number > 0, replay, boot, pcrs);
-        if candidates.is_empty() {
-            return Ok(Some(format!("boot_aggregate ({hash}) can't be recomputed: its PCRs aren't known")));
-        }
-        if !candidates.contains(&digest) {
-            let wanted = candidates.first().map(hex::encode).unwrap_or_default();
-            return Err(refuse(found, format!("{hash}:{wanted}")));
+        match (read, candidates.first()) {
+            (Some((_, digest)), Some(_)) if candidates.contains(&digest) => {}
+            (Some((hash, _)), Some(wanted)) => return Err(refuse(found, format!("{hash}:{}", hex::encode(wanted)))),
+            // The kernel writes entry 0 before any process runs. Any later one may be a file of that name, so it
+            // counts only as what the kernel said before.
+            (Some((hash, _)), None) if number == 0 => {
+                note = Some(format!("boot_aggregate ({hash}) can't be recomputed: its PCRs aren't known"));
+            }
+            (Some(_), None) if first == Some(found.digest.as_str()) => {}
+            (Some((hash, _)), None) => {
+                return Err(refuse(
+                    found,
+                    format!("entry 0's, for PCRs of {hash} that the boot log or the quote tells"),
+                ));
+            }
+            (None, _) => return Err(refuse(found, "sha256:… or sha1:…".to_owned())),
         }
     }
-    Ok(None)
+    Ok(note)
 }
 
 fn refuse(found: &Finding, expected: String) -> Refusal {

@@ -19,8 +19,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::profile::{Judged, Layer, Profile, Source};
-use super::references::{BootState, EventReference, ReferenceSet};
+use super::profile::{Judged, Layer, Profile};
+use super::references::ReferenceSet;
 use super::runtime::{Checkpoint, CompiledRules, RuntimeRules};
 use super::trust::TrustVector;
 use crate::clock::WallTime;
@@ -181,7 +181,7 @@ pub fn measured_by(
     let mut secure_boot = None;
     for (pcr, rules) in &profile.pcrs {
         if let (Judged::SecureBoot, Some(events)) = (rules.judged, replay.boot.get(pcr)) {
-            secure_boot = Some(secure_boot::read(events, hash)?);
+            secure_boot = Some(SecureBoot::read(events, hash)?);
         }
     }
     let kernel = match profile.ima_pcr() {
@@ -267,24 +267,6 @@ impl Measured {
         &self.events
     }
 
-    /// The state that a node in a good state teaches: the events of each PCR that `profile` judges by references, the
-    /// values of those without a log. Secure Boot is learnt by its authorities, PK and KEK, so that an update
-    /// of db or dbx is none of the state's business; by PCR 7's events where it is off, or an authority can't
-    /// be read.
-    pub fn learnt(&self, profile: &Profile, name: &str) -> BootState {
-        let mut state = BootState { name: name.to_owned(), ..BootState::default() };
-        let authorities = self.secure_boot.as_ref().filter(|found| found.enabled).and_then(SecureBoot::learnt);
-        for (pcr, rules) in &profile.pcrs {
-            match (rules.judged, rules.source) {
-                (Judged::Types, _) | (_, Source::Ima) => {}
-                (Judged::SecureBoot, _) if authorities.is_some() => state.secure_boot.clone_from(&authorities),
-                (_, Source::Value) => drop(self.pcrs.get(*pcr).map(|value| state.values.insert(*pcr, value.to_vec()))),
-                (_, Source::Logs) => drop(self.events.get(pcr).map(|events| state.events.insert(*pcr, listed(events)))),
-            }
-        }
-        state
-    }
-
     /// What policy reads.
     pub fn facts(&self) -> Facts<'_> {
         let of = |log: Log| {
@@ -306,18 +288,6 @@ impl Measured {
     }
 }
 
-/// Events as a state lists them.
-fn listed(events: &[ProvenEvent]) -> Vec<EventReference> {
-    let measures = events.iter().filter(|event| !event.mark);
-    measures
-        .map(|event| EventReference {
-            kind: event.kind.clone(),
-            digest: event.digest.clone(),
-            what: event.words.clone(),
-        })
-        .collect()
-}
-
 impl Appraisal {
     /// What is said of `layer`.
     pub fn layer(&self, layer: Layer) -> Option<&LayerResult> {
@@ -327,5 +297,35 @@ impl Appraisal {
     /// The worst finding, if any layer is contraindicated: why there is no lease.
     pub fn contraindication(&self) -> Option<&Finding> {
         self.findings.iter().find(|finding| finding.standing == LayerStanding::Contraindicated)
+    }
+
+    /// Whether it is enough for a lease. Not where a layer is contraindicated, nor where it isn't proven what was
+    /// booted: what a kernel says of the files it runs is worth what is known of the kernel. Only on a platform
+    /// that can't prove its boot at all, as its profile says, another layer is enough.
+    ///
+    /// # Errors
+    /// The worst finding's refusal; [`codes::VERIFY_NO_REFERENCE`] where too little is proven.
+    pub fn suffices(&self, profile: &Profile) -> Result<(), Refusal> {
+        if let Some(worst) = self.contraindication() {
+            return Err(worst.refusal.clone());
+        }
+        // Not to be expected: every contraindicated layer has its finding.
+        if let Some(bad) = self.layers.iter().find(|layer| layer.standing == LayerStanding::Contraindicated) {
+            return Err(Refusal::new(codes::GATE_CONTRAINDICATED, bad.why.clone()).at(format!("layer {}", bad.layer)));
+        }
+        let can_prove_boot = !profile.not_proven.contains_key(&Layer::Boot);
+        // Warned is no refusal: enforcing is what refuses.
+        let proven = |layer: &&LayerResult| matches!(layer.standing, LayerStanding::Affirmed | LayerStanding::Warned);
+        let counts = |layer: &&LayerResult| !can_prove_boot || layer.layer == Layer::Boot.as_str();
+        if self.layers.iter().filter(counts).any(|layer| proven(&layer)) {
+            return Ok(());
+        }
+        let why = self.layers.iter().filter(counts).map(|layer| format!("{}: {}", layer.layer, layer.why));
+        let refusal =
+            Refusal::new(codes::VERIFY_NO_REFERENCE, format!("not proven: {}", why.collect::<Vec<_>>().join("; ")));
+        Err(refusal.expected(match can_prove_boot {
+            true => "reference values for what is booted (layer boot)",
+            false => "at least one layer with reference values that are met",
+        }))
     }
 }

@@ -11,7 +11,6 @@ use crate::codes::{self, Refusal};
 use crate::measurements::boot::BootEvent;
 use crate::measurements::uefi::{Guid, PartRule, SignatureList, VariableData, Vouched};
 use crate::measurements::{EventType, LogHash};
-use crate::verify::references::SecureBootReference;
 
 /// The variables before the separator, in the order they must have, and then those that firmware
 /// may measure besides.
@@ -59,71 +58,6 @@ impl Authority {
     }
 }
 
-/// Reads PCR 7's events, which were replayed.
-///
-/// # Errors
-/// [`codes::VERIFY_SECURE_BOOT`] for any other order, [`codes::VERIFY_EVENT_DATA`] for data that the digest
-/// doesn't vouch for.
-pub(super) fn read(events: &[&BootEvent], bank: LogHash) -> Result<SecureBoot, Refusal> {
-    let separator = events.iter().position(|event| event.kind == EventType::SEPARATOR).unwrap_or(events.len());
-    let (before, after) = events.split_at(separator);
-    let mut variables = BTreeMap::new();
-    let mut enabled = false;
-    let mut db = Vec::new();
-    let mut expected = FIXED.iter();
-    for event in before {
-        let refuse = |what: String, wanted: &str| {
-            Err(Refusal::new(codes::VERIFY_SECURE_BOOT, what).at(place(event)).expected(wanted))
-        };
-        if event.kind != EventType::EFI_VARIABLE_DRIVER_CONFIG {
-            return refuse("it stands before the separator".to_owned(), "variables only");
-        }
-        if event.vouched(bank) != Vouched::Whole {
-            return Err(unvouched(event, bank));
-        }
-        let Some(variable) = VariableData::parse(&event.data) else {
-            return refuse("data that is no UEFI_VARIABLE_DATA".to_owned(), "owner, lengths, name, contents");
-        };
-        let name = variable.name.as_str();
-        let in_order = match expected.next() {
-            Some(next) => *next == name,
-            None => OPTIONAL.contains(&name) && !variables.contains_key(name),
-        };
-        if !in_order {
-            return refuse(
-                format!("the variable `{}`", name.escape_debug()),
-                "SecureBoot, PK, KEK, db, dbx, each once",
-            );
-        }
-        let owner =
-            if FIXED.iter().take(3).any(|global| *global == name) { Guid::GLOBAL } else { Guid::SECURITY_DATABASE };
-        if variable.guid != owner {
-            return refuse(format!("`{name}` of the owner {}", variable.guid), &owner.to_string());
-        }
-        match (name, variable.data) {
-            ("SecureBoot", [] | [0]) => {}
-            ("SecureBoot", [1]) => enabled = true,
-            ("SecureBoot", other) => {
-                return refuse(format!("SecureBoot of {} bytes", other.len()), "one byte, 0 or 1");
-            }
-            ("db", data) => data.clone_into(&mut db),
-            _ => {}
-        }
-        variables.insert(name.to_owned(), digest(variable.data));
-    }
-    if let Some(missing) = expected.next() {
-        return Err(Refusal::new(codes::VERIFY_SECURE_BOOT, format!("the variable `{missing}` was not measured"))
-            .at("PCR 7, before the separator")
-            .expected(FIXED.join(", ")));
-    }
-    let authorities = authorities(after, bank)?;
-    let found = SecureBoot { enabled, variables, authorities };
-    if enabled {
-        found.check_enabled(after, &db, bank)?;
-    }
-    Ok(found)
-}
-
 /// The events after the separator.
 fn authorities(after: &[&BootEvent], bank: LogHash) -> Result<Vec<Authority>, Refusal> {
     let mut authorities = Vec::new();
@@ -157,6 +91,71 @@ fn authorities(after: &[&BootEvent], bank: LogHash) -> Result<Vec<Authority>, Re
 }
 
 impl SecureBoot {
+    /// Reads PCR 7's events, which were replayed.
+    ///
+    /// # Errors
+    /// [`codes::VERIFY_SECURE_BOOT`] for any other order, [`codes::VERIFY_EVENT_DATA`] for data that the digest
+    /// doesn't vouch for.
+    pub fn read(events: &[&BootEvent], bank: LogHash) -> Result<Self, Refusal> {
+        let separator = events.iter().position(|event| event.kind == EventType::SEPARATOR).unwrap_or(events.len());
+        let (before, after) = events.split_at(separator);
+        let mut variables = BTreeMap::new();
+        let mut enabled = false;
+        let mut db = Vec::new();
+        let mut expected = FIXED.iter();
+        for event in before {
+            let refuse = |what: String, wanted: &str| {
+                Err(Refusal::new(codes::VERIFY_SECURE_BOOT, what).at(place(event)).expected(wanted))
+            };
+            if event.kind != EventType::EFI_VARIABLE_DRIVER_CONFIG {
+                return refuse("it stands before the separator".to_owned(), "variables only");
+            }
+            if event.vouched(bank) != Vouched::Whole {
+                return Err(unvouched(event, bank));
+            }
+            let Some(variable) = VariableData::parse(&event.data) else {
+                return refuse("data that is no UEFI_VARIABLE_DATA".to_owned(), "owner, lengths, name, contents");
+            };
+            let name = variable.name.as_str();
+            let in_order = match expected.next() {
+                Some(next) => *next == name,
+                None => OPTIONAL.contains(&name) && !variables.contains_key(name),
+            };
+            if !in_order {
+                return refuse(
+                    format!("the variable `{}`", name.escape_debug()),
+                    "SecureBoot, PK, KEK, db, dbx, each once",
+                );
+            }
+            let owner =
+                if FIXED.iter().take(3).any(|global| *global == name) { Guid::GLOBAL } else { Guid::SECURITY_DATABASE };
+            if variable.guid != owner {
+                return refuse(format!("`{name}` of the owner {}", variable.guid), &owner.to_string());
+            }
+            match (name, variable.data) {
+                ("SecureBoot", [] | [0]) => {}
+                ("SecureBoot", [1]) => enabled = true,
+                ("SecureBoot", other) => {
+                    return refuse(format!("SecureBoot of {} bytes", other.len()), "one byte, 0 or 1");
+                }
+                ("db", data) => data.clone_into(&mut db),
+                _ => {}
+            }
+            variables.insert(name.to_owned(), digest(variable.data));
+        }
+        if let Some(missing) = expected.next() {
+            return Err(Refusal::new(codes::VERIFY_SECURE_BOOT, format!("the variable `{missing}` was not measured"))
+                .at("PCR 7, before the separator")
+                .expected(FIXED.join(", ")));
+        }
+        let authorities = authorities(after, bank)?;
+        let found = Self { enabled, variables, authorities };
+        if enabled {
+            found.check_enabled(after, &db, bank)?;
+        }
+        Ok(found)
+    }
+
     /// If it is on, it was so under keys, and what started was allowed by db as it was measured.
     fn check_enabled(&self, after: &[&BootEvent], db: &[u8], bank: LogHash) -> Result<(), Refusal> {
         let empty = digest(&[]);
@@ -196,24 +195,6 @@ impl SecureBoot {
     pub(super) fn unnumbered(mut self) -> Self {
         self.authorities.iter_mut().for_each(|authority| authority.event = 0);
         self
-    }
-
-    /// What a state that was in order teaches; nothing where an authority can't be read.
-    pub(super) fn learnt(&self) -> Option<SecureBootReference> {
-        let mut authorities: Vec<Vec<u8>> = Vec::new();
-        for authority in self.authorities.iter().filter(|authority| authority.vouches()) {
-            let digest = authority.read.as_ref()?.digest.to_vec();
-            if !authorities.contains(&digest) {
-                authorities.push(digest);
-            }
-        }
-        Some(SecureBootReference { authorities, variables: self.owners() })
-    }
-
-    /// The variables that change with the machine's owner only.
-    fn owners(&self) -> BTreeMap<String, Vec<Vec<u8>>> {
-        let owners = self.variables.iter().filter(|(name, _)| ["PK", "KEK"].contains(&name.as_str()));
-        owners.map(|(name, digest)| (name.clone(), vec![digest.to_vec()])).collect()
     }
 
     /// The first authority that db as it was measured doesn't allow: a machine owner's key, or one that can't be

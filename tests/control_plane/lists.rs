@@ -179,8 +179,8 @@ async fn a_long_list_that_is_taken_in_anew_holds_nobody_up() {
     listed.member.tpm.node.values.insert(10, kept);
     assert_eq!(listed.attest(Vec::new()).await.refusal.unwrap().code, codes::VERIFY_IMA_UNLISTED);
     let values = VALUES.map(|pcr| (pcr, vec![pcr + 1; 32])).into();
-    let store = server.config.state_dir.join("store.db");
-    assign(&store, &listed.member.id(), &document("fleet", 2, values, rules(&[(&path, b"true")])));
+    let file = write(server.dir.path(), &document("fleet", 2, values, rules(&[(&path, b"true")])));
+    server.admin(&["reference", "import", &file]).await;
     let since = Instant::now();
     let (answer, anew) = meanwhile(&other, listed.attest(Vec::new())).await;
     let whole = since.elapsed();

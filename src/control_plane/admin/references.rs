@@ -182,10 +182,19 @@ fn target(tx: &Transaction<'_>, node: Option<&str>, group: Option<&str>) -> Resu
     }
 }
 
+/// Whom an assignment of this target means: a node's own goes before its group's.
 fn concerned(tx: &Transaction<'_>, target: &Target) -> Result<Vec<NodeId>, Refusal> {
     match target {
         Target::Node(node) => Ok(vec![*node]),
-        Target::Group(group) => nodes::of_group(tx, group),
+        Target::Group(group) => {
+            let mut concerned = Vec::new();
+            for node in nodes::of_group(tx, group)? {
+                if !documents::has_own(tx, node)? {
+                    concerned.push(node);
+                }
+            }
+            Ok(concerned)
+        }
     }
 }
 

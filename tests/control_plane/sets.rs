@@ -172,6 +172,15 @@ async fn only_what_the_policy_keys_signed_comes_into_force() {
         let learn = [&["reference", "learn", "--node", &id], yes].concat();
         assert!(refused(&server, &learn).await.contains("reference learn --profile"));
     }
+    // Where no log explains the values, they are drafted to be signed.
+    let draft = at("draft.toml");
+    let learn = ["reference", "learn", "--node", &id, "--name", "own", "--out", &draft, "--profile"];
+    assert!(refused(&server, &[&learn[..], &["uefi-uki"]].concat()).await.contains("sent no logs"));
+    server.admin(&[&learn[..], &["swtpm-dev"]].concat()).await;
+    assert!(std::fs::read_to_string(&draft).unwrap().contains("[state.value]"));
+    sign("one.key", &draft, &once).await;
+    sign("two.key", &once, &twice).await;
+    server.admin(&["reference", "import", &twice]).await;
     // Of another bank than this server asks for.
     let sha384 = server.dir.path().join("sha384.toml");
     let text = TEXT.replace("\"sha256\"", "\"sha384\"").replace(&"01".repeat(32), &"01".repeat(48));

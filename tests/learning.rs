@@ -98,7 +98,7 @@ async fn what_is_learnt_counts_by_its_signature_alone() {
     // From its logs; what its first quote didn't cover isn't in it.
     let (draft, signed) = (at("edge.toml"), at("edge.cose"));
     let said = learn(&server, &id, &draft).await;
-    assert!(said.contains("PCR 10: it wasn't quoted"), "{said}");
+    assert!(said.contains("PCR 10: it wasn't quoted") && said.contains("latest verdict"), "{said}");
     assert!(words(&server.try_admin(&["reference", "import", &draft])).contains("verify.reference_signature"));
     let sign = || assert!(offline(&["reference", "sign", "--key", &key, &draft]).status.success());
     sign();
@@ -132,6 +132,9 @@ async fn what_is_learnt_counts_by_its_signature_alone() {
     server.admin(&["reference", "import", &draft]);
     let status = node.until(|status| status["trouble"]["code"] == "verify.reference_signature").await;
     println!("{status:#}");
+    assert_eq!(status["standing"], "affirming");
+    let diagnosis = words(&node.run_agent(&["doctor"]));
+    assert!(diagnosis.contains("BROKEN rules") && diagnosis.contains("reference_signature"), "{diagnosis}");
     machine.execute(&node.tpm, "/bin/backdoor", &digest(b"backdoor")).await;
     assert!(node.fetch().await.is_err());
 

@@ -115,6 +115,25 @@ async fn a_node_s_own_assignment_goes_before_its_group_s() {
 }
 
 #[tokio::test]
+async fn a_group_s_assignment_leaves_nodes_with_their_own_alone() {
+    let server = Server::start().await;
+    let member = server.leased().await;
+    let id = member.id();
+    server.admin(&["node", "approve", &id, "--group", "edge-nodes"]).await;
+    server.admin(&["reference", "import", &file(&server, 1)]).await;
+    let own = server.dir.path().join("own.toml");
+    std::fs::write(&own, TEXT.replace("\"edge\"", "\"own\"")).unwrap();
+    server.admin(&["reference", "import", &own.display().to_string()]).await;
+    server.admin(&["reference", "assign", "--name", "own", "--node", &id]).await;
+    let mut stream = Stream::open(&member.client).await;
+    server.admin(&["reference", "assign", "--name", "edge", "--node-group", "edge-nodes"]).await;
+    server.admin(&["reference", "unassign", "--node-group", "edge-nodes"]).await;
+    // The first that the node hears is what came after.
+    server.admin(&["node", "revoke", &id, "--reason", "a test"]).await;
+    assert!(matches!(stream.said().await, Some(Event::Revoked(_))));
+}
+
+#[tokio::test]
 async fn only_what_the_policy_keys_signed_comes_into_force() {
     let keys = tempfile::tempdir().unwrap();
     let at = |name: &str| keys.path().join(name).display().to_string();
@@ -153,6 +172,15 @@ async fn only_what_the_policy_keys_signed_comes_into_force() {
         let learn = [&["reference", "learn", "--node", &id], yes].concat();
         assert!(refused(&server, &learn).await.contains("reference learn --profile"));
     }
+    // Where no log explains the values, they are drafted to be signed.
+    let draft = at("draft.toml");
+    let learn = ["reference", "learn", "--node", &id, "--name", "own", "--out", &draft, "--profile"];
+    assert!(refused(&server, &[&learn[..], &["uefi-uki"]].concat()).await.contains("sent no logs"));
+    server.admin(&[&learn[..], &["swtpm-dev"]].concat()).await;
+    assert!(std::fs::read_to_string(&draft).unwrap().contains("[state.value]"));
+    sign("one.key", &draft, &once).await;
+    sign("two.key", &once, &twice).await;
+    server.admin(&["reference", "import", &twice]).await;
     // Of another bank than this server asks for.
     let sha384 = server.dir.path().join("sha384.toml");
     let text = TEXT.replace("\"sha256\"", "\"sha384\"").replace(&"01".repeat(32), &"01".repeat(48));

@@ -113,6 +113,13 @@ async fn examine(config_file: &Path) -> (Vec<Link>, u8) {
     }
     let left = status.lease.as_ref().map_or(0, |lease| lease.seconds_left);
     link("lease", true, format!("another {left} s"));
+    // The lease holds, but for how long: without its rules or its logs the next new entry ends it.
+    let amiss = trouble.filter(|r| ["verify.", "measurements."].iter().any(|room| r.code.as_str().starts_with(room)));
+    if let Some(refusal) = amiss {
+        let name = if refusal.code.as_str().starts_with("verify.") { "rules" } else { "logs" };
+        link(name, false, refusal.to_string());
+        return (links, exit::FAILED);
+    }
     if status.workloads.is_empty() {
         link(
             "registrations",

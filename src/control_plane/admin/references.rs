@@ -20,7 +20,7 @@ use crate::measurements::boot::BootLog;
 use crate::measurements::userspace::UserspaceLog;
 use crate::protocol::Event;
 use crate::tpm::Bank;
-use crate::verify::profile::Profile;
+use crate::verify::profile::{Profile, Source};
 use crate::verify::references::{BootState, Document, ReferenceSet};
 
 /// Puts a document in force, if the policy keys signed it; its nodes attest anew.
@@ -83,14 +83,17 @@ pub fn draft(
     })?;
     let quote = references::latest_quote(tx, node.id)?.ok_or_else(|| references::no_quote(node.id))?;
     let stored = logs::stored(tx, node.id)?.filter(|stored| stored.boot_id == quote.boot_id);
-    let stored = stored.ok_or_else(|| {
-        Refusal::new(codes::ADMIN_UNKNOWN, "it sent no logs in the boot of its latest quote")
+    // A platform without logs has values only, which may need a signature all the same.
+    if stored.is_none() && profile.pcrs.values().any(|rules| rules.source == Source::Logs) {
+        return Err(Refusal::new(codes::ADMIN_UNKNOWN, "it sent no logs in the boot of its latest quote")
             .at(format!("node {}", node.id))
-            .expected("an agent that sends them; without --profile its whole PCR values are learnt")
-    })?;
-    let boot = stored.boot.as_deref().map(BootLog::parse).transpose()?;
-    let userspace = stored.userspace.as_deref().map(UserspaceLog::parse).transpose()?;
-    let seen = learn::Logs { pcrs: &quote.pcrs, boot: boot.as_ref(), userspace: userspace.as_ref(), ima: &stored.ima };
+            .expected("an agent that sends them, or a profile of values only"));
+    }
+    let log = |of: fn(&logs::StoredLogs) -> Option<&[u8]>| stored.as_ref().and_then(of);
+    let boot = log(|stored| stored.boot.as_deref()).map(BootLog::parse).transpose()?;
+    let userspace = log(|stored| stored.userspace.as_deref()).map(UserspaceLog::parse).transpose()?;
+    let ima = log(|stored| Some(&stored.ima)).unwrap_or_default();
+    let seen = learn::Logs { pcrs: &quote.pcrs, boot: boot.as_ref(), userspace: userspace.as_ref(), ima };
     let learnt = learn::learn(&profile, &seen)?;
     let assigned = documents::assigned(tx, &node)?;
     let name = name.map(str::to_owned).or(assigned).unwrap_or_else(|| "learnt".to_owned());
@@ -182,10 +185,19 @@ fn target(tx: &Transaction<'_>, node: Option<&str>, group: Option<&str>) -> Resu
     }
 }
 
+/// Whom an assignment of this target means: a node's own goes before its group's.
 fn concerned(tx: &Transaction<'_>, target: &Target) -> Result<Vec<NodeId>, Refusal> {
     match target {
         Target::Node(node) => Ok(vec![*node]),
-        Target::Group(group) => nodes::of_group(tx, group),
+        Target::Group(group) => {
+            let mut concerned = Vec::new();
+            for node in nodes::of_group(tx, group)? {
+                if !documents::has_own(tx, node)? {
+                    concerned.push(node);
+                }
+            }
+            Ok(concerned)
+        }
     }
 }
 

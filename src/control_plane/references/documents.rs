@@ -81,6 +81,14 @@ pub fn assigned(tx: &Transaction<'_>, node: &Node) -> Result<Option<String>, Ref
         .optional()?)
 }
 
+/// Whether a node has an assignment of its own.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn has_own(tx: &Transaction<'_>, node: NodeId) -> Result<bool, Refusal> {
+    Ok(tx.prepare_cached("SELECT 1 FROM reference_assignments WHERE node = ?1")?.exists([node.as_bytes()])?)
+}
+
 /// The version in force of a name.
 ///
 /// # Errors

@@ -54,7 +54,12 @@ pub fn draft(cli: &Shared, client: &Client, command: Command, out: Option<&Path>
     };
     let toml = facts.get("toml").and_then(Value::as_str).unwrap_or_default();
     let set = ReferenceSet::from_toml(toml, "the server's draft")?;
-    made(cli, &set, &list("notes"), &list("differences"), out)
+    // Whoever approves the draft says that the node was as it should be.
+    let text = |key: &str| facts.get(key).and_then(Value::as_str).unwrap_or("unknown").to_owned();
+    let mut notes =
+        vec![format!("the node's TPM is of grade `{}`, its latest verdict `{}`", text("grade"), text("verdict"))];
+    notes.extend(list("notes"));
+    made(cli, &set, &notes, &list("differences"), out)
 }
 
 /// `plan-update`.

@@ -275,7 +275,8 @@ async fn other_rules_come_into_force_on_a_busy_host() {
         ((), _) = async { tokio::join!(documents, fetching(&node, time)) } => {}
         () = entries => {}
     }
-    let ended = tokio::time::timeout(Duration::from_millis(200), async { while let Some(Ok(_)) = stream.next().await {} });
+    let ended =
+        tokio::time::timeout(Duration::from_millis(200), async { while let Some(Ok(_)) = stream.next().await {} });
     assert!(ended.await.is_err(), "the stream ended: {}", node.log());
     assert!(!node.log().contains("the lease ended"), "{}", node.log());
 }

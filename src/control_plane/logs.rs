@@ -182,13 +182,7 @@ pub fn rest(tx: &Transaction<'_>, node: NodeId, kind: LogKind, offset: u64) -> R
 ///
 /// # Errors
 /// [`codes::STORE_FAILED`].
-pub fn piece(
-    tx: &Transaction<'_>,
-    node: NodeId,
-    kind: LogKind,
-    offset: u64,
-    limit: usize,
-) -> Result<Vec<u8>, Refusal> {
+pub fn piece(tx: &Transaction<'_>, node: NodeId, kind: LogKind, offset: u64, limit: usize) -> Result<Vec<u8>, Refusal> {
     let mut statement = tx.prepare_cached(
         "SELECT start, bytes FROM log_segments WHERE node = ?1 AND kind = ?2 AND start >= coalesce(
             (SELECT max(start) FROM log_segments WHERE node = ?1 AND kind = ?2 AND start <= ?3), 0)

@@ -71,11 +71,7 @@ impl Machine {
     /// A machine whose logs lie in `directory`.
     pub fn new(directory: &Path) -> Self {
         let file = |name: &str| directory.join(name);
-        Self {
-            boot_log: file("boot.log"),
-            userspace_log: file("tpm2-measure.log"),
-            ima_list: file("ima.list"),
-        }
+        Self { boot_log: file("boot.log"), userspace_log: file("tpm2-measure.log"), ima_list: file("ima.list") }
     }
 
     /// `[logs]` for the agent's configuration.

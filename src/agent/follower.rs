@@ -72,6 +72,7 @@ impl Follower {
         else {
             return Followed::Unexplained("nothing says where in IMA's list the lease stands".to_owned());
         };
+        let mut why = "IMA's list doesn't lead to it".to_owned();
         for tried in 0..TRIES {
             if tried > 0 {
                 tokio::time::sleep(PAUSE).await;
@@ -82,7 +83,10 @@ impl Follower {
             let rest = match read {
                 Ok(Ok(Some(rest))) => rest,
                 Ok(Ok(None)) => return Followed::Unexplained("there is no IMA list".to_owned()),
-                Ok(Err(refusal)) => return Followed::Unexplained(refusal.to_string()),
+                Ok(Err(refusal)) => {
+                    why = refusal.to_string();
+                    continue;
+                }
                 Err(error) => return Followed::Unexplained(error.to_string()),
             };
             let mut judge = Judge::new(Some(rules), at.clone());
@@ -92,7 +96,7 @@ impl Follower {
                 Err(refusal) => return Followed::Refused(refusal),
             }
         }
-        Followed::Unexplained("IMA's list doesn't lead to it".to_owned())
+        Followed::Unexplained(why)
     }
 }
 

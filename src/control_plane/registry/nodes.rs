@@ -147,6 +147,7 @@ pub fn make_room(tx: &Transaction<'_>, waiting: u32, grade: Grade) -> Result<(),
             "SELECT id FROM nodes WHERE state = 'waiting'
              AND NOT EXISTS (SELECT 1 FROM workloads WHERE node = nodes.id)
              AND NOT EXISTS (SELECT 1 FROM reference_sets WHERE node = nodes.id)
+             AND NOT EXISTS (SELECT 1 FROM reference_assignments WHERE node = nodes.id)
              AND (grade = ?1 OR ?2)
              ORDER BY grade <> ?1, last_seen_at, enrolled_at LIMIT 1",
             params![Grade::Unknown.as_str(), grade > Grade::Unknown],
@@ -358,6 +359,25 @@ pub(super) mod tests {
         });
         let left: Vec<u8> = left.unwrap().iter().map(|node| node.id.as_bytes()[0]).collect();
         assert_eq!(left, [1, 6, 7, 8, 9]);
+    }
+
+    #[test]
+    fn one_that_an_operator_has_assigned_a_reference_set_stays() {
+        let (_dir, store) = store();
+        let left = store.transaction_blocking(|tx| {
+            put(tx, &waiting(1))?;
+            tx.execute(
+                "INSERT INTO reference_assignments(node, name, assigned_at) VALUES (?1, 'edge', 0)",
+                [[1_u8; 32]],
+            )?;
+            for number in 2..=9 {
+                make_room(tx, 4, Grade::Unknown)?;
+                put(tx, &waiting(number))?;
+            }
+            all(tx)
+        });
+        let left: Vec<u8> = left.unwrap().iter().map(|node| node.id.as_bytes()[0]).collect();
+        assert_eq!(left, [1, 7, 8, 9]);
     }
 
     #[test]

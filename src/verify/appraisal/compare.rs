@@ -131,10 +131,18 @@ impl One<'_> {
         }
         let reached = later.get(..userspace.len().min(later.len())).unwrap_or_default();
         let outcome = self.differences(&boot, &firmware).and(self.differences(&userspace, reached));
-        if outcome.differences == 0 && !(boot.is_empty() && userspace.is_empty()) {
-            return Outcome::met("event by event");
+        if outcome.differences > 0 || (boot.is_empty() && userspace.is_empty()) {
+            return outcome;
         }
-        outcome
+        let held_against = || firmware.iter().chain(reached);
+        match held_against().filter(|event| event.digest.is_empty()).count() {
+            0 => Outcome::met("event by event"),
+            // As many as were found: nothing was judged, so nothing is met.
+            all if all == held_against().count() && all > 0 => {
+                Outcome::uncovered(format!("of none of PCR {}'s events it is known what it should be", self.pcr))
+            }
+            _ => Outcome::met("event by event, but for those that the state doesn't judge"),
+        }
     }
 
     /// Names what lies between the events that are the same at the start and at the end.

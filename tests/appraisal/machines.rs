@@ -236,6 +236,10 @@ fn each_difference_is_named_with_its_event_and_the_nearest_accepted() {
     });
     assert_eq!(standing(&appraisal, Layer::Boot), LayerStanding::NotProven);
     assert!(appraisal.layer(Layer::Boot).unwrap().why.contains("PCR 11"));
+    // A PCR that the profile doesn't judge isn't passed over.
+    let appraisal = differing(|set| drop(set.states[0].values.insert(14, vec![0x77; 32])));
+    assert_eq!(standing(&appraisal, Layer::Boot), LayerStanding::NotProven);
+    assert!(appraisal.layer(Layer::Boot).unwrap().why.contains("PCR 14"));
     // Nothing is said of the images: neither that they are right nor that they are wrong.
     let appraisal = differing(|set| set.states[0].secure_boot = None);
     assert_eq!(standing(&appraisal, Layer::Boot), LayerStanding::NotProven);

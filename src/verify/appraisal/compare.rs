@@ -13,6 +13,9 @@ const NAMED: usize = 8;
 /// The PCR with the images that the firmware started (PC Client Platform Firmware Profile 1.06, 3.3.4.5).
 const IMAGES: u8 = 4;
 
+/// How PCR 4 is met where its images aren't listed: by the keys that vouch for them.
+pub(super) const BY_AUTHORITY: &str = "by authority";
+
 /// What comes of it.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
@@ -31,7 +34,7 @@ impl Outcome {
         Self { met: Some(how), ..Self::default() }
     }
 
-    fn uncovered(why: String) -> Self {
+    pub(super) fn uncovered(why: String) -> Self {
         Self { uncovered: Some(why), ..Self::default() }
     }
 
@@ -203,7 +206,7 @@ impl One<'_> {
             return Outcome::default();
         }
         if self.by_authority() {
-            return Outcome::met("by authority");
+            return Outcome::met(BY_AUTHORITY);
         }
         Outcome::uncovered(format!("no reference value for PCR {}", self.pcr))
     }

@@ -230,6 +230,16 @@ fn each_difference_is_named_with_its_event_and_the_nearest_accepted() {
     // A whole value.
     let appraisal = differing(|set| drop(set.states[0].values.insert(0, vec![0x66; 32])));
     assert_eq!(first(&appraisal).refusal.code, codes::VERIFY_PCR_MISMATCH);
+    // Of none of the parts is it known what it should be: it is no reference.
+    let appraisal = differing(|set| {
+        set.states[0].events.get_mut(&11).unwrap().iter_mut().for_each(|event| event.digest.clear());
+    });
+    assert_eq!(standing(&appraisal, Layer::Boot), LayerStanding::NotProven);
+    assert!(appraisal.layer(Layer::Boot).unwrap().why.contains("PCR 11"));
+    // A PCR that the profile doesn't judge isn't passed over.
+    let appraisal = differing(|set| drop(set.states[0].values.insert(14, vec![0x77; 32])));
+    assert_eq!(standing(&appraisal, Layer::Boot), LayerStanding::NotProven);
+    assert!(appraisal.layer(Layer::Boot).unwrap().why.contains("PCR 14"));
     // Nothing is said of the images: neither that they are right nor that they are wrong.
     let appraisal = differing(|set| set.states[0].secure_boot = None);
     assert_eq!(standing(&appraisal, Layer::Boot), LayerStanding::NotProven);
@@ -332,4 +342,24 @@ fn a_file_is_not_passed_off_as_the_boot_aggregate_of_a_bank_nobody_has() {
     let first = machine.measured(Some(&set)).ima().unwrap().boot_aggregates[0].digest.clone();
     let (algorithm, digest) = first.split_once(':').unwrap();
     assert_eq!(with(algorithm, &hex::decode(digest).unwrap()), Ok(()));
+}
+
+#[test]
+fn a_kernel_without_an_ima_policy_proves_nothing_of_what_runs() {
+    if testdata().is_none() {
+        return;
+    }
+    let (machine, set) = secure_boot_machine();
+    // Its first entry alone, as a kernel without a policy leaves it.
+    let (entry, length) = leasehold::measurements::ima::entry(&machine.ima, 0).unwrap().unwrap();
+    let mut values: BTreeMap<u8, Vec<u8>> = machine.pcrs.iter().map(|(pcr, value)| (pcr, value.to_vec())).collect();
+    values.insert(10, LogHash::Sha256.extend(&[0; 32], &LogHash::Sha256.digest(&[entry.data])));
+    let pcrs = PcrValues::new(machine.pcrs.selection(), values).unwrap();
+    let list = &machine.ima[..length];
+    let logs = Logs { ima: Some(ImaLog { from: None, rest: list }), ..machine.logs() };
+    let appraisal = measured(&pcrs, &machine.profile, &logs, Some(&set)).unwrap();
+    let appraisal = appraisal.appraise(&machine.profile, Some(&set), NOW);
+    assert_eq!(standing(&appraisal, Layer::Boot), LayerStanding::Affirmed);
+    assert_eq!(standing(&appraisal, Layer::Runtime), LayerStanding::NotProven);
+    assert_eq!(appraisal.vector.executables, 3);
 }

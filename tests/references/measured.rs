@@ -171,3 +171,24 @@ fn what_is_learnt_is_what_led_to_the_quote() {
     longer.events.push(last);
     assert!(learn(&profile, &Logs { boot: Some(&longer), ..logs }).is_err());
 }
+
+/// A profile that looks at Secure Boot alone judges no unified kernel image: its PCRs aren't put into the set.
+#[test]
+fn artefacts_are_predicted_only_where_the_profile_judges_them() {
+    let Some(folder) = folder("x86_64/uki-secureboot-3banks-rich") else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let out = directory.path().join("set.toml");
+    let output = Command::new(env!("CARGO_BIN_EXE_leasehold-server"))
+        .args(["reference", "from-artifacts", "--name", "edge", "--profile", "uefi-secureboot", "--trust-measured-db"])
+        .arg("--digests")
+        .arg(folder.join("artefacts.sha256"))
+        .arg("--out")
+        .arg(&out)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("PCR 11: the profile `uefi-secureboot` doesn't judge it"), "{said}");
+    let set = ReferenceSet::from_toml(&std::fs::read_to_string(&out).unwrap(), "set.toml").unwrap();
+    assert!(set.states[0].events.is_empty() && set.states[0].secure_boot.is_some());
+}

@@ -10,6 +10,7 @@ use super::variables::{self, Variables};
 use crate::codes::Refusal;
 use crate::measurements::LogHash;
 use crate::tpm::Bank;
+use crate::verify::profile::Profile;
 use crate::verify::references::{BootState, ReferenceSet, SecureBootReference};
 use crate::verify::runtime::RuntimeRules;
 
@@ -62,7 +63,16 @@ pub fn set(
     bank: Bank,
     state: &str,
 ) -> Result<(ReferenceSet, Vec<String>), Refusal> {
-    let Prediction { state: predicted, mut notes } = predict(inputs, bank)?;
+    let Prediction { state: mut predicted, mut notes } = predict(inputs, bank)?;
+    if let Some(profile) = Profile::shipped(profile) {
+        let judged = |pcr: &u8| profile.pcrs.contains_key(pcr);
+        let (events, beyond): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            predicted.events.into_iter().partition(|(pcr, _)| judged(pcr));
+        predicted.events = events;
+        notes.extend(beyond.into_keys().map(|pcr| {
+            format!("PCR {pcr}: the profile `{}` doesn't judge it, so it is left out: not proven", profile.name)
+        }));
+    }
     let empty = predicted == BootState::default();
     if empty && inputs.files.is_empty() {
         return Err(unusable("from-artifacts", "nothing to compute reference values from")

@@ -13,6 +13,9 @@ const NAMED: usize = 8;
 /// The PCR with the images that the firmware started (PC Client Platform Firmware Profile 1.06, 3.3.4.5).
 const IMAGES: u8 = 4;
 
+/// How PCR 4 is met where its images aren't listed: by the keys that vouch for them.
+pub(super) const BY_AUTHORITY: &str = "by authority";
+
 /// What comes of it.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
@@ -31,7 +34,7 @@ impl Outcome {
         Self { met: Some(how), ..Self::default() }
     }
 
-    fn uncovered(why: String) -> Self {
+    pub(super) fn uncovered(why: String) -> Self {
         Self { uncovered: Some(why), ..Self::default() }
     }
 
@@ -131,10 +134,18 @@ impl One<'_> {
         }
         let reached = later.get(..userspace.len().min(later.len())).unwrap_or_default();
         let outcome = self.differences(&boot, &firmware).and(self.differences(&userspace, reached));
-        if outcome.differences == 0 && !(boot.is_empty() && userspace.is_empty()) {
-            return Outcome::met("event by event");
+        if outcome.differences > 0 || (boot.is_empty() && userspace.is_empty()) {
+            return outcome;
         }
-        outcome
+        let held_against = || firmware.iter().chain(reached);
+        match held_against().filter(|event| event.digest.is_empty()).count() {
+            0 => Outcome::met("event by event"),
+            // As many as were found: nothing was judged, so nothing is met.
+            all if all == held_against().count() && all > 0 => {
+                Outcome::uncovered(format!("of none of PCR {}'s events it is known what it should be", self.pcr))
+            }
+            _ => Outcome::met("event by event, but for those that the state doesn't judge"),
+        }
     }
 
     /// Names what lies between the events that are the same at the start and at the end.
@@ -195,7 +206,7 @@ impl One<'_> {
             return Outcome::default();
         }
         if self.by_authority() {
-            return Outcome::met("by authority");
+            return Outcome::met(BY_AUTHORITY);
         }
         Outcome::uncovered(format!("no reference value for PCR {}", self.pcr))
     }

@@ -1,6 +1,8 @@
 //! From what was measured to what is said of each layer.
 
-use super::compare::{LEARN, Outcome, compare, finding};
+use std::collections::BTreeSet;
+
+use super::compare::{BY_AUTHORITY, LEARN, Outcome, compare, finding};
 use super::runtime;
 use super::{Appraisal, Finding, LayerResult, LayerStanding, Measured};
 use crate::clock::WallTime;
@@ -43,6 +45,14 @@ pub(super) fn appraise(
         };
         layers.push(result);
         findings.extend(found);
+    }
+    if chosen.as_ref().is_some_and(|candidate| candidate.outcomes.iter().any(|(_, _, it)| it.met == Some(BY_AUTHORITY)))
+    {
+        notes.push(
+            "PCR 4 is accepted by who signed the images: whatever else these keys vouch for could be started, and \
+             extend PCRs 8 to 15 with the same events"
+                .to_owned(),
+        );
     }
     let (result, found) = runtime::appraise(measured, profile, references);
     layers.push(result);
@@ -95,12 +105,24 @@ fn nearest<'a>(measured: &Measured, profile: &Profile, set: &'a ReferenceSet, no
             .iter()
             .filter(|(_, rules)| rules.layer != Layer::Runtime)
             .map(|(pcr, rules)| (*pcr, rules.layer, compare(measured, *pcr, rules, state)))
+            .chain(beyond(profile, state))
             .collect(),
     });
     candidates.min_by_key(|candidate| {
         let uncovered = candidate.outcomes.iter().filter(|(_, _, outcome)| outcome.uncovered.is_some()).count();
         // Where nothing else tells them apart: the one that lasts, which is what nodes should be in.
         (candidate.differences(), candidate.expired, uncovered, candidate.state.until.is_some())
+    })
+}
+
+/// What a state lists is never passed over: of a PCR that the profile doesn't ask for nothing is known.
+fn beyond(profile: &Profile, state: &BootState) -> impl Iterator<Item = (u8, Layer, Outcome)> {
+    let judged = |pcr: &u8| profile.pcrs.get(pcr).is_some_and(|rules| rules.layer != Layer::Runtime);
+    let listed: BTreeSet<u8> = state.events.keys().chain(state.values.keys()).copied().collect();
+    listed.into_iter().filter(move |pcr| !judged(pcr)).map(|pcr| {
+        let why =
+            format!("the state `{}` lists PCR {pcr}, which the profile `{}` doesn't judge", state.name, profile.name);
+        (pcr, Layer::Boot, Outcome::uncovered(why))
     })
 }
 

@@ -49,6 +49,10 @@ pub(super) fn appraise(
     if at.unlisted_count == 0 && at.violations_count == 0 {
         return match profile.not_proven.get(&LAYER) {
             Some(why) => (result(LAYER, LayerStanding::NotProven, why.clone()), findings),
+            // A kernel that was started without a policy of IMA's runs what it likes and says no more than this.
+            None if measured_nothing(at) => {
+                (not_proven(LAYER, profile, "the kernel measured no file: it has no IMA policy"), findings)
+            }
             None => (result(LAYER, LayerStanding::Affirmed, affirmed(at, rules)), findings),
         };
     }
@@ -62,6 +66,11 @@ pub(super) fn appraise(
         at.unlisted_count, at.entries, at.violations_count
     );
     (result(LAYER, standing, why), findings)
+}
+
+/// Whether its list is nothing but what binds it to a boot.
+fn measured_nothing(at: &Checkpoint) -> bool {
+    usize::try_from(at.entries).is_ok_and(|entries| entries <= at.boot_aggregates.len())
 }
 
 fn affirmed(at: &Checkpoint, rules: &RuntimeRules) -> String {

@@ -215,6 +215,9 @@ pub struct ServerConfig {
     /// Logs of nodes.
     #[serde(default)]
     pub logs: ServerLogs,
+    /// Firmware profiles of your own: TOML files, or directories of them, beside the shipped ones.
+    #[serde(default)]
+    pub firmware_profiles: Vec<PathBuf>,
     /// The PCRs every node quotes that has no reference document, as `BANK:LIST`.
     #[serde(default = "default_selection")]
     pub pcrs: String,

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::references::documents;
 use super::registry::nodes::Node;
 use super::server::Shared;
-use super::settings::Policy;
+use super::settings::Settings;
 use super::store::Transaction;
 use crate::codes::{self, Refusal};
 use crate::tpm::PcrSelection;
@@ -44,7 +44,7 @@ pub fn of_node(tx: &Transaction<'_>, shared: &Shared, node: &Node) -> Result<Opt
     if let Some(basis) = shared.documents.get(&document.digest) {
         return Ok(Some(basis));
     }
-    let basis = Arc::new(Basis::new(document, &shared.settings.policy)?);
+    let basis = Arc::new(Basis::new(document, &shared.settings)?);
     shared.documents.keep(basis.clone());
     Ok(Some(basis))
 }
@@ -67,14 +67,13 @@ impl Basis {
     ///
     /// # Errors
     /// [`codes::VERIFY_REFERENCE_SIGNATURE`]; [`codes::VERIFY_PROFILE`] when it names a profile that isn't known.
-    pub fn new(document: Arc<Document>, policy: &Policy) -> Result<Self, Refusal> {
+    pub fn new(document: Arc<Document>, settings: &Settings) -> Result<Self, Refusal> {
         let set = &document.set;
-        policy.approves(&document)?;
-        let refuse =
-            |found: String| Refusal::new(codes::VERIFY_PROFILE, found).at(format!("references `{}`", set.name));
-        let profile = Profile::shipped(&set.profile)
-            .ok_or_else(|| refuse(format!("profile `{}`", set.profile)).expected("a shipped firmware profile"))?;
-        let selection = PcrSelection::new(set.bank, profile.pcrs()).map_err(refuse)?;
+        settings.policy.approves(&document)?;
+        let at = || format!("references `{}`", set.name);
+        let profile = settings.profile(&set.profile).map_err(|refusal| refusal.at(at()))?;
+        let selection = PcrSelection::new(set.bank, profile.pcrs())
+            .map_err(|what| Refusal::new(codes::VERIFY_PROFILE, what).at(at()))?;
         let rules = set.runtime.as_ref().map(RuntimeRules::compile).transpose()?;
         Ok(Self { document, profile, rules, selection })
     }

@@ -1,5 +1,6 @@
 //! The configuration, checked: every mistake is found before a port is bound.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use crate::identity::TrustDomain;
 use crate::tpm::PcrSelection;
 use crate::tpm::structures::Public;
 use crate::verify::firmware::FirmwareFloors;
+use crate::verify::profile::Profile;
 use crate::verify::references::{Document, PolicyKey};
 use crate::verify::{EkRoots, Grade};
 
@@ -35,6 +37,8 @@ pub struct Settings {
     pub roots: EkRoots,
     /// Floors for TPM firmware.
     pub firmware: FirmwareFloors,
+    /// Firmware profiles beside the shipped ones, by name.
+    pub profiles: BTreeMap<String, Profile>,
     /// Rules by which a node joins without an operator.
     pub rules: Vec<Rule>,
     /// Who must have signed a reference set.
@@ -97,6 +101,7 @@ impl Settings {
             selection,
             roots: ek_roots(&config.admission.ek_roots)?,
             firmware: floors(&config.admission)?,
+            profiles: profiles(&config.firmware_profiles)?,
             rules: config.admission.join.iter().map(Rule::check).collect::<Result<_, _>>()?,
             policy: Policy::check(&config.policy)?,
             lease: Duration::from_secs(lease_seconds),
@@ -176,6 +181,56 @@ impl Rule {
     }
 }
 
+impl Settings {
+    /// The firmware profile of this name, shipped or the operator's own.
+    ///
+    /// # Errors
+    /// [`codes::VERIFY_PROFILE`].
+    pub fn profile(&self, name: &str) -> Result<Profile, Refusal> {
+        Profile::shipped(name).or_else(|| self.profiles.get(name).cloned()).ok_or_else(|| {
+            let known: Vec<String> =
+                Profile::shipped_names().map(str::to_owned).chain(self.profiles.keys().cloned()).collect();
+            Refusal::new(codes::VERIFY_PROFILE, format!("profile `{}`", name.escape_debug()))
+                .expected(format!("one of {}, or a file in `firmware_profiles`", known.join(", ")))
+        })
+    }
+}
+
+/// The operator's own firmware profiles.
+fn profiles(paths: &[PathBuf]) -> Result<BTreeMap<String, Profile>, Refusal> {
+    let mut profiles = BTreeMap::new();
+    for path in paths {
+        for file in files(path).map_err(|what| invalid("firmware_profiles", what).at(path.display().to_string()))? {
+            if file.extension().is_none_or(|extension| extension != "toml") {
+                continue;
+            }
+            let at = file.display().to_string();
+            let name = file.file_stem().and_then(std::ffi::OsStr::to_str).unwrap_or_default().to_owned();
+            let text =
+                std::fs::read_to_string(&file).map_err(|e| invalid("firmware_profiles", e.to_string()).at(&at))?;
+            let profile = Profile::parse(&name, &text)?;
+            // One name, one meaning: a set that names it must not depend on the machine it is read on.
+            if Profile::shipped(&name).is_some() || profiles.insert(name.clone(), profile).is_some() {
+                return Err(invalid("firmware_profiles", format!("there is a profile `{name}` already")).at(&at));
+            }
+        }
+    }
+    Ok(profiles)
+}
+
+/// The file itself, or the files in a directory, in the order of their names.
+fn files(path: &Path) -> Result<Vec<PathBuf>, String> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let entries =
+        std::fs::read_dir(path).and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect());
+    let mut files: Vec<PathBuf> = entries.map_err(|e: std::io::Error| e.to_string())?;
+    files.retain(|file| file.is_file());
+    files.sort();
+    Ok(files)
+}
+
 fn floors(config: &AdmissionConfig) -> Result<FirmwareFloors, Refusal> {
     config
         .tpm_firmware
@@ -191,16 +246,8 @@ pub fn ek_roots(paths: &[PathBuf]) -> Result<EkRoots, Refusal> {
     let mut certificates = Vec::new();
     for path in paths {
         let failed = |what: String| invalid("admission.ek_roots", what).at(path.display().to_string());
-        if path.is_dir() {
-            let mut files: Vec<PathBuf> = std::fs::read_dir(path)
-                .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect())
-                .map_err(|e| failed(e.to_string()))?;
-            files.sort();
-            for file in files.iter().filter(|file| file.is_file()) {
-                read_certificates(file, &mut certificates)?;
-            }
-        } else {
-            read_certificates(path, &mut certificates)?;
+        for file in files(path).map_err(failed)? {
+            read_certificates(&file, &mut certificates)?;
         }
     }
     EkRoots::from_der(certificates)
@@ -237,6 +284,25 @@ mod tests {
 
     fn check(text: &str) -> Result<Settings, Refusal> {
         Settings::check(&crate::config::parse(&format!("trust_domain = \"example.org\"\n{text}"), "server.toml")?)
+    }
+
+    #[test]
+    fn a_profile_of_ones_own_is_known_by_its_files_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("board.toml");
+        let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/firmware-profiles/uboot-measured.toml");
+        std::fs::copy(shipped, &path).unwrap();
+        let config = format!("firmware_profiles = [\"{}\"]", directory.path().display());
+        let settings = check(&config).unwrap();
+        assert_eq!(settings.profile("board").unwrap().name, "board");
+        assert_eq!(settings.profile("uefi-uki").unwrap().name, "uefi-uki");
+        assert_eq!(settings.profile("other").unwrap_err().code, codes::VERIFY_PROFILE);
+        // A shipped name has one meaning, and a mistake is named with its file.
+        std::fs::rename(&path, directory.path().join("uefi-uki.toml")).unwrap();
+        assert!(check(&config).unwrap_err().found.contains("already"));
+        std::fs::rename(directory.path().join("uefi-uki.toml"), &path).unwrap();
+        std::fs::write(&path, "schema = 1\nbanc = []\n").unwrap();
+        assert_eq!(check(&config).unwrap_err().code, codes::CONFIG_INVALID);
     }
 
     #[test]

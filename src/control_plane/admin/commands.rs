@@ -114,11 +114,9 @@ impl Command {
             Self::ReferenceList => trust::reference_list(tx),
             Self::ReferenceRetire { node } => trust::reference_retire(tx, &node, now),
             Self::ReferenceDraft { node, profile, name, state } => {
-                references::draft(tx, &node, &profile, name.as_deref(), state.as_deref())
+                references::draft(tx, &shared.settings, &node, &profile, name.as_deref(), state.as_deref())
             }
-            Self::ReferenceImport { document } => {
-                references::import(tx, &document, &shared.settings.policy, shared.settings.selection.bank(), now)
-            }
+            Self::ReferenceImport { document } => references::import(tx, &document, &shared.settings, now),
             Self::ReferenceShow { name, version } => references::show(tx, &name, version),
             Self::ReferenceAssign { name, node, node_group } => {
                 references::assign(tx, &name, node.as_deref(), node_group.as_deref(), now)

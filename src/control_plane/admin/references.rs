@@ -12,15 +12,14 @@ use crate::control_plane::events::Audience;
 use crate::control_plane::reference::{difference, learn};
 use crate::control_plane::references::documents::{self, Facts, Target};
 use crate::control_plane::registry::{nodes, workloads};
-use crate::control_plane::settings::Policy;
+use crate::control_plane::settings::Settings;
 use crate::control_plane::store::Transaction;
 use crate::control_plane::{audit, leases, logs, references, replay};
 use crate::identity::NodeId;
 use crate::measurements::boot::BootLog;
 use crate::measurements::userspace::UserspaceLog;
 use crate::protocol::Event;
-use crate::tpm::Bank;
-use crate::verify::profile::{Profile, Source};
+use crate::verify::profile::Source;
 use crate::verify::references::{BootState, Document, ReferenceSet};
 
 /// Puts a document in force, if the policy keys signed it; its nodes attest anew.
@@ -30,13 +29,8 @@ use crate::verify::references::{BootState, Document, ReferenceSet};
 /// # Errors
 /// As [`Document::read`], [`Basis::new`] and [`documents::import`]; [`codes::ADMIN_INVALID`] for another bank than
 /// the one this server asks for.
-pub fn import(
-    tx: &Transaction<'_>,
-    document: &str,
-    policy: &Policy,
-    bank: Bank,
-    now: WallTime,
-) -> Result<Outcome, Refusal> {
+pub fn import(tx: &Transaction<'_>, document: &str, settings: &Settings, now: WallTime) -> Result<Outcome, Refusal> {
+    let (policy, bank) = (&settings.policy, settings.selection.bank());
     let bytes = hex::decode(document).map_err(|_| Refusal::new(codes::ADMIN_INVALID, "it is not hexadecimal"))?;
     let document = Document::read(&bytes, &policy.keys, policy.threshold)?;
     if document.set.bank != bank {
@@ -45,7 +39,7 @@ pub fn import(
             .expected(format!("{bank}, which this server's `pcrs` names")));
     }
     // A set that no node could be held against would lock out those that it is assigned to.
-    Basis::new(Arc::new(document.clone()), policy)?;
+    Basis::new(Arc::new(document.clone()), settings)?;
     let changed = documents::import(tx, &document, now)?;
     let mut effects = Effects::default();
     let facts = Facts::of(&document);
@@ -70,17 +64,14 @@ pub fn import(
 /// those of [`learn::learn`].
 pub fn draft(
     tx: &Transaction<'_>,
+    settings: &Settings,
     node: &str,
     profile: &str,
     name: Option<&str>,
     state: Option<&str>,
 ) -> Result<Outcome, Refusal> {
     let node = nodes::resolve(tx, node)?;
-    let profile = Profile::shipped(profile).ok_or_else(|| {
-        Refusal::new(codes::ADMIN_UNKNOWN, format!("`{profile}`"))
-            .at("--profile")
-            .expected("a shipped firmware profile")
-    })?;
+    let profile = settings.profile(profile).map_err(|refusal| refusal.at("--profile"))?;
     let quote = references::latest_quote(tx, node.id)?.ok_or_else(|| references::no_quote(node.id))?;
     let stored = logs::stored(tx, node.id)?.filter(|stored| stored.boot_id == quote.boot_id);
     // A platform without logs has values only, which may need a signature all the same.

@@ -34,7 +34,7 @@ pub fn from_artifacts(cli: &Shared, arguments: &FromArtifacts) -> Result<u8, Ref
     if Profile::shipped(profile).is_none() {
         let names: Vec<&str> = Profile::shipped_names().collect();
         notes.push(format!(
-            "profile `{profile}` is none of {}: `appraise --profile FILE` can use the set, a control plane can't",
+            "profile `{profile}` is none of {}: a control plane must have it in `firmware_profiles`",
             names.join(", ")
         ));
     }

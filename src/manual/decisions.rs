@@ -155,7 +155,8 @@
 //! *Context.* A million entries take a second to fold and 100 MiB to keep. Rules change.
 //! *Choice.* Segments are kept, with two checkpoints per node: at the last quote that was reached, and where parts
 //! sent ahead were folded to. An increment reads from the segment it begins in. Another document starts from the
-//! first segment again, within the transaction of the attestation that finds it.
+//! first segment again, 4 MiB to a transaction, ahead of the attestation's own: others have their turns in between.
+//! The last 256 KiB are left for the attestation, since a list may be ahead of its quote.
 //! *Would change our mind.* Fleets so large that the bytes don't fit: then entries allowed under every document are
 //! dropped behind the checkpoint.
 //!

@@ -20,6 +20,8 @@
 //! first list of more than 4 MiB goes ahead in parts that can be resumed (`POST /v1/logs`).
 //! The control plane keeps the parts of a node's present boot, and a checkpoint of the list: entries taken in,
 //! PCR 10 behind them, what no rule allowed. So an increment costs what is new in it.
+//! systemd marks its log (sticky bit) while a record is missing. The agent waits for it, and after 10 s sends what there
+//! is: a record that a PCR needs is then missed by the replay, one that none needs is not missed at all.
 //!
 //! # What is believed
 //! 1. **Replay.** Each PCR that a profile says logs explain must be reached exactly, in the one pinned bank.

@@ -236,6 +236,18 @@ fn each_difference_is_named_with_its_event_and_the_nearest_accepted() {
     });
     assert_eq!(standing(&appraisal, Layer::Boot), LayerStanding::NotProven);
     assert!(appraisal.layer(Layer::Boot).unwrap().why.contains("PCR 11"));
+    // The same measurements, but not by the firmware: it had ended its part when they were made.
+    let (machine, _) = secure_boot_machine();
+    let firmware = machine.learnt().events.remove(&0).unwrap();
+    let appraisal = differing(|set| drop(set.states[0].events.insert(0, firmware.clone())));
+    assert_eq!(standing(&appraisal, Layer::Firmware), LayerStanding::Affirmed);
+    let appraisal = differing(|set| {
+        let mut firmware = firmware;
+        firmware.rotate_right(1);
+        set.states[0].events.insert(0, firmware);
+    });
+    assert_eq!(first(&appraisal).refusal.code, codes::VERIFY_SEPARATOR);
+    assert!(first(&appraisal).refusal.at.starts_with("boot log, event 15, PCR 0"), "{}", first(&appraisal).refusal);
     // A PCR that the profile doesn't judge isn't passed over.
     let appraisal = differing(|set| drop(set.states[0].values.insert(14, vec![0x77; 32])));
     assert_eq!(standing(&appraisal, Layer::Boot), LayerStanding::NotProven);

@@ -1,6 +1,6 @@
 //! One PCR held against one state.
 
-use super::events::{is_mark, is_phase};
+use super::events::{is_mark, is_phase, is_separator};
 use super::{Finding, LayerStanding, Log, Measured, ProvenEvent};
 use crate::codes::{self, Refusal};
 use crate::measurements::LogHash;
@@ -134,6 +134,9 @@ impl One<'_> {
         }
         let reached = later.get(..userspace.len().min(later.len())).unwrap_or_default();
         let outcome = self.differences(&boot, &firmware).and(self.differences(&userspace, reached));
+        if let (0, Some(difference)) = (outcome.differences, self.separator(list)) {
+            return Outcome::differs(vec![finding(self.rules.layer, difference, LEARN)], 1);
+        }
         if outcome.differences > 0 || (boot.is_empty() && userspace.is_empty()) {
             return outcome;
         }
@@ -146,6 +149,30 @@ impl One<'_> {
             }
             _ => Outcome::met("event by event, but for those that the state doesn't judge"),
         }
+    }
+
+    /// The separator's place among events that are otherwise the same: what the firmware said before it, the system
+    /// that it started could say after it.
+    fn separator(&self, list: &[EventReference]) -> Option<Refusal> {
+        let before = |digests: &mut dyn Iterator<Item = &[u8]>| {
+            let mut measures = 0_usize;
+            for digest in digests {
+                if is_separator(digest, self.bank) {
+                    return Some(measures);
+                }
+                measures = measures.saturating_add(usize::from(!is_mark(digest, self.bank)));
+            }
+            None
+        };
+        let of_boot = || self.events.iter().filter(|event| event.log == Log::Boot);
+        let found = before(&mut of_boot().map(|event| event.digest.as_slice()))?;
+        let expected = before(&mut list.iter().map(|event| event.digest.as_slice()))?;
+        let separator = of_boot().find(|event| is_separator(&event.digest, self.bank))?;
+        (found != expected).then(|| {
+            Refusal::new(codes::VERIFY_SEPARATOR, format!("it stands after {found} measurements"))
+                .at(format!("{} {}, PCR {}, {}", Log::Boot, separator.number, self.pcr, separator.kind))
+                .expected(format!("after {expected} (state `{}`)", self.state.name))
+        })
     }
 
     /// Names what lies between the events that are the same at the start and at the end.

@@ -92,9 +92,12 @@ pub(super) fn proven(replay: &Replay<'_>, pcr: u8, bank: LogHash) -> Vec<ProvenE
 /// could be called a separator, and a separator anything.
 pub(super) fn is_mark(digest: &[u8], bank: LogHash) -> bool {
     let is = |data: &[u8]| bank.digest(&[data]) == digest;
-    VALID.iter().any(|separator| is(separator.data()))
-        || ACTIONS.iter().any(|action| is(action.as_bytes()))
-        || is(OS_SEPARATOR.as_bytes())
+    is_separator(digest, bank) || ACTIONS.iter().any(|action| is(action.as_bytes())) || is(OS_SEPARATOR.as_bytes())
+}
+
+/// Whether an event of this digest is a valid separator of the firmware's.
+pub(super) fn is_separator(digest: &[u8], bank: LogHash) -> bool {
+    VALID.iter().any(|separator| bank.digest(&[separator.data()]) == digest)
 }
 
 /// Whether a record of this digest is a boot phase that systemd knows.

@@ -61,7 +61,8 @@ pub fn assign(store: &Path, node: &str, document: &Document) {
         .unwrap();
     store
         .execute(
-            "INSERT INTO reference_documents(name, version, digest, document, imported_at) VALUES (?1, ?2, ?3, ?4, 0)",
+            "INSERT INTO reference_documents(name, version, digest, document, facts, imported_at)
+             VALUES (?1, ?2, ?3, ?4, '{}', 0)",
             rusqlite::params![set.name, i64::try_from(set.version).unwrap(), document.digest, document.bytes],
         )
         .unwrap();

@@ -206,6 +206,7 @@ table! {
     VERIFY_IMA_VIOLATION = "verify.ima_violation", "The kernel measured a file that was open for writing.";
     VERIFY_IMA_UNLISTED = "verify.ima_unlisted", "Something ran that no rule allows.";
     VERIFY_IMA_PCR = "verify.ima_pcr", "An entry of the measurement list is for another PCR than 10, whose replay is not judged.";
+    VERIFY_RUNTIME_UNPROVEN = "verify.runtime_unproven", "The reference values have rules for what runs, and the node doesn't prove what runs.";
     VERIFY_BOOT_AGGREGATE = "verify.boot_aggregate", "The measurement list begins with another boot's PCRs.";
     VERIFY_TPM_FIRMWARE = "verify.tpm_firmware", "The TPM's firmware is older than the floor for its manufacturer.";
     VERIFY_REFERENCE_MALFORMED = "verify.reference_malformed", "The reference values can't be read.";

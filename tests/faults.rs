@@ -78,7 +78,8 @@ async fn tpm_away(how: Presence) {
         BootInstant::now().since(back)
     );
     // The rotation that waited is pushed on the stream that stayed open.
-    tokio::time::timeout(HEALED_WITHIN, stream.next()).await.unwrap().unwrap().unwrap();
+    let pushed = tokio::time::timeout(HEALED_WITHIN, stream.next()).await.unwrap().unwrap();
+    assert!(pushed.is_ok(), "the stream stays open: {pushed:?}\n{}", node.log());
     node.until(holds_svid).await;
 }
 

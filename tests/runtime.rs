@@ -85,6 +85,21 @@ async fn what_the_rules_allow_leaves_streams_open_and_what_they_do_not_ends_them
     assert!(words.contains("/tmp/evil") && words.contains("verify.ima_unlisted"), "{words}");
 }
 
+/// Else root would only have to boot without IMA's policy, or to hide the list, to run what it likes.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_rules_are_enforced_a_node_that_shows_no_list_gets_no_lease() {
+    let server = Server::start("");
+    let mut node = Node::boot(&server).await;
+    node.configure(&server, "[logs]\nboot = \"\"\nuserspace = \"\"\nima = \"\"\n");
+    node.start();
+    let id = node.admit(&server).await;
+    assign(&server, &id, &document(&node, "enforced", 1, rules(ALLOWED)).await);
+    node.register(&server, &id, "app");
+    let status = node.until(|status| status["reason"]["code"] == "verify.runtime_unproven").await;
+    assert!(status["lease"].is_null(), "{status}");
+    println!("{}", status["reason"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_that_does_not_lead_to_the_pcr_is_drift() {
     let server = Server::start("");

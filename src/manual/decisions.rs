@@ -219,3 +219,10 @@
 //! *Choice.* Logs that lead nowhere are sent once more from their start. Boot and userspace logs are sent anew with
 //! each start of the agent; IMA's list goes on where it was.
 //! *Would change our mind.* Boot logs so large that this costs.
+//!
+//! # 2026-11-22 Rules for what may run ask for a list
+//! *Context.* A node whose boot is affirmed got a lease although its set had rules for what may run and it showed no
+//! list: whoever may change the command line could leave IMA off, or hide the file from the agent.
+//! *Choice.* Where a set enforces rules, a runtime layer that isn't proven means no lease (`verify.runtime_unproven`).
+//! In mode `warn`, and without rules, nothing changes.
+//! *Would change our mind.* Fleets in which only some nodes have IMA: then a key in the set says which layers it asks for.

@@ -159,7 +159,8 @@ impl Replayed {
         let checkpoint = measured.ima().cloned();
         let rules = (set.runtime.is_some() && checkpoint.is_some()).then_some(document.digest);
         let reference = Some((set.name.clone(), set.version));
-        let verdict = appraisal.suffices(profile).map_or_else(Verdict::Contraindicated, |()| Verdict::Affirming);
+        let verdict =
+            appraisal.suffices(profile, Some(set)).map_or_else(Verdict::Contraindicated, |()| Verdict::Affirming);
         let vector = appraisal.vector.identified();
         let appraised = Appraised::new(self.fresh, verdict, Vec::new(), vector, reference);
         Appraised { appraisal: Some(appraisal), checkpoint, rules, ..appraised }

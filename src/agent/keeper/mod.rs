@@ -375,7 +375,10 @@ impl Keeper {
                 }
                 Err(error) if error.is_unavailable() => return Err(Denied::Unavailable(error.into())),
                 // The TPM refused to be read, or is another one: nothing can be vouched for.
-                Err(error) => return Err(Denied::Ended(error.into())),
+                Err(error) => {
+                    tracing::warn!(%error, "nothing is released: the PCRs can't be read");
+                    return Err(Denied::Ended(error.into()));
+                }
             };
             match self.judged(&reading, arrived).await {
                 // A lease came between the reading and its judgement.

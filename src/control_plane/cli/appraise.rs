@@ -236,7 +236,7 @@ impl Verdict {
         };
         self.held("logs", format!("they replay to the quoted PCRs under the profile `{}`", files.profile.name));
         let appraisal = measured.appraise(&files.profile, files.references.as_ref(), WallTime::now());
-        Ok(self.conclude(appraisal, &files.profile, firmware))
+        Ok(self.conclude(appraisal, files, firmware))
     }
 
     /// Who made the quote, and over what. The PCR values are apart: their refusal is a verdict on the node.
@@ -320,9 +320,9 @@ impl Verdict {
 
     /// What the control plane would say: contraindicated if anything is, or the TPM's firmware is below a floor;
     /// affirmed if it would grant a lease and nothing warns; else a warning, with why there is no lease.
-    fn conclude(&mut self, appraisal: Appraisal, profile: &Profile, firmware: bool) -> u8 {
+    fn conclude(&mut self, appraisal: Appraisal, files: &Files, firmware: bool) -> u8 {
         let worst = appraisal.layers.iter().map(|layer| layer.standing).max();
-        let lease = appraisal.suffices(profile);
+        let lease = appraisal.suffices(&files.profile, files.references.as_ref());
         let (verdict, code) = match worst {
             Some(LayerStanding::Contraindicated) => ("contraindicated", CONTRAINDICATED),
             _ if !firmware => ("contraindicated", CONTRAINDICATED),

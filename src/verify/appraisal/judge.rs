@@ -141,7 +141,8 @@ impl Candidate<'_> {
         let mut findings: Vec<Finding> = own().flat_map(|(_, _, outcome)| outcome.findings.clone()).collect();
         if !findings.is_empty() {
             let count = own().fold(0_usize, |sum, (_, _, outcome)| sum.saturating_add(outcome.differences));
-            let why = format!("{count} differences from the nearest state, `{}`", self.state.name);
+            let plural = if count == 1 { "" } else { "s" };
+            let why = format!("{count} difference{plural} from the nearest state, `{}`", self.state.name);
             return (result(layer, LayerStanding::Contraindicated, why), findings);
         }
         // A state is met as a whole or not at all.

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::profile::{Judged, Layer, Profile};
 use super::references::ReferenceSet;
-use super::runtime::{Checkpoint, CompiledRules, RuntimeRules};
+use super::runtime::{Checkpoint, CompiledRules, Mode, RuntimeRules};
 use super::trust::TrustVector;
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
@@ -301,17 +301,26 @@ impl Appraisal {
 
     /// Whether it is enough for a lease. Not where a layer is contraindicated, nor where it isn't proven what was
     /// booted: what a kernel says of the files it runs is worth what is known of the kernel. Only on a platform
-    /// that can't prove its boot at all, as its profile says, another layer is enough.
+    /// that can't prove its boot at all, as its profile says, another layer is enough. Where `references` have rules
+    /// for what may run, and enforce them, it must be proven what runs: else IMA would only have to be left off.
     ///
     /// # Errors
-    /// The worst finding's refusal; [`codes::VERIFY_NO_REFERENCE`] where too little is proven.
-    pub fn suffices(&self, profile: &Profile) -> Result<(), Refusal> {
+    /// The worst finding's refusal; [`codes::VERIFY_RUNTIME_UNPROVEN`]; [`codes::VERIFY_NO_REFERENCE`] where too
+    /// little is proven.
+    pub fn suffices(&self, profile: &Profile, references: Option<&ReferenceSet>) -> Result<(), Refusal> {
         if let Some(worst) = self.contraindication() {
             return Err(worst.refusal.clone());
         }
         // Not to be expected: every contraindicated layer has its finding.
         if let Some(bad) = self.layers.iter().find(|layer| layer.standing == LayerStanding::Contraindicated) {
             return Err(Refusal::new(codes::GATE_CONTRAINDICATED, bad.why.clone()).at(format!("layer {}", bad.layer)));
+        }
+        let enforced = references.and_then(|set| set.runtime.as_ref()).is_some_and(|rules| rules.mode == Mode::Enforce);
+        let runtime = self.layer(Layer::Runtime).filter(|layer| layer.standing == LayerStanding::NotProven);
+        if let Some(unproven) = runtime.filter(|_| enforced) {
+            return Err(Refusal::new(codes::VERIFY_RUNTIME_UNPROVEN, unproven.why.clone())
+                .at("layer runtime")
+                .expected("IMA's list, with an IMA policy: the reference set enforces rules for what may run"));
         }
         let can_prove_boot = !profile.not_proven.contains_key(&Layer::Boot);
         // Warned is no refusal: enforcing is what refuses.

@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -135,17 +136,26 @@ impl fmt::Display for TpmAddress {
 
 /// Which command is inside libtss2, and since when. Written by the TPM's thread, read by handles.
 #[derive(Debug, Default)]
-pub(super) struct Pulse(Mutex<Option<(&'static str, Instant)>>);
+pub(super) struct Pulse {
+    inside: Mutex<Option<(&'static str, Instant)>>,
+    /// Another thread has taken over.
+    given_up: AtomicBool,
+}
 
 impl Pulse {
     /// The command inside libtss2 and how long it has been there.
     pub fn inside(&self) -> Option<(&'static str, Duration)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).map(|(command, since)| (command, since.elapsed()))
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner).map(|(command, since)| (command, since.elapsed()))
+    }
+
+    /// Tells the thread that another one has taken over.
+    pub fn give_up(&self) {
+        self.given_up.store(true, Ordering::Release);
     }
 
     /// Runs `work` as `command`.
     pub fn during<T>(&self, command: &'static str, work: impl FnOnce() -> T) -> T {
-        let set = |value| *self.0.lock().unwrap_or_else(PoisonError::into_inner) = value;
+        let set = |value| *self.inside.lock().unwrap_or_else(PoisonError::into_inner) = value;
         set(Some((command, Instant::now())));
         let result = work();
         set(None);
@@ -194,8 +204,14 @@ impl Connection {
         Ok(connection)
     }
 
-    /// Flushes everything of ours and disconnects.
-    pub fn close(self) {
+    /// Flushes everything of ours, of which `ours` is known by name, and disconnects.
+    ///
+    /// A thread that was given up flushes nothing: on a bare TPM the one that took over has flushed it all, and
+    /// what bears the same handles by now is the other's.
+    pub fn close(mut self, ours: impl IntoIterator<Item = ObjectHandle>) {
+        if self.pulse.given_up.load(Ordering::Acquire) {
+            ours.into_iter().for_each(|handle| self.release(handle));
+        }
         self.pulse.during("close", || drop(self.context));
     }
 
@@ -288,11 +304,11 @@ impl Connection {
         const LOADED_SESSIONS: u32 = 0x0200_0000;
         for first in [TRANSIENT, LOADED_SESSIONS] {
             for handle in self.handles(first)? {
-                let resource = self.resource(handle)?;
-                if let Err(fault) = self.flush(resource) {
+                let flushed = self.resource(handle).and_then(|resource| self.flush(resource));
+                if let Err(fault) = flushed {
                     // The Rust layer takes policy sessions for something not to be flushed and
-                    // complains after it has flushed them.
-                    if fault.code.is_some() {
+                    // complains after it has flushed them. And who left it may come to and flush it, too.
+                    if fault.code.is_some() && !fault.names_nothing() {
                         return Err(fault);
                     }
                 }

@@ -162,7 +162,7 @@ impl EsysDevice {
                 Ok(Open { connection, pinned, ak, node_key, reader })
             }
             Err(fault) => {
-                connection.close();
+                connection.close([]);
                 Err(fault)
             }
         }
@@ -257,7 +257,7 @@ impl Device for EsysDevice {
 
     fn close(&mut self) {
         if let State::Open(open) = std::mem::replace(&mut self.state, State::Unopened) {
-            open.connection.close();
+            open.connection.close([open.ak.into(), open.node_key.into(), open.reader.handle()]);
         }
     }
 }

@@ -276,6 +276,7 @@ impl Shared {
         if ended || inside.is_some() {
             let fresh = Worker::start(&self.make)?;
             let mut old = std::mem::replace(&mut state.worker, fresh);
+            old.pulse.give_up();
             state.stuck.extend(old.end());
         }
         state.worker.jobs.clone().ok_or_else(|| TpmError::Unavailable("its thread has ended".to_owned()))

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use p256::ecdsa::VerifyingKey;
-use tss_esapi::handles::KeyHandle;
+use tss_esapi::handles::{KeyHandle, ObjectHandle, SessionHandle};
 use tss_esapi::interface_types::session_handles::AuthSession;
 
 use super::connection::{Connection, Sessions};
@@ -69,6 +69,11 @@ impl Reader {
         let (update_counter, _) = read_part(connection, session, Bank::Sha256, &[])?;
         let counts = session::anchor(connection, ak, &ak_key)?;
         Ok(Self { session, ak, ak_key, anchor: Anchor { counts, update_counter, suspended }, known: None })
+    }
+
+    /// The standing session's handle.
+    pub fn handle(&self) -> ObjectHandle {
+        SessionHandle::from(self.session).into()
     }
 
     /// The reset counts of the last anchor.

@@ -89,7 +89,7 @@ impl Vault {
                 move || {
                     let result = Connection::open(&address, pulse).and_then(|mut connection| {
                         let result = work(&mut connection);
-                        connection.close();
+                        connection.close([]);
                         result
                     });
                     // The caller may have stopped waiting.

@@ -32,6 +32,14 @@ impl Fault {
         self.code.and_then(tpm_code).is_some_and(|code| code & 0x8C0 == 0x880)
     }
 
+    /// Whether the command was about something that isn't in the TPM: TPM_RC_HANDLE at whatever place, or a
+    /// reference to a session or key that is gone (Part 2, 6.6.3).
+    pub fn names_nothing(&self) -> bool {
+        self.code
+            .and_then(tpm_code)
+            .is_some_and(|code| code & 0xBF == 0x8B || matches!(code, 0x910..=0x916 | 0x918..=0x91E))
+    }
+
     /// Whether the first handle of the command names nothing that exists.
     pub fn no_such_handle(&self) -> bool {
         self.code.and_then(tpm_code) == Some(0x18B)
@@ -227,6 +235,14 @@ mod tests {
         assert!(!with(0x1C4).blames_session());
         assert!(!with(0x921).blames_session());
         assert!(!with(0x0007_098E).blames_session());
+    }
+
+    #[test]
+    fn what_is_gone_is_told_from_what_is_refused() {
+        let with = |code| Fault { code: Some(code), ..Fault::lost("") };
+        // TPM2_FlushContext names its handle as a parameter, TPM2_ReadPublic as a handle.
+        assert!(with(0x1CB).names_nothing() && with(0x18B).names_nothing() && with(0x910).names_nothing());
+        assert!(!with(0x1CA).names_nothing() && !with(0x98E).names_nothing() && !with(0x101).names_nothing());
     }
 
     #[test]

@@ -226,3 +226,11 @@
 //! *Choice.* Where a set enforces rules, a runtime layer that isn't proven means no lease (`verify.runtime_unproven`).
 //! In mode `warn`, and without rules, nothing changes.
 //! *Would change our mind.* Fleets in which only some nodes have IMA: then a key in the set says which layers it asks for.
+//!
+//! # 2026-11-22 A TPM clock that isn't safe refuses nobody
+//! *Context.* After a power cut a TPM says `safe = no` until its clock has passed what it last reported. One of the
+//! negative vectors (V20) would have such a quote refused until the node enrols again.
+//! *Choice.* No term here is counted on the TPM's clock. What betrays a reset is the reset count: it ends the lease, and
+//! within one boot it is noted for the operator. A quote with `safe = no` is accepted like any other, so that a power
+//! cut needs nobody's hand; there is no vector V20.
+//! *Would change our mind.* A term that is counted on the TPM's clock, as a sealed reserve will have.

@@ -42,6 +42,19 @@ pub fn parse<T: DeserializeOwned>(text: &str, name: &str) -> Result<T, Refusal> 
     })
 }
 
+/// The texts of the files that `key` names, each with its file's name.
+///
+/// # Errors
+/// [`codes::CONFIG_INVALID`], naming the key and the file.
+pub fn texts(files: &[PathBuf], key: &str) -> Result<Vec<(String, String)>, Refusal> {
+    let read = |file: &PathBuf| {
+        let name = file.display().to_string();
+        let failed = |e: std::io::Error| Refusal::new(codes::CONFIG_INVALID, e.to_string()).at(format!("{key} {name}"));
+        std::fs::read_to_string(file).map_err(failed).map(|text| (name.clone(), text))
+    };
+    files.iter().map(read).collect()
+}
+
 /// The known key nearest to the unknown one in serde's message, which quotes the unknown key
 /// first and the known ones after it.
 fn nearest_known(message: &str) -> Option<&str> {
@@ -290,9 +303,9 @@ impl Default for ServerLogs {
 pub struct PolicyConfig {
     /// PEM files of the public keys (P-256). Without any, a set needs no signature.
     pub keys: Vec<PathBuf>,
-    /// How many different ones of them must have signed, 1 or 2. With 2 nobody's set counts by their
+    /// How many different ones of them must have signed, 1 to as many as there are. With 2 nobody's set counts by their
     /// own approval alone.
-    pub threshold: u8,
+    pub threshold: usize,
 }
 
 impl Default for PolicyConfig {

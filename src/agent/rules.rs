@@ -1,77 +1,54 @@
 //! The rules for what may run: taken from the document that a lease names, if those may change them who
 //! hold the policy keys.
 
-use p256::ecdsa::VerifyingKey;
-use p256::pkcs8::{DecodePublicKey, EncodePublicKey};
 use sha2::{Digest, Sha256};
 
 use super::state::Remembered;
 use crate::codes::{self, Refusal};
-use crate::config::ControlPlaneConfig;
-use crate::verify::references::{Document, PolicyKey};
+use crate::config::{ControlPlaneConfig, texts};
+use crate::verify::references::Policy;
 use crate::verify::runtime::CompiledRules;
 
-/// The policy keys of the configuration.
-#[derive(Clone, Debug, Default)]
-pub struct PolicyKeys {
-    keys: Vec<PolicyKey>,
-    threshold: usize,
+/// Where an agent's configuration states its policy.
+const AT: [&str; 2] = ["control_plane.policy_keys", "control_plane.policy_threshold"];
+
+/// The policy of an agent's configuration.
+///
+/// # Errors
+/// [`codes::CONFIG_INVALID`], naming the file.
+pub fn policy(config: &ControlPlaneConfig) -> Result<Policy, Refusal> {
+    Policy::new(&texts(&config.policy_keys, AT[0])?, config.policy_threshold, AT)
 }
 
-impl PolicyKeys {
-    /// Reads them.
-    ///
-    /// # Errors
-    /// [`codes::CONFIG_INVALID`], naming the file.
-    pub fn of(config: &ControlPlaneConfig) -> Result<Self, Refusal> {
-        let invalid = |at: String, found: String| Refusal::new(codes::CONFIG_INVALID, found).at(at);
-        let mut keys = Vec::new();
-        for path in &config.policy_keys {
-            let at = || format!("control_plane.policy_keys {}", path.display());
-            let pem = std::fs::read_to_string(path).map_err(|e| invalid(at(), e.to_string()))?;
-            let key = VerifyingKey::from_public_key_pem(&pem)
-                .map_err(|e| invalid(at(), e.to_string()).expected("a P-256 public key, PEM"))?;
-            let spki = key.to_public_key_der().map_err(|e| invalid(at(), e.to_string()))?;
-            keys.push(PolicyKey { spki: spki.as_bytes().to_vec() });
-        }
-        let threshold = config.policy_threshold;
-        if !(1..=keys.len().max(1)).contains(&threshold) {
-            return Err(invalid("control_plane.policy_threshold".to_owned(), threshold.to_string())
-                .expected(format!("1 to {}, as many as there are policy keys", keys.len().max(1))));
-        }
-        Ok(Self { keys, threshold })
+/// The rules of the document `bytes`, which must be the one with `digest`; its version is remembered.
+///
+/// # Errors
+/// [`codes::VERIFY_REFERENCE_MALFORMED`] for another document or one without rules,
+/// [`codes::VERIFY_REFERENCE_SIGNATURE`], [`codes::VERIFY_REFERENCE_ORDER`].
+pub fn rules(
+    policy: &Policy,
+    bytes: &[u8],
+    digest: &[u8; 32],
+    remembered: &mut Remembered,
+) -> Result<CompiledRules, Refusal> {
+    let malformed = |found: String| Refusal::new(codes::VERIFY_REFERENCE_MALFORMED, found);
+    let found: [u8; 32] = Sha256::digest(bytes).into();
+    if found != *digest {
+        return Err(malformed(format!("document {}", hex::encode(found)))
+            .expected(format!("{}, which the lease names", hex::encode(digest))));
     }
-
-    /// The rules of the document `bytes`, which must be the one with `digest`; its version is remembered.
-    ///
-    /// # Errors
-    /// [`codes::VERIFY_REFERENCE_MALFORMED`] for another document or one without rules,
-    /// [`codes::VERIFY_REFERENCE_SIGNATURE`], [`codes::VERIFY_REFERENCE_ORDER`].
-    pub fn rules(
-        &self,
-        bytes: &[u8],
-        digest: &[u8; 32],
-        remembered: &mut Remembered,
-    ) -> Result<CompiledRules, Refusal> {
-        let malformed = |found: String| Refusal::new(codes::VERIFY_REFERENCE_MALFORMED, found);
-        let found: [u8; 32] = Sha256::digest(bytes).into();
-        if found != *digest {
-            return Err(malformed(format!("document {}", hex::encode(found)))
-                .expected(format!("{}, which the lease names", hex::encode(digest))));
-        }
-        let document = Document::read(bytes, &self.keys, self.threshold)?;
-        let set = &document.set;
-        let last = remembered.versions.get(&set.name).copied().unwrap_or(0);
-        if set.version < last {
-            return Err(Refusal::new(codes::VERIFY_REFERENCE_ORDER, format!("version {}", set.version))
-                .at(format!("references `{}`", set.name))
-                .expected(format!("at least {last}, which this node has had")));
-        }
-        let rules = set.runtime.as_ref().ok_or_else(|| malformed("it has no rules for what may run".to_owned()))?;
-        let compiled = rules.compile()?;
-        remembered.versions.insert(set.name.clone(), set.version);
-        Ok(compiled)
+    let document = policy.read(bytes)?;
+    let set = &document.set;
+    let last = remembered.versions.get(&set.name).copied().unwrap_or(0);
+    if set.version < last {
+        return Err(Refusal::new(codes::VERIFY_REFERENCE_ORDER, format!("version {}", set.version))
+            .at(format!("references `{}`", set.name))
+            .expected(format!("at least {last}, which this node has had")));
     }
+    let rules = set.runtime.as_ref().ok_or_else(|| malformed("it has no rules for what may run".to_owned()))?;
+    let compiled = rules.compile()?;
+    remembered.versions.insert(set.name.clone(), set.version);
+    Ok(compiled)
 }
 
 #[cfg(test)]
@@ -79,7 +56,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use p256::ecdsa::SigningKey;
-    use p256::pkcs8::LineEnding;
+    use p256::pkcs8::{EncodePublicKey, LineEnding};
 
     use super::*;
     use crate::agent::attester::Certification;
@@ -87,7 +64,7 @@ mod tests {
     use crate::identity::TrustDomain;
     use crate::protocol::{Bundle, Membership};
     use crate::tpm::Bank;
-    use crate::verify::references::{BootState, ReferenceSet};
+    use crate::verify::references::{BootState, Document, ReferenceSet};
     use crate::verify::runtime::RuntimeRules;
 
     fn document(version: u64, runtime: Option<RuntimeRules>) -> Document {
@@ -104,7 +81,7 @@ mod tests {
         Document::unsigned(set).unwrap()
     }
 
-    fn keys(directory: &std::path::Path, keys: &[&SigningKey], threshold: usize) -> Result<PolicyKeys, Refusal> {
+    fn keys(directory: &std::path::Path, keys: &[&SigningKey], threshold: usize) -> Result<Policy, Refusal> {
         let mut config: ControlPlaneConfig = toml::from_str("address = \"localhost:1\"").unwrap();
         config.policy_threshold = threshold;
         for (number, key) in keys.iter().enumerate() {
@@ -112,7 +89,7 @@ mod tests {
             std::fs::write(&path, key.verifying_key().to_public_key_pem(LineEnding::LF).unwrap()).unwrap();
             config.policy_keys.push(path);
         }
-        PolicyKeys::of(&config)
+        policy(&config)
     }
 
     #[test]
@@ -122,8 +99,8 @@ mod tests {
         let [one, two] = [1, 2].map(|fill| SigningKey::from_slice(&[fill; 32]).unwrap());
         let anybody = keys(directory.path(), &[], 1).unwrap();
         let second = document(2, Some(RuntimeRules::default()));
-        let mut code = |keys: &PolicyKeys, document: &Document, digest: &[u8; 32]| {
-            keys.rules(&document.bytes, digest, &mut remembered).err().map(|refusal| refusal.code)
+        let mut code = |policy: &Policy, document: &Document, digest: &[u8; 32]| {
+            rules(policy, &document.bytes, digest, &mut remembered).err().map(|refusal| refusal.code)
         };
         assert_eq!(code(&anybody, &second, &[0; 32]), Some(codes::VERIFY_REFERENCE_MALFORMED));
         let bare = document(1, None);

@@ -8,7 +8,7 @@ use tokio::sync::{Notify, watch};
 use super::admin;
 use super::events;
 use super::keeper::Keeper;
-use super::rules::PolicyKeys;
+use super::rules;
 use super::sources::Sources;
 use super::state::Memory;
 use super::status::Status;
@@ -56,7 +56,7 @@ pub async fn start(config: AgentConfig) -> anyhow::Result<Agent> {
     let anchors = anchors(&config.control_plane)?;
     let address = TpmAddress::parse(&config.tpm.address)?;
     let memory = Memory::in_directory(&config.state_dir)?;
-    let policy = PolicyKeys::of(&config.control_plane)?;
+    let policy = rules::policy(&config.control_plane)?;
     // Opened before privileges may be dropped, and read on for as long as the agent runs.
     let sources = Arc::new(Sources::open(&config.logs)?);
     let selection: PcrSelection = FIRST_SELECTION.parse().map_err(anyhow::Error::msg)?;

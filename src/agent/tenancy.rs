@@ -11,7 +11,7 @@ use tokio::sync::{Notify, watch};
 use super::attester::{Attester, List};
 use super::keeper::{Keeper, Said};
 use super::reporter::{Increment, Reporter, Sent, Trouble};
-use super::rules::PolicyKeys;
+use super::rules;
 use super::sources::Sources;
 use super::state::{Memory, Remembered};
 use crate::clock::BootInstant;
@@ -26,6 +26,7 @@ use crate::protocol::{
 use crate::secret::random;
 use crate::shutdown::CancellationToken;
 use crate::tpm::Tpm;
+use crate::verify::references::Policy;
 use crate::verify::{Lease, LeaseClaims, LeaseExpectation};
 
 /// The pauses between tries: the last one plus a request stays well within 10 s (promise 8).
@@ -53,7 +54,7 @@ pub struct Tenancy {
     /// The node's logs.
     pub sources: Arc<Sources>,
     /// Who must have signed rules for what may run.
-    pub policy: PolicyKeys,
+    pub policy: Policy,
     /// The trust domain.
     pub trust_domain: TrustDomain,
     /// Rung when the control plane says "attest now".
@@ -323,13 +324,15 @@ impl Tenancy {
         if self.keeper.has_rules(digest).await {
             return Ok(());
         }
-        let kept =
-            self.memory.document().and_then(|kept| self.policy.rules(&kept, digest, &mut tenant.remembered).ok());
+        let kept = self
+            .memory
+            .document()
+            .and_then(|kept| rules::rules(&self.policy, &kept, digest, &mut tenant.remembered).ok());
         let rules = match kept {
             Some(rules) => rules,
             None => {
                 let bytes = tenant.enrolled.references().await.map_err(|failure| failure.refusal().clone())?;
-                let rules = self.policy.rules(&bytes, digest, &mut tenant.remembered)?;
+                let rules = rules::rules(&self.policy, &bytes, digest, &mut tenant.remembered)?;
                 if let Err(error) = self.memory.keep_document(&bytes) {
                     tracing::warn!(%error, "the reference document can't be kept; it is fetched again after a restart");
                 }

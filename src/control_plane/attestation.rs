@@ -16,7 +16,6 @@ use super::references::{self, Quote};
 use super::registry::nodes::{self, Node};
 use super::registry::workloads::{self, Workload};
 use super::server::Shared;
-use super::settings::Policy;
 use super::store::Transaction;
 use crate::clock::{BootId, WallTime};
 use crate::codes::{self, Refusal};
@@ -26,6 +25,7 @@ use crate::protocol::{AttestAnswer, AttestRequest, ListPosition, LogsHeld, LogsR
 use crate::tpm::PcrSelection;
 use crate::verify::appraisal::{ImaLog, Logs};
 use crate::verify::endorsement;
+use crate::verify::references::Policy;
 use crate::verify::runtime::{Checkpoint, Judge};
 use crate::verify::{AkPublic, Appraised, EnrolledKeys, Fresh, LearntSet, LeaseTerms, NodeKey, Verdict, authenticate};
 
@@ -130,7 +130,7 @@ pub fn attest(
 /// # Errors
 /// [`codes::STORE_FAILED`].
 pub fn references_of(tx: &Transaction<'_>, policy: &Policy, node: NodeId) -> Result<Option<LearntSet>, Refusal> {
-    if !policy.keys.is_empty() {
+    if !policy.is_empty() {
         return Ok(None);
     }
     Ok(references::active(tx, node)?.map(|reference| LearntSet {

@@ -4,24 +4,27 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, SubjectPublicKeyInfoDer};
 
 use super::ca::CaTerms;
 use super::keys;
 use super::registry::workloads::check_group;
 use crate::codes::{self, Refusal};
-use crate::config::{AdmissionConfig, JoinRule, PolicyConfig, ServerConfig, TermsConfig};
+use crate::config::{AdmissionConfig, JoinRule, ServerConfig, TermsConfig, texts};
 use crate::identity::TrustDomain;
 use crate::tpm::PcrSelection;
 use crate::tpm::structures::Public;
 use crate::verify::firmware::FirmwareFloors;
 use crate::verify::profile::Profile;
-use crate::verify::references::{Document, PolicyKey};
+use crate::verify::references::Policy;
 use crate::verify::{EkRoots, Grade};
 
 /// A day in seconds.
 const DAY: u64 = 86_400;
+
+/// Where the configuration states who must have signed reference sets.
+const POLICY: [&str; 2] = ["policy.keys", "policy.threshold"];
 
 /// The kinds of EK that a join rule can name.
 const EK_KINDS: [&str; 3] = ["rsa-2048", "p-256", "p-384"];
@@ -55,15 +58,6 @@ pub struct Settings {
     pub own_certificates: Duration,
     /// The most bytes of logs that are kept of one node.
     pub node_logs: u64,
-}
-
-/// Who must have signed a reference set.
-#[derive(Clone, Debug, Default)]
-pub struct Policy {
-    /// The keys; none: sets need no signature.
-    pub keys: Vec<PolicyKey>,
-    /// How many different ones of them.
-    pub threshold: usize,
 }
 
 /// A join rule.
@@ -103,7 +97,7 @@ impl Settings {
             firmware: floors(&config.admission)?,
             profiles: profiles(&config.firmware_profiles)?,
             rules: config.admission.join.iter().map(Rule::check).collect::<Result<_, _>>()?,
-            policy: Policy::check(&config.policy)?,
+            policy: Policy::new(&texts(&config.policy.keys, POLICY[0])?, config.policy.threshold, POLICY)?,
             lease: Duration::from_secs(lease_seconds),
             svid: Duration::from_secs(svid_seconds),
             nonce_seconds,
@@ -113,47 +107,6 @@ impl Settings {
             node_logs: config.logs.node_mib << 20,
         })
     }
-}
-
-impl Policy {
-    /// Holds a document that was read without keys against them.
-    ///
-    /// # Errors
-    /// [`codes::VERIFY_REFERENCE_SIGNATURE`].
-    pub fn approves(&self, document: &Document) -> Result<(), Refusal> {
-        match self.keys.is_empty() {
-            true => Ok(()),
-            false => Document::read(&document.bytes, &self.keys, self.threshold)
-                .map(|_| ())
-                .map_err(|refusal| refusal.at(format!("references `{}`", document.set.name))),
-        }
-    }
-
-    fn check(config: &PolicyConfig) -> Result<Self, Refusal> {
-        within("policy.threshold", config.threshold.into(), 1, 2)?;
-        let keys = config.keys.iter().map(|file| policy_key(file)).collect::<Result<Vec<_>, _>>()?;
-        let threshold = usize::from(config.threshold);
-        if !keys.is_empty() && keys.len() < threshold {
-            return Err(invalid("policy.keys", format!("{} for a threshold of {threshold}", keys.len()))
-                .expected("as many keys, at least"));
-        }
-        if keys.is_empty() && threshold > 1 {
-            return Err(invalid("policy.threshold", threshold.to_string()).expected("policy.keys, that it counts"));
-        }
-        for (number, key) in keys.iter().enumerate() {
-            if keys.iter().take(number).any(|other| other == key) {
-                return Err(invalid("policy.keys", "a key stands twice".to_owned()));
-            }
-        }
-        Ok(Self { keys, threshold })
-    }
-}
-
-fn policy_key(file: &Path) -> Result<PolicyKey, Refusal> {
-    let failed = |what: String| invalid(&format!("policy.keys {}", file.display()), what);
-    let spki = SubjectPublicKeyInfoDer::from_pem_file(file)
-        .map_err(|e| failed(e.to_string()).expected("a PEM file `PUBLIC KEY`; `reference keygen` makes one"))?;
-    PolicyKey::from_spki(&spki).map_err(|refusal| failed(refusal.found).expected("a P-256 key"))
 }
 
 impl Rule {

@@ -5,16 +5,20 @@ use serde::Deserialize;
 
 use super::LogHash;
 use crate::codes::{self, Refusal};
+use crate::tpm::PCR_COUNT;
 
 /// The largest userspace log that is read, in bytes: 1 MiB.
 pub const LIMIT: usize = 1 << 20;
 /// The most records of one log. A boot makes some tens.
 pub const RECORDS_LIMIT: usize = 10_000;
 
+/// The boot phases that systemd-pcrphase extends into PCR 11, in their order.
+pub const PHASES: [&str; 6] = ["enter-initrd", "leave-initrd", "sysinit", "ready", "shutdown", "final"];
+/// What systemd's initrd extends into PCRs 0 to 7, 9 and 12 to 14 from version 261 on.
+pub const OS_SEPARATOR: &str = "os-separator";
+
 /// What stands before each record (RFC 7464, 2.2); a line feed stands after it.
 const RECORD_SEPARATOR: u8 = 0x1E;
-/// The last PCR.
-const LAST_PCR: u8 = 23;
 
 /// The log, read whole.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -143,7 +147,7 @@ fn record(number: u32, part: &[u8]) -> Result<UserspaceRecord, Fault> {
     let content = content.unwrap_or_default();
     let nv_name = nvpcr.or(content.nv_index_name).or(nv_index.map(|index| format!("{index:#010x}")));
     let target = match (pcr, nv_name) {
-        (Some(pcr), None) if pcr <= LAST_PCR => Target::Pcr(pcr),
+        (Some(pcr), None) if pcr < PCR_COUNT => Target::Pcr(pcr),
         (Some(pcr), None) => return Err((format!("PCR {pcr}"), "a PCR from 0 to 23")),
         (None, Some(name)) => Target::NvPcr(name),
         (Some(_), Some(_)) => return Err(("a PCR and an NvPCR".to_owned(), "one of them")),

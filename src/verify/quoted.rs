@@ -17,10 +17,8 @@ use crate::measurements::boot::{BootLog, PcrBank};
 use crate::measurements::ima::{Entries, Fold};
 use crate::measurements::userspace::{Target, UserspaceLog};
 use crate::tpm::structures::{Public, Quote, Signature};
-use crate::tpm::{Bank, PcrSelection, PcrValues};
+use crate::tpm::{Bank, IMA_PCR, PcrSelection, PcrValues};
 
-/// The PCR that IMA extends.
-const IMA_PCR: u8 = 10;
 /// The most combinations of log prefixes that are tried before giving up.
 const TRIES: usize = 4_000_000;
 

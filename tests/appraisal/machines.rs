@@ -6,7 +6,6 @@ use leasehold::clock::WallTime;
 use leasehold::codes;
 use leasehold::control_plane::reference::learn;
 use leasehold::measurements::LogHash;
-use leasehold::measurements::boot::BootLog;
 use leasehold::tpm::{Bank, PcrValues};
 use leasehold::verify::appraisal::{Appraisal, Finding, ImaLog, LayerStanding, Logs, Measured, measured};
 use leasehold::verify::profile::{Layer, Profile};
@@ -43,9 +42,9 @@ impl Machine {
         Logs { boot: Some(&self.boot), userspace: None, ima: Some(ImaLog { from: None, rest: &self.ima }) }
     }
 
-    /// The state that the machine teaches; its list is left out.
+    /// The state that the machine teaches.
     pub fn learnt(&self) -> BootState {
-        learnt(&self.profile, &self.pcrs, &self.boot)
+        learnt(&self.profile, &self.pcrs, &self.logs())
     }
 
     fn measured(&self, references: Option<&ReferenceSet>) -> Measured {
@@ -64,11 +63,9 @@ impl Machine {
     }
 }
 
-/// What `reference learn` makes of a boot log.
-pub fn learnt(profile: &Profile, pcrs: &PcrValues, boot: &[u8]) -> BootState {
-    let boot = BootLog::parse(boot).unwrap();
-    let logs = learn::Logs { pcrs, boot: Some(&boot), userspace: None, ima: &[] };
-    BootState { name: "learnt".to_owned(), ..learn::learn(profile, &logs).unwrap().state }
+/// The state that `reference learn` makes of logs.
+pub fn learnt(profile: &Profile, pcrs: &PcrValues, logs: &Logs<'_>) -> BootState {
+    BootState { name: "learnt".to_owned(), ..learn::learn(profile, pcrs, logs).unwrap().state }
 }
 
 /// `sha256 size role name` lines, by role.

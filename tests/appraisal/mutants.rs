@@ -175,7 +175,7 @@ fn tally(name: &str, profile: &str) -> Tally {
     let pcrs = replayed(&log, Bank::Sha256, &profile);
     let logs = Logs { boot: Some(&bytes), ..Logs::default() };
     let original = measured(&pcrs, &profile, &logs, None).unwrap();
-    let set = crate::machines::set(&profile.name, crate::machines::learnt(&profile, &pcrs, &bytes), None);
+    let set = crate::machines::set(&profile.name, crate::machines::learnt(&profile, &pcrs, &logs), None);
     let expected = standings(&original, &profile, &set);
     assert!(expected.iter().all(|(_, standing)| *standing != LayerStanding::Contraindicated), "{name}");
     let (header, events) = split(&bytes);

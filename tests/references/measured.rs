@@ -1,14 +1,15 @@
 //! Against the logs of machines that booted: predictions from their artefacts, and what is learnt.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::Command;
 
-use leasehold::control_plane::reference::learn::{Logs, learn};
+use leasehold::codes;
+use leasehold::control_plane::reference::learn::learn;
 use leasehold::measurements::boot::BootLog;
 use leasehold::measurements::{EventType, LogHash};
 use leasehold::tpm::{Bank, PcrSelection, PcrValues};
-use leasehold::verify::profile::{Judged, Layer, PcrProfile, Profile, Source, Status};
+use leasehold::verify::appraisal::{ImaLog, Logs};
+use leasehold::verify::profile::Profile;
 use leasehold::verify::references::{EventReference, ReferenceSet};
 use leasehold::verify::runtime::{Checkpoint, Judge};
 
@@ -77,57 +78,28 @@ fn digests_of_artefacts_give_the_events_that_were_logged() {
     }
 }
 
-/// A profile of as much as is learnt here.
-fn profile(log_pcrs: &[u8]) -> Profile {
-    let rules = |layer, source, judged| PcrProfile {
-        layer,
-        source,
-        judged,
-        events: BTreeSet::new(),
-        userspace: BTreeSet::from(["phase".to_owned(), "os-separator".to_owned()]),
-        required: BTreeSet::new(),
-        separator: false,
-    };
-    let mut pcrs: BTreeMap<u8, PcrProfile> =
-        log_pcrs.iter().map(|pcr| (*pcr, rules(Layer::Boot, Source::Logs, Judged::Reference))).collect();
-    pcrs.insert(7, rules(Layer::Boot, Source::Logs, Judged::SecureBoot));
-    pcrs.insert(10, rules(Layer::Runtime, Source::Ima, Judged::Reference));
-    Profile {
-        name: "test".to_owned(),
-        status: Status::Unproven,
-        summary: String::new(),
-        banks: vec![Bank::Sha256],
-        boot_log: None,
-        userspace_log: None,
-        ima_list: None,
-        pcrs,
-        not_proven: BTreeMap::new(),
-        seal: BTreeSet::new(),
-    }
-}
-
 #[test]
 fn what_is_learnt_is_what_led_to_the_quote() {
     let Some(folder) = folder("x86_64/uki-secureboot-3banks-rich") else { return };
-    let log = log(&folder);
+    let (log, bytes) = (log(&folder), std::fs::read(folder.join("binary_bios_measurements")).unwrap());
     let ima = std::fs::read(folder.join("binary_runtime_measurements")).unwrap();
+    let profile = Profile::shipped("uefi-uki").unwrap();
     let replayed = log.replay(LogHash::Sha256).unwrap();
     let mut whole = Judge::new(None, Checkpoint::start(Bank::Sha256));
     whole.take(&ima, None).unwrap();
-    let pcrs = [0, 2, 4, 7, 9, 10, 11, 12];
     let values = |change: Option<u8>| {
         let value = |pcr: u8| {
             let mut value = if pcr == 10 { whole.at.value.clone() } else { replayed.value(pcr).unwrap().to_vec() };
             value[0] ^= u8::from(change == Some(pcr));
             (pcr, value)
         };
-        PcrValues::new(PcrSelection::new(Bank::Sha256, pcrs).unwrap(), pcrs.into_iter().map(value).collect()).unwrap()
+        PcrValues::new(PcrSelection::new(Bank::Sha256, profile.pcrs()).unwrap(), profile.pcrs().map(value).collect())
+            .unwrap()
     };
-    let profile = profile(&[0, 2, 4, 9, 11, 12]);
     let pcrs = values(None);
-    let logs = Logs { pcrs: &pcrs, boot: Some(&log), userspace: None, ima: &ima };
-    let learnt = learn(&profile, &logs).unwrap();
-    for pcr in [0, 2, 4, 9, 11] {
+    let logs = Logs { boot: Some(&bytes), userspace: None, ima: Some(ImaLog { from: None, rest: &ima }) };
+    let learnt = learn(&profile, &pcrs, &logs).unwrap();
+    for pcr in [0, 2, 4, 11] {
         let digests: Vec<Vec<u8>> =
             of_boot(&learnt.state.events[&pcr]).iter().map(|event| event.digest.clone()).collect();
         assert_eq!(digests, measured(&log, pcr), "PCR {pcr}");
@@ -151,7 +123,7 @@ fn what_is_learnt_is_what_led_to_the_quote() {
     let set = ReferenceSet {
         name: "edge".to_owned(),
         version: 1,
-        profile: "test".to_owned(),
+        profile: profile.name.clone(),
         bank: Bank::Sha256,
         states: vec![leasehold::verify::references::BootState { name: "now".to_owned(), ..learnt.state }],
         runtime: learnt.runtime,
@@ -161,15 +133,20 @@ fn what_is_learnt_is_what_led_to_the_quote() {
 
     // A PCR that the log doesn't lead to: nothing is learnt at all.
     for pcr in [0, 4, 7, 10, 11, 12] {
-        let pcrs = values(Some(pcr));
-        let refusal = learn(&profile, &Logs { pcrs: &pcrs, ..logs }).unwrap_err();
+        let refusal = learn(&profile, &values(Some(pcr)), &logs).unwrap_err();
         assert!(refusal.at.starts_with(&format!("PCR {pcr} ")), "{refusal}");
     }
-    // An event that was added to the log leads elsewhere.
-    let mut longer = log.clone();
-    let last = longer.events.iter().rev().find(|event| event.kind == EventType::IPL).unwrap().clone();
-    longer.events.push(last);
-    assert!(learn(&profile, &Logs { boot: Some(&longer), ..logs }).is_err());
+    // Nor from a log in which an event was given another type, or that lacks its end; nor without one.
+    let mut relabelled = bytes.clone();
+    let separator = log.events.iter().find(|event| event.kind == EventType::SEPARATOR).unwrap();
+    relabelled[separator.offset + 4] = 5;
+    for (boot, code) in [
+        (Some(&relabelled[..]), codes::VERIFY_EVENT_TYPE),
+        (Some(&bytes[..log.events.last().unwrap().offset]), codes::VERIFY_LOG_REPLAY),
+        (None, codes::VERIFY_LOG_MISSING),
+    ] {
+        assert_eq!(learn(&profile, &pcrs, &Logs { boot, ..logs }).unwrap_err().code, code);
+    }
 }
 
 /// A profile that looks at Secure Boot alone judges no unified kernel image: its PCRs aren't put into the set.

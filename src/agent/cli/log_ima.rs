@@ -9,9 +9,10 @@ use serde::Serialize;
 use super::print_json;
 use crate::codes::{self, Refusal, exit};
 use crate::measurements::LogHash;
-use crate::measurements::ima::{Entries, Fold, ImaEntry, PCR, escaped};
+use crate::measurements::ima::{Entries, Fold, ImaEntry, escaped};
 use crate::measurements::sources::{self, Sources};
 use crate::output::{self, say};
+use crate::tpm::IMA_PCR;
 
 /// How much is read at once, in bytes: more than any entry has.
 const PIECE: usize = 4 << 20;
@@ -125,7 +126,7 @@ impl ShownList {
             folds: BTreeMap::new(),
         };
         // An empty list leads to the value that PCR 10 starts with.
-        shown.folds(PCR);
+        shown.folds(IMA_PCR);
         shown
     }
 

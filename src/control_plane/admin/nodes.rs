@@ -61,7 +61,7 @@ pub fn explain(tx: &Transaction<'_>, shared: &Shared, node: &str, now: WallTime)
     });
     let assigned = documents::assigned(tx, &node)?;
     // With a document assigned, values that were learnt before it count no more; nor do they where sets are signed.
-    let must_sign = !shared.settings.policy.keys.is_empty();
+    let must_sign = !shared.settings.policy.is_empty();
     let reference = if assigned.is_some() || must_sign { None } else { references::active(tx, node.id)? };
     let report = logs::report(tx, node.id)?;
     steps.push(match &reference {

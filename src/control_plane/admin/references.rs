@@ -16,23 +16,22 @@ use crate::control_plane::settings::Settings;
 use crate::control_plane::store::Transaction;
 use crate::control_plane::{audit, leases, logs, references, replay};
 use crate::identity::NodeId;
-use crate::measurements::boot::BootLog;
-use crate::measurements::userspace::UserspaceLog;
 use crate::protocol::Event;
+use crate::verify::appraisal::{ImaLog, Logs};
 use crate::verify::profile::Source;
-use crate::verify::references::{BootState, Document, ReferenceSet};
+use crate::verify::references::{BootState, ReferenceSet};
 
 /// Puts a document in force, if the policy keys signed it; its nodes attest anew.
 ///
 /// Leases on the version before stand until then: most new versions accept what the one before did.
 ///
 /// # Errors
-/// As [`Document::read`], [`Basis::new`] and [`documents::import`]; [`codes::ADMIN_INVALID`] for another bank than
+/// As [`Policy::read`](crate::verify::references::Policy::read), [`Basis::new`] and [`documents::import`]; [`codes::ADMIN_INVALID`] for another bank than
 /// the one this server asks for.
 pub fn import(tx: &Transaction<'_>, document: &str, settings: &Settings, now: WallTime) -> Result<Outcome, Refusal> {
-    let (policy, bank) = (&settings.policy, settings.selection.bank());
+    let bank = settings.selection.bank();
     let bytes = hex::decode(document).map_err(|_| Refusal::new(codes::ADMIN_INVALID, "it is not hexadecimal"))?;
-    let document = Document::read(&bytes, &policy.keys, policy.threshold)?;
+    let document = settings.policy.read(&bytes)?;
     if document.set.bank != bank {
         return Err(Refusal::new(codes::ADMIN_INVALID, document.set.bank.to_string())
             .at("bank")
@@ -80,12 +79,12 @@ pub fn draft(
             .at(format!("node {}", node.id))
             .expected("an agent that sends them, or a profile of values only"));
     }
-    let log = |of: fn(&logs::StoredLogs) -> Option<&[u8]>| stored.as_ref().and_then(of);
-    let boot = log(|stored| stored.boot.as_deref()).map(BootLog::parse).transpose()?;
-    let userspace = log(|stored| stored.userspace.as_deref()).map(UserspaceLog::parse).transpose()?;
-    let ima = log(|stored| Some(&stored.ima)).unwrap_or_default();
-    let seen = learn::Logs { pcrs: &quote.pcrs, boot: boot.as_ref(), userspace: userspace.as_ref(), ima };
-    let learnt = learn::learn(&profile, &seen)?;
+    let seen = stored.as_ref().map(|stored| Logs {
+        boot: stored.boot.as_deref(),
+        userspace: stored.userspace.as_deref(),
+        ima: (!stored.ima.is_empty()).then_some(ImaLog { from: None, rest: &stored.ima }),
+    });
+    let learnt = learn::learn(&profile, &quote.pcrs, &seen.unwrap_or_default())?;
     let assigned = documents::assigned(tx, &node)?;
     let name = name.map(str::to_owned).or(assigned).unwrap_or_else(|| "learnt".to_owned());
     let before = documents::find(tx, &name, None).ok();

@@ -9,10 +9,10 @@ use crate::codes::{self, Refusal};
 use crate::control_plane::ca::{self, Authority};
 use crate::control_plane::events::Audience;
 use crate::control_plane::registry::nodes;
-use crate::control_plane::settings::Policy;
 use crate::control_plane::store::{Transaction, meta};
 use crate::control_plane::{audit, leases, references, replay};
 use crate::protocol::Event;
+use crate::verify::references::Policy;
 
 /// The most records of one answer.
 const RECORDS: u64 = 10_000;
@@ -134,7 +134,7 @@ pub fn audit_tail(tx: &Transaction<'_>, after: u64, limit: u64) -> Result<Outcom
 
 /// Whether values that nobody signed may come into force.
 fn unsigned(policy: &Policy) -> Result<(), Refusal> {
-    match policy.keys.is_empty() {
+    match policy.is_empty() {
         true => Ok(()),
         false => Err(Refusal::new(codes::VERIFY_REFERENCE_SIGNATURE, "nobody signs values learnt from a node")
             .at("policy.keys")

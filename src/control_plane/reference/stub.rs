@@ -8,6 +8,7 @@ use super::pe::Image;
 use super::unusable;
 use crate::codes::Refusal;
 use crate::measurements::LogHash;
+use crate::measurements::userspace::{OS_SEPARATOR, PHASES};
 use crate::verify::references::EventReference;
 
 /// The sections that the stub measures, in the stub's order.
@@ -15,10 +16,6 @@ pub const SECTIONS: [&str; 13] = [
     ".linux", ".osrel", ".cmdline", ".initrd", ".ucode", ".splash", ".dtb", ".uname", ".sbat", ".pcrpkey", ".dtbauto",
     ".hwids", ".efifw",
 ];
-/// What systemd extends PCR 11 with as it comes up and goes down (systemd-pcrphase).
-const PHASES: [&str; 6] = ["enter-initrd", "leave-initrd", "sysinit", "ready", "shutdown", "final"];
-/// What systemd 261 and later extend PCRs 0 to 7, 9 and 12 to 14 with as the initrd begins.
-const OS_SEPARATOR: &str = "os-separator";
 /// How the stub's own version stands in `.sdmagic`.
 const MAGIC: &str = "#### LoaderInfo: systemd-stub ";
 

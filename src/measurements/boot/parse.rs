@@ -6,11 +6,10 @@ use super::{BootEvent, BootLog, DATA_LIMIT, EVENTS_LIMIT, LIMIT};
 use crate::codes::{self, Refusal};
 use crate::measurements::cursor::Cursor;
 use crate::measurements::{EventType, LogHash};
+use crate::tpm::PCR_COUNT;
 
 /// What the data of the event begins with that states TPM2_Startup's locality (PFP 1.06, 10.4.5.3).
 const STARTUP_LOCALITY: &[u8; 16] = b"StartupLocality\0";
-/// The last PCR.
-const LAST_PCR: u32 = 23;
 /// What stands for a PCR where there is none: Windows puts records for itself into the log so.
 const NO_PCR: u32 = u32::MAX;
 
@@ -131,7 +130,7 @@ impl Reader<'_> {
         let pcr = ahead.u32().ok_or_else(|| self.cut_off("PCR"))?;
         let kind = EventType(ahead.u32().ok_or_else(|| self.cut_off("type"))?);
         match u8::try_from(pcr) {
-            Ok(small) if pcr <= LAST_PCR => Ok((Some(small), kind)),
+            Ok(small) if pcr < u32::from(PCR_COUNT) => Ok((Some(small), kind)),
             _ if pcr == NO_PCR && kind == EventType::NO_ACTION => Ok((None, kind)),
             _ => Err(self.refusal(&format!("PCR {pcr}"), "a PCR from 0 to 23")),
         }

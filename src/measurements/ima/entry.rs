@@ -11,6 +11,7 @@
 use super::{ENTRY_LIMIT, ImaEntry, ImaFields};
 use crate::codes::{self, Refusal};
 use crate::measurements::cursor::Cursor;
+use crate::tpm::PCR_COUNT;
 
 /// The longest template name; the kernel has 15 (IMA_TEMPLATE_NAME_LEN_MAX), formats are longer.
 const NAME_LIMIT: usize = 64;
@@ -20,8 +21,6 @@ const LEGACY_PATH_LIMIT: usize = 255;
 const ALGORITHM_LIMIT: usize = 32;
 /// The longest digest: SHA-512's.
 const DIGEST_LIMIT: usize = 64;
-/// PCRs of a TPM are numbered below.
-const PCRS: u32 = 24;
 
 /// The entries of a list, one after the other, with where each stands.
 #[derive(Clone, Debug)]
@@ -83,7 +82,7 @@ pub fn entry(bytes: &[u8], number: u64) -> Result<Option<(ImaEntry<'_>, usize)>,
     let malformed = |what: String| Refusal::new(codes::MEASUREMENTS_IMA_LIST, what).at(format!("IMA entry {number}"));
     let mut cursor = Cursor::new(bytes);
     let Some(pcr) = cursor.u32() else { return Ok(None) };
-    let Some(pcr) = u8::try_from(pcr).ok().filter(|pcr| u32::from(*pcr) < PCRS) else {
+    let Some(pcr) = u8::try_from(pcr).ok().filter(|pcr| *pcr < PCR_COUNT) else {
         return Err(no_pcr(bytes, pcr, number));
     };
     let Some(printed) = cursor.array() else { return Ok(None) };
@@ -136,11 +135,11 @@ fn no_pcr(bytes: &[u8], pcr: u32, number: u64) -> Refusal {
     let text = bytes.get(..4).is_some_and(|start| start.iter().all(|byte| byte.is_ascii_graphic() || *byte == b' '));
     if text {
         refusal("text".to_owned()).expected("the binary list, binary_runtime_measurements")
-    } else if pcr.swap_bytes() < PCRS {
+    } else if pcr.swap_bytes() < u32::from(PCR_COUNT) {
         refusal(format!("PCR {} in big-endian order", pcr.swap_bytes()))
             .expected("a list in little-endian order; such a kernel writes one with `ima_canonical_fmt`")
     } else {
-        refusal(format!("PCR {pcr} at byte 0")).expected(format!("0 to {}", PCRS.saturating_sub(1)))
+        refusal(format!("PCR {pcr} at byte 0")).expected(format!("0 to {}", PCR_COUNT.saturating_sub(1)))
     }
 }
 

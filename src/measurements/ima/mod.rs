@@ -17,8 +17,6 @@ pub use name::{escaped, unescaped};
 
 /// The largest entry, in bytes: its fields are a path, a digest, a signature, a buffer.
 pub const ENTRY_LIMIT: usize = 1 << 20;
-/// The PCR that IMA extends unless a rule of its policy names another.
-pub const PCR: u8 = 10;
 /// The path of the entry that binds the list to the boot: the first, and one after each kexec.
 pub const BOOT_AGGREGATE: &[u8] = b"boot_aggregate";
 

@@ -4,7 +4,7 @@ use super::replay::{Log, ProvenEvent, Replay};
 use crate::codes::{self, Refusal};
 use crate::measurements::boot::BootEvent;
 use crate::measurements::uefi::{Separator, Vouched, printable, summary};
-use crate::measurements::userspace::UserspaceRecord;
+use crate::measurements::userspace::{OS_SEPARATOR, PHASES, UserspaceRecord};
 use crate::measurements::{EventType, LogHash};
 use crate::verify::profile::{Judged, PcrProfile, Profile};
 
@@ -20,10 +20,6 @@ const ACTIONS: [&str; 5] = [
     "Exit Boot Services Returned with Failure",
     "Exit Boot Services Returned with Success",
 ];
-/// What systemd's initrd extends into PCRs 0 to 7, 9 and 12 to 14 from version 261 on.
-const OS_SEPARATOR: &str = "os-separator";
-/// The boot phases that systemd-pcrphase knows, as it extends them into PCR 11.
-const PHASES: [&str; 6] = ["enter-initrd", "leave-initrd", "sysinit", "ready", "shutdown", "final"];
 
 /// Where an event is, for refusals.
 pub(super) fn place(event: &BootEvent) -> String {

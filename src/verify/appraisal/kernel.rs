@@ -5,11 +5,8 @@ use super::replay::Replay;
 use crate::codes::{self, Refusal};
 use crate::measurements::LogHash;
 use crate::measurements::boot::BootLog;
-use crate::tpm::PcrValues;
+use crate::tpm::{IMA_PCR, PcrValues};
 use crate::verify::runtime::{Checkpoint, CompiledRules, Finding, Judge, boot_aggregate};
-
-/// The PCR that IMA extends.
-pub(super) const PCR: u8 = 10;
 
 /// What PCR 10 and IMA's list say together.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -34,7 +31,7 @@ pub(super) fn take(
     log: Option<&ImaLog<'_>>,
     rules: Option<&CompiledRules>,
 ) -> Result<Kernel, Refusal> {
-    let Some(quoted) = pcrs.get(PCR) else { return Ok(Kernel::Unquoted) };
+    let Some(quoted) = pcrs.get(IMA_PCR) else { return Ok(Kernel::Unquoted) };
     let bank = pcrs.selection().bank();
     if quoted.iter().all(|byte| *byte == 0) {
         let listed = log.is_some_and(|log| !log.rest.is_empty() || log.from.is_some_and(|from| from.entries > 0));
@@ -42,13 +39,13 @@ pub(super) fn take(
     }
     let Some(log) = log else {
         return Err(Refusal::new(codes::VERIFY_LOG_MISSING, "no IMA list, though PCR 10 was extended")
-            .at(format!("PCR {PCR} ({bank})"))
+            .at(format!("PCR {IMA_PCR} ({bank})"))
             .expected("the list that leads to it"));
     };
     let from = log.from.cloned().unwrap_or_else(|| Checkpoint::start(bank));
     if from.bank != bank.as_str() {
         return Err(Refusal::new(codes::VERIFY_BANK, format!("a checkpoint of the bank {}", from.bank))
-            .at(format!("PCR {PCR}"))
+            .at(format!("PCR {IMA_PCR}"))
             .expected(bank.as_str()));
     }
     let mut judge = Judge::new(rules, from);
@@ -59,7 +56,7 @@ pub(super) fn take(
         codes::VERIFY_LOG_REPLAY,
         format!("none of {} entries of IMA's list leads to it", judge.at.entries),
     )
-    .at(format!("PCR {PCR} ({bank})"))
+    .at(format!("PCR {IMA_PCR} ({bank})"))
     .expected(format!("the quoted {}", hex::encode(quoted))))
 }
 
@@ -111,7 +108,7 @@ pub(super) fn check_boot(
 
 fn refuse(found: &Finding, expected: String) -> Refusal {
     Refusal::new(codes::VERIFY_BOOT_AGGREGATE, found.digest.clone())
-        .at(format!("IMA entry {}, PCR {PCR}, byte {} of the list", found.entry, found.offset))
+        .at(format!("IMA entry {}, PCR {IMA_PCR}, byte {} of the list", found.entry, found.offset))
         .expected(expected)
 }
 

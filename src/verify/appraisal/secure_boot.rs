@@ -96,7 +96,7 @@ impl SecureBoot {
     /// # Errors
     /// [`codes::VERIFY_SECURE_BOOT`] for any other order, [`codes::VERIFY_EVENT_DATA`] for data that the digest
     /// doesn't vouch for.
-    pub fn read(events: &[&BootEvent], bank: LogHash) -> Result<Self, Refusal> {
+    pub(super) fn read(events: &[&BootEvent], bank: LogHash) -> Result<Self, Refusal> {
         let separator = events.iter().position(|event| event.kind == EventType::SEPARATOR).unwrap_or(events.len());
         let (before, after) = events.split_at(separator);
         let mut variables = BTreeMap::new();

@@ -63,12 +63,25 @@ impl PolicyKey {
         key.verifying().map(|_| key)
     }
 
+    /// A key from its SubjectPublicKeyInfo in PEM.
+    ///
+    /// # Errors
+    /// As [`Self::from_spki`].
+    pub fn from_pem(pem: &str) -> Result<Self, Refusal> {
+        let key = VerifyingKey::from_public_key_pem(pem).map_err(|e| unusable(e.to_string()))?;
+        Self::of_public(&key)
+    }
+
     /// The public half of a signing key.
     ///
     /// # Errors
     /// As [`Self::from_spki`].
     pub fn of(key: &SigningKey) -> Result<Self, Refusal> {
-        let spki = key.verifying_key().to_public_key_der().map_err(|e| unusable(e.to_string()))?;
+        Self::of_public(key.verifying_key())
+    }
+
+    fn of_public(key: &VerifyingKey) -> Result<Self, Refusal> {
+        let spki = key.to_public_key_der().map_err(|e| unusable(e.to_string()))?;
         Ok(Self { spki: spki.as_bytes().to_vec() })
     }
 

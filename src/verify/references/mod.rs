@@ -12,12 +12,14 @@
 mod check;
 mod document;
 mod learnt;
+mod policy;
 mod text;
 mod wire;
 
 pub use check::{DIGESTS_LIMIT, EVENTS_LIMIT, STATES_LIMIT};
 pub use document::{Document, LIMIT, PolicyKey};
 pub use learnt::LearntSet;
+pub use policy::Policy;
 
 use std::collections::BTreeMap;
 

@@ -3,8 +3,8 @@
 use super::{Checkpoint, CompiledRules, FINDINGS_LIMIT, Finding, Mode};
 use crate::codes::{self, Code, Refusal};
 use crate::measurements::LogHash;
-use crate::measurements::ima::{BOOT_AGGREGATE, Entries, Fold, ImaEntry, PCR, escaped};
-use crate::tpm::Bank;
+use crate::measurements::ima::{BOOT_AGGREGATE, Entries, Fold, ImaEntry, escaped};
+use crate::tpm::{Bank, IMA_PCR};
 
 /// The most characters of a path that a finding shows.
 const SHOWN_PATH: usize = 1024;
@@ -134,15 +134,15 @@ impl<'a> Judge<'a> {
         let mut entries = Entries::new(rest, self.at.entries, self.at.offset);
         while let Some(entry) = entries.next() {
             let entry = entry?;
-            if entry.pcr != PCR {
+            if entry.pcr != IMA_PCR {
                 // Passed over, what it measured would be judged by nobody; folded in, vouched for by nothing.
                 return Err(Refusal::new(codes::VERIFY_IMA_PCR, format!("PCR {}", entry.pcr))
                     .at(format!("IMA entry {}, byte {} of the list", entry.number, self.at.offset))
-                    .expected(format!("PCR {PCR}; an IMA policy without `pcr=`")));
+                    .expected(format!("PCR {IMA_PCR}; an IMA policy without `pcr=`")));
             }
             if let Some(what) = relabelled(&entry) {
                 return Err(Refusal::new(codes::MEASUREMENTS_IMA_LIST, what)
-                    .at(format!("IMA entry {}, PCR {PCR}, byte {} of the list", entry.number, self.at.offset))
+                    .at(format!("IMA entry {}, PCR {IMA_PCR}, byte {} of the list", entry.number, self.at.offset))
                     .expected("the template that the kernel wrote"));
             }
             fold.take(&entry);

@@ -236,7 +236,17 @@ table! {
     ISSUER_NOT_THIS_NODE = "issuer.not_this_node", "The workload is not registered for this node.";
     ISSUER_UNKNOWN_WORKLOAD = "issuer.unknown_workload", "No such workload is registered.";
     ISSUER_BUNDLE = "issuer.bundle", "An SVID doesn't lead to the bundle held: an attestation brings the newer one.";
+    ISSUER_EXPIRED = "issuer.expired", "The credential's time is over.";
     ISSUER_REQUEST = "issuer.request", "The certificate request can't be used.";
+
+    POLICY_DENIED = "policy.denied", "No policy permits it, or one forbids it.";
+    POLICY_FAILED = "policy.failed", "The decision can't be made: no valid bundle, or an error in it; that denies.";
+    POLICY_GUARDRAIL = "policy.guardrail", "A built-in guardrail forbids it, which no bundle can lift.";
+    POLICY_SUSPENDED = "policy.suspended", "The workload is suspended, or nobody answers for it.";
+    POLICY_BUNDLE = "policy.bundle", "The policy bundle can't be read, is not valid, or fails its own tests.";
+    POLICY_BUNDLE_SIGNATURE = "policy.bundle_signature", "The policy bundle is not signed by the keys that must sign it.";
+    POLICY_BUNDLE_ORDER = "policy.bundle_order", "An older policy bundle than the present one was offered.";
+    POLICY_NARROWING = "policy.narrowing", "The caller asks for more than the workload is registered for.";
 
     GATE_STARTING = "gate.starting", "The agent has no lease yet.";
     GATE_UNREACHABLE = "gate.unreachable", "The lease's term is over and the control plane can't be reached.";
@@ -253,6 +263,8 @@ table! {
     WORKLOAD_PEER_CHANGED = "workload.peer_changed", "The calling process is no longer what it was when it connected.";
     WORKLOAD_PEER_GONE = "workload.peer_gone", "The calling process ended before it could be identified.";
     WORKLOAD_NO_DESCRIPTORS = "workload.no_descriptors", "No file can be opened now to look at the calling process.";
+    WORKLOAD_LOGIN_SESSION = "workload.login_session", "The calling process belongs to a login session: a person, not a workload.";
+    WORKLOAD_UNMEASURED = "workload.unmeasured", "The calling program isn't in the kernel's attested list of what it measured.";
     WORKLOAD_NO_MATCH = "workload.no_match", "No registered workload matches the calling process.";
 
     DELIVERY_HEADER = "delivery.header", "The Workload API's security header is missing.";
@@ -262,9 +274,30 @@ table! {
     DELIVERY_STUCK = "delivery.stuck", "The caller didn't take an answer in time.";
     DELIVERY_STOPPING = "delivery.stopping", "The agent is stopping.";
 
+    TASK_ENDED = "task.ended", "The task's process ended.";
+    TASK_FAILED = "task.failed", "The task's process failed, or was killed.";
+    TASK_OUT_OF_MEMORY = "task.out_of_memory", "The kernel killed the task's process for want of memory.";
+    TASK_HEARTBEAT = "task.heartbeat", "The task wasn't heard of in time.";
+    TASK_SCOPE = "task.scope", "The task's process is no longer what it was: another program, user, cgroup or unit.";
+    TASK_UNKNOWN = "task.unknown", "There is no such task, or it is another process's.";
+    TASK_INVALID = "task.invalid", "The task can't be begun as stated.";
+
+    TOKEN_MALFORMED = "token.malformed", "The text is no JWT-SVID.";
+    TOKEN_SIGNATURE = "token.signature", "No key of the bundle signed the token.";
+    TOKEN_EXPIRED = "token.expired", "The token's time is over, or it says none.";
+    TOKEN_AUDIENCE = "token.audience", "The token is for another audience.";
+    TOKEN_DENIED = "token.denied", "The token was revoked.";
+    TOKEN_REUSED = "token.reused", "The token was used outside its job.";
+
+    AUDIT_UNWRITABLE = "audit.unwritable", "The audit log can't be written: nothing is released.";
+    AUDIT_TAMPERED = "audit.tampered", "The audit log was changed: a record was edited, removed or inserted.";
+    AUDIT_TORN = "audit.torn", "The audit log ends within a record, as after a power cut.";
+    AUDIT_GAP = "audit.gap", "Records are missing from the audit log.";
+
     ADMIN_PEER = "admin.peer", "The admin socket serves its owner and root only.";
     ADMIN_INVALID = "admin.invalid", "The command can't be carried out as given.";
     ADMIN_UNKNOWN = "admin.unknown", "No such node, workload or reference.";
+    ADMIN_ROLE = "admin.role", "The caller's role doesn't allow this command.";
     ADMIN_CONFLICT = "admin.conflict", "It exists already, differently.";
 
     STORE_FAILED = "store.failed", "The store can't be read or written.";

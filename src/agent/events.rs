@@ -69,7 +69,7 @@ async fn listen(keeper: &Keeper, attest_now: &Notify, client: Option<Enrolled>, 
         };
         match event {
             Event::Alive => {}
-            Event::Attest => attest_now.notify_one(),
+            Event::Attest | Event::Withdraw(_) => attest_now.notify_one(),
             Event::Revoked(refusal) => {
                 let refusal = Refusal { code: codes::GATE_REVOKED, ..refusal };
                 keeper.close(Reason::new(Standing::Contraindicated, refusal));

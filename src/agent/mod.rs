@@ -13,6 +13,7 @@ mod attester;
 pub mod cli;
 mod events;
 mod follower;
+mod journal;
 mod keeper;
 mod quoted;
 mod reporter;

@@ -41,22 +41,38 @@ pub fn done(
     node: Option<NodeId>,
     detail: serde_json::Value,
 ) -> Result<(), Refusal> {
-    write(tx, now, what, node, None, detail)
+    write(tx, now, what, &Subject { node, ..Subject::default() }, detail)
 }
 
-/// Records a decision that has an id.
+/// Whom a record is about, so that what happened to one of them can be found again.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Subject<'a> {
+    /// The node.
+    pub node: Option<NodeId>,
+    /// The workload's SPIFFE ID.
+    pub workload: Option<&'a str>,
+    /// The lease's sequence number.
+    pub lease: Option<u64>,
+    /// The decision's id.
+    pub decision: Option<&'a str>,
+    /// The credential's id: serial number or `jti`.
+    pub credential: Option<&'a str>,
+    /// The task's id.
+    pub task: Option<&'a str>,
+}
+
+/// Records what happened, and to whom.
 ///
 /// # Errors
 /// As [`done`].
-pub fn decided(
+pub fn about(
     tx: &Transaction<'_>,
     now: WallTime,
     what: &str,
-    node: NodeId,
-    decision: &str,
+    subject: &Subject<'_>,
     detail: serde_json::Value,
 ) -> Result<(), Refusal> {
-    write(tx, now, what, Some(node), Some(decision), detail)
+    write(tx, now, what, subject, detail)
 }
 
 /// Records a refusal.
@@ -76,7 +92,7 @@ pub fn refused(
         "at": clipped(&refusal.at),
         "expected": clipped(&refusal.expected),
     });
-    write(tx, now, refusal.code.as_str(), node, None, detail)
+    write(tx, now, refusal.code.as_str(), &Subject { node, ..Subject::default() }, detail)
 }
 
 /// Records the refusal of somebody who is no admitted node, and how many records of the same
@@ -146,12 +162,25 @@ fn write(
     tx: &Transaction<'_>,
     now: WallTime,
     what: &str,
-    node: Option<NodeId>,
-    decision: Option<&str>,
+    subject: &Subject<'_>,
     detail: serde_json::Value,
 ) -> Result<(), Refusal> {
-    tx.prepare_cached("INSERT INTO log(time, what, node, decision, detail) VALUES (?1, ?2, ?3, ?4, ?5)")?
-        .execute(params![signed(now.0), what, node.as_ref().map(NodeId::as_bytes), decision, detail.to_string()])?;
+    let Subject { node, workload, lease, decision, credential, task } = *subject;
+    tx.prepare_cached(
+        "INSERT INTO log(time, what, node, decision, detail, workload, lease, credential, task)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+    )?
+    .execute(params![
+        signed(now.0),
+        what,
+        node.as_ref().map(NodeId::as_bytes),
+        decision,
+        detail.to_string(),
+        workload,
+        lease.map(signed),
+        credential,
+        task,
+    ])?;
     // The same facts for whoever reads the server's own log; the JSON is already escaped.
     tracing::info!(
         what,

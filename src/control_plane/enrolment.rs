@@ -377,6 +377,7 @@ impl Row {
             certification_in_use: None,
             agent_version: self.agent_version,
             group: None,
+            environment: before.as_ref().map(|before| before.environment.clone()).unwrap_or_default(),
             admitted_by: None,
             enrolled_at: before.as_ref().map_or(now, |before| before.enrolled_at),
             admitted_at: None,

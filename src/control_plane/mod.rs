@@ -4,7 +4,7 @@
 //!  tls ─▶ routes ─▶ authn ─▶ enrolment    ─▶ verify            admin ◀─ cli
 //!                            attestation  ─▶ verify ─▶ leases    │
 //!                               └ logs ─▶ what is new of them     │
-//!                            credentials  ─▶ issuer ─▶ ca        ▼
+//!                            credentials  ─▶ policy ─▶ issuer    ▼
 //!                            events ◀──────────────────────── registry, references
 //!                               all of it in one transaction each ─▶ store, audit
 //! ```
@@ -29,6 +29,7 @@ mod leases;
 mod limiter;
 mod logs;
 mod nonces;
+mod policy;
 pub mod reference;
 mod references;
 mod registry;

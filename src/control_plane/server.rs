@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 use super::audit;
 use super::basis::Cache;
 use super::ca::{self, Authority};
+use super::credentials::ledger;
 use super::events::{Audience, Hub};
 use super::keys::{self, WrappingKey};
 use super::limiter::Limiter;
@@ -253,6 +254,7 @@ async fn round(shared: &Arc<Shared>, renew_at: &mut WallTime) -> Result<(), Refu
         .transaction(move |tx| {
             of_work.clock.keep(tx)?;
             nonces::tidy(tx, now)?;
+            ledger::expire(tx, now)?;
             tx.execute("DELETE FROM enrolments WHERE expires_at < ?1", [signed(now.0)])?;
             let changed = of_work.authority.turn(tx, now)?;
             if changed {

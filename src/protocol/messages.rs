@@ -21,6 +21,8 @@ use crate::evidence::{LogChain, LogKind};
 use crate::tpm::{PcrDifference, PcrSelection};
 use crate::verify::appraisal::{Finding, LayerResult};
 
+use super::grants::Withdrawal;
+
 /// The protocol version in every path.
 pub const VERSION: u32 = 1;
 
@@ -344,6 +346,8 @@ pub enum Event {
     Attest,
     /// The node was revoked: close now.
     Revoked(Refusal),
+    /// This must not be released any more.
+    Withdraw(Withdrawal),
 }
 
 /// The body of every answer that isn't 200.

@@ -1,6 +1,7 @@
 //! What the two binaries say to each other: messages, and the agent's side as a client whose
 //! types follow the order of the protocol.
 
+pub mod grants;
 pub mod messages;
 
 #[cfg(feature = "agent")]
@@ -10,6 +11,7 @@ mod tls;
 
 #[cfg(feature = "agent")]
 pub use client::{Answer, Enrolled, Enrolment, Events, Failure, Leased, Membership, Unenrolled};
+pub use grants::*;
 pub use messages::*;
 #[cfg(feature = "agent")]
 pub use tls::TrustAnchors;

@@ -138,7 +138,7 @@ async fn nothing_is_granted_after_a_revocation() {
     let revoked = decided.iter().position(|what| what == "node.revoked").unwrap();
     println!("{issued} SVIDs before the revocation, by {AT_ONCE} at once; then: {:?}", &decided[revoked..]);
     assert!(issued > 0);
-    assert_eq!(decided[..revoked].iter().filter(|what| *what == "svid.issued").count(), issued);
+    assert_eq!(decided[..revoked].iter().filter(|what| *what == "credential.issued").count(), issued);
     assert_eq!(decided[revoked + 1..], vec![codes::ENROL_REVOKED.as_str(); AT_ONCE]);
 }
 

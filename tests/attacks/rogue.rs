@@ -419,7 +419,7 @@ impl<'a> Docket<'a> {
         let decided = self.server.decided();
         let news = &decided[self.seen..];
         assert!(news.iter().any(|what| what == code.as_str()), "{what}: {code} is not in {news:?}");
-        for grant in ["lease.granted", "svid.issued", "node.admitted"] {
+        for grant in ["lease.granted", "credential.issued", "node.admitted"] {
             assert!(!news.iter().any(|what| what == grant), "{what}: {news:?}");
         }
         self.seen = decided.len();

@@ -52,7 +52,7 @@ async fn an_enrolled_node_does_not_get_another_nodes_workload() {
         ("a piece of SQL", "spiffe://example.org/two' OR '1'='1"),
         ("a wildcard", "spiffe://example.org/%"),
         ("a NUL", "spiffe://example.org/two\0"),
-        ("lines and colours", "x\r\n{\"what\":\"svid.issued\"}\u{1b}[31m"),
+        ("lines and colours", "x\r\n{\"what\":\"credential.issued\"}\u{1b}[31m"),
         ("a hundred thousand letters", &"a".repeat(100_000)),
         ("nothing", ""),
     ] {

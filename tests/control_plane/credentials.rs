@@ -24,7 +24,7 @@ async fn an_svid_is_one_that_stock_clients_take() {
     let anchors: Vec<u8> = bundle.certificates.iter().flat_map(|der| der.iter().copied()).collect();
     let domain = spiffe::TrustDomain::new("example.org").unwrap();
     assert_eq!(spiffe::X509Bundle::parse_from_der(domain, &anchors).unwrap().authorities().len(), 1);
-    assert_eq!(server.recorded().await.last().unwrap(), "svid.issued");
+    assert_eq!(server.recorded().await.last().unwrap(), "credential.issued");
 }
 
 #[tokio::test]

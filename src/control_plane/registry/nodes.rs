@@ -71,6 +71,8 @@ pub struct Node {
     pub agent_version: String,
     /// Its group.
     pub group: Option<String>,
+    /// Where it belongs, e.g. `prod`; empty if nobody said.
+    pub environment: String,
     /// Who or what admitted it, e.g. `rule fleet` or `operator`.
     pub admitted_by: Option<String>,
     /// When it first enrolled.
@@ -89,7 +91,7 @@ pub struct Node {
 
 pub(super) const COLUMNS: &str = "id, state, grade, ek_name, ek_public, ek_certificate, alias_names, ak_public, node_key_public, \
     node_key_spki, certification_nonce, agent_version, node_group, admitted_by, enrolled_at, admitted_at, revoked_at, \
-    revoked_reason, last_seen_at, last_refusal, certification_in_use";
+    revoked_reason, last_seen_at, last_refusal, certification_in_use, environment";
 
 /// The node with this id.
 ///
@@ -155,7 +157,7 @@ pub fn make_room(tx: &Transaction<'_>, waiting: u32, grade: Grade) -> Result<(),
         )
         .optional()?;
     let oldest = oldest.ok_or_else(|| Refusal::new(codes::PROTOCOL_BUSY, "too many nodes wait for approval"))?;
-    for table in ["quotes", "high_water", "nonces", "requests", "leases", "issuances"] {
+    for table in ["quotes", "high_water", "nonces", "requests", "leases", "credentials", "tasks", "withdrawals"] {
         tx.execute(&format!("DELETE FROM {table} WHERE node = ?1"), [&oldest])?;
     }
     tx.execute("DELETE FROM nodes WHERE id = ?1", [&oldest])?;
@@ -196,12 +198,12 @@ pub fn put(tx: &Transaction<'_>, node: &Node) -> Result<(), Refusal> {
     tx.execute(
         &format!(
             "INSERT INTO nodes({COLUMNS}) VALUES
-             (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)
+             (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)
              ON CONFLICT(id) DO UPDATE SET
              state = ?2, grade = ?3, ek_name = ?4, ek_public = ?5, ek_certificate = ?6, alias_names = ?7,
              ak_public = ?8, node_key_public = ?9, node_key_spki = ?10, certification_nonce = ?11,
              agent_version = ?12, node_group = ?13, admitted_by = ?14, admitted_at = ?16, revoked_at = ?17,
-             revoked_reason = ?18, last_seen_at = ?19, last_refusal = ?20, certification_in_use = ?21"
+             revoked_reason = ?18, last_seen_at = ?19, last_refusal = ?20, certification_in_use = ?21, environment = ?22"
         ),
         params![
             node.id.as_bytes(),
@@ -225,6 +227,7 @@ pub fn put(tx: &Transaction<'_>, node: &Node) -> Result<(), Refusal> {
             signed(node.last_seen_at.0),
             node.last_refusal,
             node.certification_in_use,
+            node.environment,
         ],
     )?;
     Ok(())
@@ -306,6 +309,7 @@ pub(super) fn read(row: &rusqlite::Row<'_>) -> Result<Node, Refusal> {
             .get::<_, Option<Vec<u8>>>(20)?
             .map(|nonce| fixed(&nonce, "a certification nonce"))
             .transpose()?,
+        environment: row.get(21)?,
     })
 }
 
@@ -328,6 +332,7 @@ pub(super) mod tests {
             node_key_spki: vec![number],
             certification_nonce: [0; 32],
             certification_in_use: None,
+            environment: String::new(),
             agent_version: String::new(),
             group: None,
             admitted_by: None,

@@ -13,6 +13,11 @@ pub struct Owner {
     pub name: String,
     /// How to reach it; may be empty.
     pub contact: String,
+    /// `person` or `team`.
+    pub kind: String,
+    /// RFC 3339, once it left: it answers for nothing any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retired: Option<String>,
     /// RFC 3339.
     pub added: String,
 }
@@ -51,9 +56,16 @@ pub fn exists(tx: &Transaction<'_>, name: &str) -> Result<bool, Refusal> {
 /// # Errors
 /// [`codes::STORE_FAILED`].
 pub fn all(tx: &Transaction<'_>) -> Result<Vec<Owner>, Refusal> {
-    let mut statement = tx.prepare("SELECT name, contact, created_at FROM owners ORDER BY name")?;
+    let mut statement = tx.prepare("SELECT name, contact, created_at, kind, retired_at FROM owners ORDER BY name")?;
     let rows = statement.query_map([], |row| {
-        Ok(Owner { name: row.get(0)?, contact: row.get(1)?, added: WallTime(unsigned(row.get(2)?)).to_string() })
+        let time = |at: i64| WallTime(unsigned(at)).to_string();
+        Ok(Owner {
+            name: row.get(0)?,
+            contact: row.get(1)?,
+            added: time(row.get(2)?),
+            kind: row.get(3)?,
+            retired: row.get::<_, Option<i64>>(4)?.map(time),
+        })
     })?;
     Ok(rows.collect::<Result<_, _>>()?)
 }

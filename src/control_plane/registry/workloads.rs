@@ -43,6 +43,31 @@ pub struct Workload {
     pub target: Target,
     /// All of these must match a caller.
     pub selectors: BTreeSet<String>,
+    /// Further words on it.
+    pub description: String,
+    /// How much depends on it: 1 (internet-facing, builds, write access) to 4. `None` counts as 1.
+    pub tier: Option<u8>,
+    /// Its environment, e.g. `prod`; it stands first in the path of its id. Empty where none are used.
+    pub environment: String,
+    /// The audiences its tokens may name.
+    pub audiences: BTreeSet<String>,
+    /// The destinations it may be issued credentials for, by name.
+    pub destinations: BTreeSet<String>,
+    /// Groups it is in, for policies.
+    pub roles: BTreeSet<String>,
+    /// Whether somebody else's program runs as it.
+    pub third_party: bool,
+    /// Since when, and why, nothing is issued for it.
+    pub suspended: Option<Suspension>,
+}
+
+/// A workload that gets nothing until somebody resumes it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Suspension {
+    /// Since when.
+    pub at: WallTime,
+    /// Why.
+    pub reason: String,
 }
 
 /// A workload as stated by an operator, not yet checked.
@@ -69,6 +94,24 @@ pub struct Stated {
     pub node_group: Option<String>,
     /// What a caller must match.
     pub selectors: Vec<String>,
+    /// Further words on it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub description: String,
+    /// 1 (what matters most) to 4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tier: Option<u8>,
+    /// The audiences its tokens may name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub audiences: Vec<String>,
+    /// The destinations it may be issued credentials for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub destinations: Vec<String>,
+    /// Groups it is in, for policies.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub roles: Vec<String>,
+    /// Whether somebody else's program runs as it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub third_party: bool,
 }
 
 /// A workload as shown to an operator.
@@ -119,6 +162,14 @@ impl Workload {
             ttl_seconds: stated.ttl_seconds,
             target,
             selectors,
+            description: stated.description,
+            tier: stated.tier,
+            environment: String::new(),
+            audiences: stated.audiences.into_iter().collect(),
+            destinations: stated.destinations.into_iter().collect(),
+            roles: stated.roles.into_iter().collect(),
+            third_party: stated.third_party,
+            suspended: None,
         })
     }
 
@@ -156,6 +207,12 @@ impl Workload {
                 node,
                 node_group,
                 selectors: self.selectors.into_iter().collect(),
+                description: self.description,
+                tier: self.tier,
+                audiences: self.audiences.into_iter().collect(),
+                destinations: self.destinations.into_iter().collect(),
+                roles: self.roles.into_iter().collect(),
+                third_party: self.third_party,
             },
             added: added.to_string(),
         }
@@ -179,10 +236,12 @@ pub fn add(tx: &Transaction<'_>, workload: &Workload, now: WallTime) -> Result<b
         Target::Node(id) => (Some(id.as_bytes().to_vec()), None),
         Target::Group(group) => (None, Some(group)),
     };
-    let selectors = serde_json::to_string(&workload.selectors).map_err(|_| damaged("selectors"))?;
+    let list = |texts: &BTreeSet<String>| serde_json::to_string(texts).map_err(|_| damaged("a list of texts"));
     tx.execute(
-        "INSERT INTO workloads(id, owner, purpose, hint, ttl_seconds, node, node_group, selectors, created_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+        &format!(
+            "INSERT INTO workloads({COLUMNS})
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)"
+        ),
         params![
             workload.id.to_string(),
             workload.owner,
@@ -191,8 +250,17 @@ pub fn add(tx: &Transaction<'_>, workload: &Workload, now: WallTime) -> Result<b
             workload.ttl_seconds.map(signed),
             node,
             group,
-            selectors,
+            list(&workload.selectors)?,
             signed(now.0),
+            workload.description,
+            workload.tier,
+            workload.environment,
+            list(&workload.audiences)?,
+            list(&workload.destinations)?,
+            list(&workload.roles)?,
+            workload.third_party,
+            workload.suspended.as_ref().map(|suspended| signed(suspended.at.0)),
+            workload.suspended.as_ref().map(|suspended| &suspended.reason),
         ],
     )?;
     Ok(true)
@@ -284,7 +352,8 @@ pub fn check_text(option: &str, text: &str) -> Result<(), Refusal> {
     Ok(())
 }
 
-const COLUMNS: &str = "id, owner, purpose, hint, ttl_seconds, node, node_group, selectors, created_at";
+const COLUMNS: &str = "id, owner, purpose, hint, ttl_seconds, node, node_group, selectors, created_at, \
+    description, tier, environment, audiences, destinations, roles, third_party, suspended_at, suspended_reason";
 
 fn read(row: &rusqlite::Row<'_>) -> Result<(Workload, WallTime), Refusal> {
     let target = match (row.get::<_, Option<Vec<u8>>>(5)?, row.get::<_, Option<String>>(6)?) {
@@ -292,6 +361,10 @@ fn read(row: &rusqlite::Row<'_>) -> Result<(Workload, WallTime), Refusal> {
         (None, Some(group)) => Target::Group(group),
         _ => return Err(damaged("a workload's node")),
     };
+    let list = |column: usize| -> Result<BTreeSet<String>, Refusal> {
+        serde_json::from_str(&row.get::<_, String>(column)?).map_err(|_| damaged("a list of texts"))
+    };
+    let suspended = row.get::<_, Option<i64>>(16)?.zip(row.get::<_, Option<String>>(17)?);
     let workload = Workload {
         id: SpiffeId::new(row.get::<_, String>(0)?).map_err(|_| damaged("a SPIFFE ID"))?,
         owner: row.get(1)?,
@@ -299,7 +372,15 @@ fn read(row: &rusqlite::Row<'_>) -> Result<(Workload, WallTime), Refusal> {
         hint: row.get(3)?,
         ttl_seconds: row.get::<_, Option<i64>>(4)?.map(unsigned),
         target,
-        selectors: serde_json::from_str(&row.get::<_, String>(7)?).map_err(|_| damaged("selectors"))?,
+        selectors: list(7)?,
+        description: row.get(9)?,
+        tier: row.get(10)?,
+        environment: row.get(11)?,
+        audiences: list(12)?,
+        destinations: list(13)?,
+        roles: list(14)?,
+        third_party: row.get(15)?,
+        suspended: suspended.map(|(at, reason)| Suspension { at: WallTime(unsigned(at)), reason }),
     };
     Ok((workload, WallTime(unsigned(row.get(8)?))))
 }

@@ -8,7 +8,16 @@ use crate::codes::{self, Refusal};
 const APPLICATION: i64 = 0x4C53_4844;
 
 /// Each step, once released, stays as it is; changes are further steps.
-const STEPS: &[&str] = &[FIRST, SECOND, THIRD, FOURTH];
+const STEPS: &[&str] = &[
+    FIRST,
+    SECOND,
+    THIRD,
+    FOURTH,
+    include_str!("steps/05-registry.sql"),
+    include_str!("steps/06-policy.sql"),
+    include_str!("steps/07-audit.sql"),
+    include_str!("steps/08-tenure.sql"),
+];
 
 /// Brings the schema up to date, in one transaction.
 ///

@@ -1,0 +1,188 @@
+//! The ledger: every credential that was issued, and how it ended. Each has one issue and one end.
+
+use super::super::audit::{self, Subject};
+use super::super::store::{Transaction, damaged, fixed, params, signed, unsigned};
+use crate::clock::WallTime;
+use crate::codes::{self, Code, Refusal};
+use crate::identity::NodeId;
+
+/// What a credential is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// An X.509-SVID; its id is the serial number in hexadecimal.
+    X509,
+    /// A JWT-SVID; its id is its `jti`.
+    Jwt,
+}
+
+impl Kind {
+    /// As in the store.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::X509 => "x509",
+            Self::Jwt => "jwt",
+        }
+    }
+
+    fn from_text(text: &str) -> Result<Self, Refusal> {
+        match text {
+            "x509" => Ok(Self::X509),
+            "jwt" => Ok(Self::Jwt),
+            _ => Err(damaged("a credential's kind")),
+        }
+    }
+}
+
+/// A credential.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Credential {
+    /// Serial number or `jti`.
+    pub id: String,
+    /// What it is.
+    pub kind: Kind,
+    /// The decision that it was issued by.
+    pub decision: String,
+    /// The node it was issued to.
+    pub node: NodeId,
+    /// The workload it names.
+    pub workload: String,
+    /// The task it is for.
+    pub task: Option<String>,
+    /// Whom a token is for.
+    pub audience: Vec<String>,
+    /// The CA, or the JWT key, that signed it.
+    pub signer: i64,
+    /// The lease it was issued under.
+    pub lease_sequence: u64,
+    /// When it was issued.
+    pub issued_at: WallTime,
+    /// Its end, if nothing ends it before.
+    pub not_after: WallTime,
+}
+
+/// Which credentials.
+#[derive(Clone, Copy, Debug)]
+pub enum Of<'a> {
+    /// All of a node.
+    Node(NodeId),
+    /// All of a workload, wherever.
+    Workload(&'a str),
+    /// One.
+    Credential(&'a str),
+    /// Those of a task on a node.
+    Task(NodeId, &'a str),
+    /// Those whose time is over.
+    Expired(WallTime),
+}
+
+const COLUMNS: &str =
+    "id, kind, decision, node, workload, task, audience, signer, lease_sequence, issued_at, not_after";
+
+/// Notes what was issued, with its record.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`]: then it must not leave.
+pub fn issued(tx: &Transaction<'_>, credential: &Credential, detail: serde_json::Value) -> Result<(), Refusal> {
+    let audience = serde_json::to_string(&credential.audience).map_err(|_| damaged("an audience"))?;
+    tx.prepare_cached(&format!(
+        "INSERT INTO credentials({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)"
+    ))?
+    .execute(params![
+        credential.id,
+        credential.kind.as_str(),
+        credential.decision,
+        credential.node.as_bytes(),
+        credential.workload,
+        credential.task,
+        audience,
+        credential.signer,
+        signed(credential.lease_sequence),
+        signed(credential.issued_at.0),
+        signed(credential.not_after.0),
+    ])?;
+    audit::about(tx, credential.issued_at, "credential.issued", &subject(credential), detail)
+}
+
+/// The live ones, in the order of their issue.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn live(tx: &Transaction<'_>, of: Of<'_>) -> Result<Vec<Credential>, Refusal> {
+    let (condition, value): (&str, rusqlite::types::Value) = match of {
+        Of::Node(node) => ("node = ?1", node.as_bytes().to_vec().into()),
+        Of::Workload(workload) => ("workload = ?1", workload.to_owned().into()),
+        Of::Credential(id) => ("id = ?1", id.to_owned().into()),
+        Of::Task(_, task) => ("task = ?1", task.to_owned().into()),
+        Of::Expired(now) => ("not_after <= ?1", signed(now.0).into()),
+    };
+    let mut statement = tx.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM credentials WHERE ended_at IS NULL AND {condition} ORDER BY issued_at, id"
+    ))?;
+    let mut rows = statement.query([value])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        let credential = read(row)?;
+        if !matches!(of, Of::Task(node, _) if node != credential.node) {
+            found.push(credential);
+        }
+    }
+    Ok(found)
+}
+
+/// Ends the live ones, each with its record; gives back which.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn end(
+    tx: &Transaction<'_>,
+    of: Of<'_>,
+    code: Code,
+    reason: &str,
+    now: WallTime,
+) -> Result<Vec<Credential>, Refusal> {
+    let ended = live(tx, of)?;
+    let what = if code == codes::ISSUER_EXPIRED { "credential.expired" } else { "credential.revoked" };
+    for credential in &ended {
+        tx.prepare_cached("UPDATE credentials SET ended_at = ?2, ended_code = ?3, ended_reason = ?4 WHERE id = ?1")?
+            .execute(params![credential.id, signed(now.0), code.as_str(), reason])?;
+        let detail = serde_json::json!({ "code": code, "reason": audit::clipped(reason) });
+        audit::about(tx, now, what, &subject(credential), detail)?;
+    }
+    Ok(ended)
+}
+
+/// Ends what has run out; to be called now and then.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn expire(tx: &Transaction<'_>, now: WallTime) -> Result<usize, Refusal> {
+    Ok(end(tx, Of::Expired(now), codes::ISSUER_EXPIRED, "its time is over", now)?.len())
+}
+
+/// Whom a record about a credential is about.
+pub fn subject(credential: &Credential) -> Subject<'_> {
+    Subject {
+        node: Some(credential.node),
+        workload: Some(&credential.workload),
+        lease: Some(credential.lease_sequence),
+        decision: Some(&credential.decision),
+        credential: Some(&credential.id),
+        task: credential.task.as_deref(),
+    }
+}
+
+fn read(row: &rusqlite::Row<'_>) -> Result<Credential, Refusal> {
+    Ok(Credential {
+        id: row.get(0)?,
+        kind: Kind::from_text(&row.get::<_, String>(1)?)?,
+        decision: row.get(2)?,
+        node: NodeId::from_bytes(fixed(&row.get::<_, Vec<u8>>(3)?, "a node id")?),
+        workload: row.get(4)?,
+        task: row.get(5)?,
+        audience: serde_json::from_str(&row.get::<_, String>(6)?).map_err(|_| damaged("an audience"))?,
+        signer: row.get(7)?,
+        lease_sequence: unsigned(row.get(8)?),
+        issued_at: WallTime(unsigned(row.get(9)?)),
+        not_after: WallTime(unsigned(row.get(10)?)),
+    })
+}

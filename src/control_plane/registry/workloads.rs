@@ -57,6 +57,8 @@ pub struct Workload {
     pub roles: BTreeSet<String>,
     /// Whether somebody else's program runs as it.
     pub third_party: bool,
+    /// Whether processes of login sessions may have it: it is for people, too.
+    pub interactive: bool,
     /// Since when, and why, nothing is issued for it.
     pub suspended: Option<Suspension>,
 }
@@ -112,6 +114,9 @@ pub struct Stated {
     /// Whether somebody else's program runs as it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub third_party: bool,
+    /// Whether processes of login sessions may have it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub interactive: bool,
 }
 
 /// A workload as shown to an operator.
@@ -169,6 +174,7 @@ impl Workload {
             destinations: stated.destinations.into_iter().collect(),
             roles: stated.roles.into_iter().collect(),
             third_party: stated.third_party,
+            interactive: stated.interactive,
             suspended: None,
         })
     }
@@ -213,6 +219,7 @@ impl Workload {
                 destinations: self.destinations.into_iter().collect(),
                 roles: self.roles.into_iter().collect(),
                 third_party: self.third_party,
+                interactive: self.interactive,
             },
             added: added.to_string(),
         }
@@ -240,7 +247,7 @@ pub fn add(tx: &Transaction<'_>, workload: &Workload, now: WallTime) -> Result<b
     tx.execute(
         &format!(
             "INSERT INTO workloads({COLUMNS})
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)"
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)"
         ),
         params![
             workload.id.to_string(),
@@ -259,6 +266,7 @@ pub fn add(tx: &Transaction<'_>, workload: &Workload, now: WallTime) -> Result<b
             list(&workload.destinations)?,
             list(&workload.roles)?,
             workload.third_party,
+            workload.interactive,
             workload.suspended.as_ref().map(|suspended| signed(suspended.at.0)),
             workload.suspended.as_ref().map(|suspended| &suspended.reason),
         ],
@@ -353,7 +361,7 @@ pub fn check_text(option: &str, text: &str) -> Result<(), Refusal> {
 }
 
 const COLUMNS: &str = "id, owner, purpose, hint, ttl_seconds, node, node_group, selectors, created_at, \
-    description, tier, environment, audiences, destinations, roles, third_party, suspended_at, suspended_reason";
+    description, tier, environment, audiences, destinations, roles, third_party, interactive, suspended_at, suspended_reason";
 
 fn read(row: &rusqlite::Row<'_>) -> Result<(Workload, WallTime), Refusal> {
     let target = match (row.get::<_, Option<Vec<u8>>>(5)?, row.get::<_, Option<String>>(6)?) {
@@ -364,7 +372,7 @@ fn read(row: &rusqlite::Row<'_>) -> Result<(Workload, WallTime), Refusal> {
     let list = |column: usize| -> Result<BTreeSet<String>, Refusal> {
         serde_json::from_str(&row.get::<_, String>(column)?).map_err(|_| damaged("a list of texts"))
     };
-    let suspended = row.get::<_, Option<i64>>(16)?.zip(row.get::<_, Option<String>>(17)?);
+    let suspended = row.get::<_, Option<i64>>(17)?.zip(row.get::<_, Option<String>>(18)?);
     let workload = Workload {
         id: SpiffeId::new(row.get::<_, String>(0)?).map_err(|_| damaged("a SPIFFE ID"))?,
         owner: row.get(1)?,
@@ -380,6 +388,7 @@ fn read(row: &rusqlite::Row<'_>) -> Result<(Workload, WallTime), Refusal> {
         destinations: list(13)?,
         roles: list(14)?,
         third_party: row.get(15)?,
+        interactive: row.get(16)?,
         suspended: suspended.map(|(at, reason)| Suspension { at: WallTime(unsigned(at)), reason }),
     };
     Ok((workload, WallTime(unsigned(row.get(8)?))))

@@ -155,17 +155,21 @@ impl Server {
     async fn serve(&self, route: &'static Route, request: Request) -> Result<Response, Refused> {
         let peer = match (route.access, request.extensions().get::<Channel>()) {
             (Access::Anyone, _) => None,
-            (Access::Operator, Some(Channel::Certified(peer))) => {
-                let peer = peer.clone();
-                return Ok(super::admin::remote::serve(&self.shared, &peer, request).await);
+            (Access::Operator, channel) => {
+                let channel = channel.cloned();
+                return Ok(self.command(channel, request, route.path).await);
             }
             (Access::Node, Some(Channel::Certified(peer))) => {
                 // Before the body: a revoked node sends no four megabytes.
                 self.standing(peer.clone(), route.path).await?;
                 Some(peer.clone())
             }
-            (_, Some(Channel::Refused(why))) => return Err(self.stranger((**why).clone(), route.path).await),
-            (_, Some(Channel::Stranger) | None) => return Err(self.stranger(no_certificate(), route.path).await),
+            (Access::Node, Some(Channel::Refused(why))) => {
+                return Err(self.stranger((**why).clone(), route.path).await);
+            }
+            (Access::Node, Some(Channel::Stranger) | None) => {
+                return Err(self.stranger(no_certificate(), route.path).await);
+            }
         };
         let room = if peer.is_some() { &self.nodes_bodies } else { &self.strangers_bodies };
         let (body, _room) = match room.read(request, route.limit).await {
@@ -224,6 +228,18 @@ impl Server {
             // `access` and the calls are of one table; a route wrongly marked stays closed.
             (_, None) | (Call::Admin, _) => Err(self.stranger(no_certificate(), route.path).await),
         }
+    }
+
+    /// An operator's command; its answers are JSON.
+    async fn command(&self, channel: Option<Channel>, request: Request, path: &'static str) -> Response {
+        let refusal = match channel {
+            Some(Channel::Certified(peer)) => return admin::remote::serve(&self.shared, &peer, request).await,
+            Some(Channel::Refused(why)) => (*why).clone(),
+            Some(Channel::Stranger) | None => {
+                no_certificate().expected("an operator's certificate; see `leasehold-server operator list`")
+            }
+        };
+        admin::refused(&self.stranger(refusal, path).await.refusal)
     }
 
     /// Runs a stranger's call in one transaction.

@@ -134,12 +134,7 @@ impl Command {
             .store
             .transaction(move |tx| {
                 still(tx, &of_work)?;
-                if self.action() != Action::Read {
-                    // Undone with the rest if the command is refused; what it does is recorded after it.
-                    let detail = serde_json::json!({ "command": name, "by": actor.name, "role": actor.role });
-                    audit::done(tx, now, "admin.command", None, detail)?;
-                }
-                let (facts, effects) = self.apply(tx, &of_work, &actor, now)?;
+                let (facts, effects) = audit::acting(&actor.name, || self.apply(tx, &of_work, &actor, now))?;
                 if effects.taken {
                     of_work.generation.advance(tx)?;
                 }
@@ -205,7 +200,7 @@ impl Command {
             Self::AuditTail { after, limit } => trust::audit_tail(tx, after, limit),
             Self::OperatorAdd { id, role } => operators::add(tx, &id, &role, actor, domain, now),
             Self::OperatorList => operators::list(tx),
-            Self::OperatorRemove { id } => operators::remove(tx, &id, actor, now),
+            Self::OperatorRemove { id } => operators::remove(tx, &id, now),
         }
     }
 }

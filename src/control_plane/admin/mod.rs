@@ -71,7 +71,8 @@ async fn ready(State(shared): State<Arc<Shared>>) -> Response {
     }
 }
 
-fn refused(refusal: &Refusal) -> Response {
+/// The answer that says why not.
+pub fn refused(refusal: &Refusal) -> Response {
     let status = match refusal.code {
         codes::ADMIN_UNKNOWN => StatusCode::NOT_FOUND,
         codes::ADMIN_CONFLICT => StatusCode::CONFLICT,

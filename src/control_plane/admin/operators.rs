@@ -38,7 +38,7 @@ pub fn add(
     }
     let changed = operators::put(tx, &parsed, role, &by.name, now)?;
     if changed {
-        audit::done(tx, now, "operator.added", None, json!({ "operator": id, "role": role, "by": by.name }))?;
+        audit::done(tx, now, "operator.added", None, json!({ "operator": id, "role": role }))?;
     }
     let operator = operators::find(tx, &parsed)?;
     Ok(only(json!({ "schema": 1, "changed": changed, "operator": operator })))
@@ -56,9 +56,9 @@ pub fn list(tx: &Transaction<'_>) -> Result<Outcome, Refusal> {
 ///
 /// # Errors
 /// [`codes::ADMIN_UNKNOWN`].
-pub fn remove(tx: &Transaction<'_>, id: &str, by: &Actor, now: WallTime) -> Result<Outcome, Refusal> {
+pub fn remove(tx: &Transaction<'_>, id: &str, now: WallTime) -> Result<Outcome, Refusal> {
     operators::remove(tx, id)?;
-    audit::done(tx, now, "operator.removed", None, json!({ "operator": id, "by": by.name }))?;
+    audit::done(tx, now, "operator.removed", None, json!({ "operator": id }))?;
     let facts = json!({ "schema": 1, "changed": true, "operator": null });
     Ok((facts, Effects { taken: true, ..Effects::default() }))
 }

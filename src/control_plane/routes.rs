@@ -20,11 +20,11 @@ use super::replay;
 use super::server::Shared;
 use super::store::Transaction;
 use super::tls::Channel;
-use super::{admin, attestation, audit, basis, credentials, enrolment};
+use super::{admin, attestation, audit, basis, credentials, enrolment, tasks};
 use crate::clock::WallTime;
 use crate::codes::{self, Code, Refusal};
 use crate::identity::NodeId;
-use crate::protocol::{self, AttestRequest, BODY_LIMIT, CredentialRequest, FreshNonce, MEDIA_TYPE, Refused};
+use crate::protocol::{self, AttestRequest, BODY_LIMIT, CredentialRequest, FreshNonce, MEDIA_TYPE, Noted, Refused};
 use crate::shutdown::CancellationToken;
 use crate::telemetry::ByRoute;
 
@@ -63,6 +63,7 @@ pub const ROUTES: &[Route] = &[
         limit: 1 << 20,
         call: Call::Credentials,
     },
+    Route { method: Method::POST, path: "/v1/tasks/end", access: Access::Node, limit: 1 << 20, call: Call::TasksEnd },
     Route { method: Method::GET, path: "/v1/events", access: Access::Node, limit: 0, call: Call::Events },
     Route { method: Method::POST, path: admin::PATH, access: Access::Operator, limit: admin::LIMIT, call: Call::Admin },
 ];
@@ -87,6 +88,7 @@ enum Call {
     References,
     Attest,
     Credentials,
+    TasksEnd,
     Events,
     Admin,
 }
@@ -221,6 +223,13 @@ impl Server {
                     once(tx, node.id, "credentials", request.request_id, body, now, || {
                         protocol::encode(&credentials::issue(tx, shared, node, &request, now)?)
                     })
+                })
+                .await
+            }
+            (Call::TasksEnd, Some(peer)) => {
+                self.for_node(route, peer, body, |tx, _, node, _, body, now| {
+                    tasks::ended(tx, node.id, &protocol::decode(body)?, now)?;
+                    protocol::encode(&Noted {})
                 })
                 .await
             }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use leasehold::codes::{self, Code};
 use leasehold::control_plane::routes::ROUTES;
 use leasehold::protocol::{
-    AttestRequest, BODY_LIMIT, CredentialAnswer, CredentialRequest, LogsRequest, Wanted, decode, encode,
+    AttestRequest, BODY_LIMIT, CredentialAnswer, CredentialRequest, LogsRequest, TasksEnded, Wanted, decode, encode,
 };
 use p256::ecdsa::SigningKey;
 use p256::pkcs8::DecodePrivateKey;
@@ -54,6 +54,7 @@ fn expected() -> BTreeMap<&'static str, [Ended; 8]> {
             let node = Refused(codes::ADMIN_PEER);
             [no, no, no, revoked, node, node, Refused(codes::ADMIN_ROLE), Served]
         }),
+        ("/v1/tasks/end", [no, no, no, revoked, Served, Served, no, no]),
         ("/v1/events", [no, no, no, revoked, Served, Served, no, no]),
     ])
 }
@@ -123,6 +124,7 @@ async fn call(
                 vec![Wanted { id: "spiffe://example.org/web".into(), csr: csr(&rcgen::KeyPair::generate().unwrap()) }];
             encode(&CredentialRequest { request_id: random(), lease_sequence, wanted }).unwrap()
         }
+        "/v1/tasks/end" => encode(&TasksEnded { run: random(), tasks: Vec::new() }).unwrap(),
         "/v1/logs" => encode(&LogsRequest { boot_id: random(), part: None }).unwrap(),
         _ => Vec::new(),
     };

@@ -20,11 +20,13 @@ use super::replay;
 use super::server::Shared;
 use super::store::Transaction;
 use super::tls::Channel;
-use super::{attestation, audit, basis, credentials, enrolment};
+use super::{attestation, audit, basis, credentials, enrolment, tokens};
 use crate::clock::WallTime;
 use crate::codes::{self, Code, Refusal};
 use crate::identity::NodeId;
-use crate::protocol::{self, AttestRequest, BODY_LIMIT, CredentialRequest, FreshNonce, MEDIA_TYPE, Refused};
+use crate::protocol::{
+    self, AttestRequest, BODY_LIMIT, CredentialRequest, FreshNonce, GrantRequest, MEDIA_TYPE, Refused,
+};
 use crate::shutdown::CancellationToken;
 use crate::telemetry::ByRoute;
 
@@ -51,6 +53,7 @@ pub const ROUTES: &[Route] = &[
     Route { method: Method::GET, path: "/v1/references", needs_node: true, limit: 0, call: Call::References },
     Route { method: Method::POST, path: "/v1/attest", needs_node: true, limit: BODY_LIMIT, call: Call::Attest },
     Route { method: Method::POST, path: "/v1/credentials", needs_node: true, limit: 1 << 20, call: Call::Credentials },
+    Route { method: Method::POST, path: "/v1/grants", needs_node: true, limit: 64 << 10, call: Call::Grants },
     Route { method: Method::GET, path: "/v1/events", needs_node: true, limit: 0, call: Call::Events },
 ];
 
@@ -63,6 +66,7 @@ enum Call {
     References,
     Attest,
     Credentials,
+    Grants,
     Events,
 }
 
@@ -187,6 +191,16 @@ impl Server {
                     let request: CredentialRequest = protocol::decode(body)?;
                     once(tx, node.id, "credentials", request.request_id, body, now, || {
                         protocol::encode(&credentials::issue(tx, shared, node, &request, now)?)
+                    })
+                })
+                .await
+            }
+            (Call::Grants, Some(peer)) => {
+                self.for_node(route, peer, body, |tx, shared, node, _, body, now| {
+                    let request: GrantRequest = protocol::decode(body)?;
+                    let request_id = request.request_id;
+                    once_sealed(tx, shared, node.id, "grants", request_id, body, now, || {
+                        protocol::encode(&tokens::grants::grant(tx, shared, node, &request, now)?)
                     })
                 })
                 .await
@@ -347,6 +361,31 @@ fn once(
     let answer = work()?;
     request.answered(tx, &answer, now)?;
     Ok(answer)
+}
+
+/// As [`once`], for answers that hold a secret: it rests in the store under a key of this run of the server.
+#[allow(clippy::too_many_arguments, reason = "those of `once`, and what seals")]
+fn once_sealed(
+    tx: &Transaction<'_>,
+    shared: &Shared,
+    node: NodeId,
+    kind: &'static str,
+    id: [u8; 16],
+    body: &[u8],
+    now: WallTime,
+    work: impl FnOnce() -> Result<Vec<u8>, Refusal>,
+) -> Result<Vec<u8>, Refusal> {
+    let mut fresh = None;
+    let kept = once(tx, node, kind, id, body, now, || {
+        let answer = work()?;
+        let sealed = shared.sealing.seal(&id, &answer)?;
+        fresh = Some(answer);
+        Ok(sealed)
+    })?;
+    match fresh {
+        Some(answer) => Ok(answer),
+        None => shared.sealing.open(&id, &kept),
+    }
 }
 
 /// A refusal is a result that is kept, with what was spent on the way to it; a failed store is not.

@@ -2,6 +2,7 @@
 
 mod store;
 mod svid;
+pub mod token;
 
 pub use store::Store;
 pub use svid::{PendingSvid, X509Svid};

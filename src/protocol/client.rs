@@ -235,8 +235,8 @@ impl Leased<'_> {
     ///
     /// # Errors
     /// [`Failure`].
-    pub async fn grant(self, request: GrantRequest) -> Result<GrantAnswer, Failure> {
-        let request = GrantRequest { lease_sequence: self.lease_sequence, ..request };
+    pub async fn grant(self, request: &GrantRequest) -> Result<GrantAnswer, Failure> {
+        let request = GrantRequest { lease_sequence: self.lease_sequence, ..request.clone() };
         match post(&self.enrolled.client, &self.enrolled.place, "grants", &request).await {
             Err(Failure::Unreachable(_)) => post(&self.enrolled.client, &self.enrolled.place, "grants", &request).await,
             other => other,

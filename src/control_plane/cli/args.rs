@@ -113,6 +113,9 @@ pub enum Command {
     /// Reference values: what a node must have booted, and what may run on it.
     #[command(subcommand)]
     Reference(ReferenceCommand),
+    /// Operators: who may administer over the network.
+    #[command(subcommand)]
+    Operator(super::operator::OperatorCommand),
     /// The trust domain's CAs and their rotation.
     #[command(subcommand)]
     Ca(CaCommand),

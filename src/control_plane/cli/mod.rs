@@ -3,6 +3,7 @@
 mod appraise;
 mod args;
 mod client;
+mod operator;
 mod print;
 mod reference;
 mod run;
@@ -116,6 +117,7 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         Command::Workload(WorkloadCommand::List) => Admin::WorkloadList,
         Command::Workload(WorkloadCommand::Remove { id }) => Admin::WorkloadRemove { id, reason: None },
         Command::Revoke(RevokeCommand::Workload { id, reason }) => Admin::WorkloadRemove { id, reason: Some(reason) },
+        Command::Operator(command) => operator::request(command),
         Command::Ca(CaCommand::Show) => Admin::CaShow,
         Command::Ca(CaCommand::Prepare) => Admin::CaPrepare,
         Command::Ca(CaCommand::Rotate { early }) => Admin::CaRotate { early },

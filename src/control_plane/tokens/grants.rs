@@ -8,14 +8,15 @@ use serde_bytes::ByteBuf;
 use super::{LONGEST, Wanted};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
+use crate::control_plane::audit::{self, Subject};
 use crate::control_plane::credentials::{self, denied, registered};
+use crate::control_plane::issuer;
 use crate::control_plane::leases::{self, LeaseRow};
 use crate::control_plane::policy::{self, Action, Decision, Grant, Question};
 use crate::control_plane::registry::nodes::Node;
 use crate::control_plane::registry::workloads::Workload;
 use crate::control_plane::server::Shared;
 use crate::control_plane::store::Transaction;
-use crate::control_plane::{audit, issuer};
 use crate::protocol::{AuthorizationDetail, GrantAnswer, GrantRequest, TaskStatement};
 
 /// The most audiences of a token.
@@ -52,8 +53,10 @@ pub fn grant(
                 "during": "grants", "workload": audit::clipped(&request.workload),
                 "found": audit::clipped(&refusal.found), "at": audit::clipped(&refusal.at),
             });
-            audit::done(tx, now, refusal.code.as_str(), Some(node.id), detail)?;
-            Ok(refused(String::new(), refusal))
+            let decision = policy::fresh_id()?;
+            let subject = Subject { node: Some(node.id), decision: Some(&decision), ..Subject::default() };
+            audit::about(tx, now, refusal.code.as_str(), &subject, detail)?;
+            Ok(refused(decision, refusal))
         }
     }
 }

@@ -41,5 +41,6 @@ mod settings;
 mod sources;
 mod steady;
 mod store;
+mod tasks;
 mod tls;
 mod tokens;

@@ -20,12 +20,12 @@ use super::replay;
 use super::server::Shared;
 use super::store::Transaction;
 use super::tls::Channel;
-use super::{admin, attestation, audit, basis, credentials, enrolment, tokens};
+use super::{admin, attestation, audit, basis, credentials, enrolment, tasks, tokens};
 use crate::clock::WallTime;
 use crate::codes::{self, Code, Refusal};
 use crate::identity::NodeId;
 use crate::protocol::{
-    self, AttestRequest, BODY_LIMIT, CredentialRequest, FreshNonce, GrantRequest, MEDIA_TYPE, Refused,
+    self, AttestRequest, BODY_LIMIT, CredentialRequest, FreshNonce, GrantRequest, MEDIA_TYPE, Noted, Refused,
 };
 use crate::shutdown::CancellationToken;
 use crate::telemetry::ByRoute;
@@ -66,6 +66,7 @@ pub const ROUTES: &[Route] = &[
         call: Call::Credentials,
     },
     Route { method: Method::POST, path: "/v1/grants", access: Access::Node, limit: 64 << 10, call: Call::Grants },
+    Route { method: Method::POST, path: "/v1/tasks/end", access: Access::Node, limit: 1 << 20, call: Call::TasksEnd },
     Route { method: Method::GET, path: "/v1/events", access: Access::Node, limit: 0, call: Call::Events },
     Route { method: Method::POST, path: admin::PATH, access: Access::Operator, limit: admin::LIMIT, call: Call::Admin },
 ];
@@ -91,6 +92,7 @@ enum Call {
     Attest,
     Credentials,
     Grants,
+    TasksEnd,
     Events,
     Admin,
 }
@@ -235,6 +237,13 @@ impl Server {
                     once_sealed(tx, shared, node.id, "grants", request_id, body, now, || {
                         protocol::encode(&tokens::grants::grant(tx, shared, node, &request, now)?)
                     })
+                })
+                .await
+            }
+            (Call::TasksEnd, Some(peer)) => {
+                self.for_node(route, peer, body, |tx, _, node, _, body, now| {
+                    tasks::ended(tx, node.id, &protocol::decode(body)?, now)?;
+                    protocol::encode(&Noted {})
                 })
                 .await
             }

@@ -7,7 +7,7 @@ use reqwest::{Client, Method, StatusCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::grants::{GrantAnswer, GrantRequest};
+use super::grants::{GrantAnswer, GrantRequest, Noted, TasksEnded};
 use super::messages::*;
 use super::tls::{TrustAnchors, client_config};
 use crate::codes::{self, Refusal};
@@ -192,6 +192,14 @@ impl Enrolled {
             Err(Failure::Unreachable(_)) => post(&self.client, &self.place, "attest", request).await,
             other => other,
         }
+    }
+
+    /// Says which tasks ended, and that none of an earlier run of this agent is left.
+    ///
+    /// # Errors
+    /// [`Failure`]; then it is to be said again, which is harmless.
+    pub async fn tasks_ended(&self, told: &TasksEnded) -> Result<Noted, Failure> {
+        post(&self.client, &self.place, "tasks/end", told).await
     }
 
     /// The right to ask for credentials under the lease of this sequence number.

@@ -3,7 +3,7 @@
 use leasehold::codes;
 use leasehold::credentials::token::{TokenKeys, Verified, jwks};
 use leasehold::identity::TrustDomain;
-use leasehold::protocol::{AuthorizationDetail, Bundle, CallerClaims, GrantAnswer, GrantRequest};
+use leasehold::protocol::{AuthorizationDetail, Bundle, CallerClaims, GrantAnswer, GrantRequest, TaskStatement};
 
 use crate::bench::{Failure, Member, Server, TRUST_DOMAIN, csr, random};
 
@@ -237,4 +237,39 @@ async fn a_retry_across_a_restart_is_refused_and_a_new_request_served() {
     assert_eq!(refused.code(), codes::PROTOCOL_REPLAYED);
     let after = grant(&member, &GrantRequest { request_id: random(), ..asked }).await;
     assert_ne!(before.jti, after.jti);
+}
+
+#[tokio::test]
+async fn a_task_has_tokens_of_its_own_and_each_has_another_id() {
+    let server = Server::start().await;
+    let mut member = server.leased().await;
+    let id = server.register("web", &member.id()).await;
+    let bundle = member.attest().await.unwrap().bundle;
+    let stated = |number, id: &str| TaskStatement {
+        id: id.to_owned(),
+        run: [7; 16],
+        number,
+        intent: "settle the day".to_owned(),
+        purpose: "settlement".to_owned(),
+        heartbeat_seconds: 0,
+        term_seconds: 30,
+    };
+    let asked = |task| GrantRequest { task: Some(task), ..request(member.sequence, &id, &["ledger"]) };
+    let one = grant(&member, &asked(stated(1, "day-1"))).await;
+    let two = grant(&member, &asked(stated(2, "day-2"))).await;
+    let renewed = grant(&member, &asked(stated(1, "day-1"))).await;
+    assert_eq!([&one, &two, &renewed].map(|granted| granted.term_seconds), [30; 3]);
+    let jtis: std::collections::BTreeSet<_> = [&one, &two, &renewed].map(|granted| &granted.jti).into();
+    assert_eq!(jtis.len(), 3);
+    let token = read(&server, &one.token, "ledger", &bundle).unwrap();
+    assert_eq!(token.task(), Some("day-1"));
+    assert_eq!(
+        (&token.claims()["intent"], &token.claims()["purpose"]),
+        (&"settle the day".into(), &"settlement".into())
+    );
+    // A task whose name is taken, or can't be one, gets nothing.
+    for task in [stated(3, "day-2"), stated(4, "day 4"), stated(1, "day-2")] {
+        let answer: GrantAnswer = member.client.post("/v1/grants", &asked(task)).await.unwrap();
+        assert_eq!((answer.refusal.unwrap().code, answer.token.as_str()), (codes::TASK_INVALID, ""));
+    }
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 use leasehold::codes::{self, Code};
 use leasehold::control_plane::routes::ROUTES;
 use leasehold::protocol::{
-    AttestRequest, BODY_LIMIT, CredentialAnswer, CredentialRequest, GrantAnswer, LogsRequest, Wanted, decode, encode,
+    AttestRequest, BODY_LIMIT, CredentialAnswer, CredentialRequest, GrantAnswer, LogsRequest, TasksEnded, Wanted,
+    decode, encode,
 };
 use p256::ecdsa::SigningKey;
 use p256::pkcs8::DecodePrivateKey;
@@ -56,6 +57,7 @@ fn expected() -> BTreeMap<&'static str, [Ended; 8]> {
             let node = Refused(codes::ADMIN_PEER);
             [no, no, no, revoked, node, node, Refused(codes::ADMIN_ROLE), Served]
         }),
+        ("/v1/tasks/end", [no, no, no, revoked, Served, Served, no, no]),
         ("/v1/events", [no, no, no, revoked, Served, Served, no, no]),
     ])
 }
@@ -129,6 +131,7 @@ async fn call(
             let lease_sequence = if column == 4 { another.sequence } else { right.sequence };
             encode(&grants::request(lease_sequence, "spiffe://example.org/web", &["api"])).unwrap()
         }
+        "/v1/tasks/end" => encode(&TasksEnded { run: random(), tasks: Vec::new() }).unwrap(),
         "/v1/logs" => encode(&LogsRequest { boot_id: random(), part: None }).unwrap(),
         _ => Vec::new(),
     };

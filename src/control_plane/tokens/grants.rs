@@ -17,6 +17,7 @@ use crate::control_plane::registry::nodes::Node;
 use crate::control_plane::registry::workloads::Workload;
 use crate::control_plane::server::Shared;
 use crate::control_plane::store::Transaction;
+use crate::control_plane::tasks;
 use crate::protocol::{AuthorizationDetail, GrantAnswer, GrantRequest, TaskStatement};
 
 /// The most audiences of a token.
@@ -24,7 +25,7 @@ const AUDIENCES: usize = 16;
 /// The most details of a request, and the most actions or locations of one.
 const DETAILS: usize = 32;
 /// The most selectors that a caller's claims may name.
-const SELECTORS: usize = 64;
+const SELECTORS: usize = 128;
 /// The longest of any text in a request, in bytes: a SPIFFE ID may be an audience (SPIFFE ID, 2.3).
 const TEXT: usize = 2048;
 
@@ -99,6 +100,9 @@ fn asked(
     if spki.as_ref() == Some(&node.node_key_spki) {
         return Err(Refusal::new(codes::ISSUER_REQUEST, "its key is the node's own").at(request.workload.clone()));
     }
+    if let Some(task) = &request.task {
+        tasks::check(tx, node.id, &workload.id.to_string(), task)?;
+    }
     let asking = Asking { node, lease, workload: &workload, request };
     let mut actions = Vec::new();
     actions.extend(spki.is_some().then_some(Action::X509));
@@ -121,7 +125,7 @@ fn asked(
     let term = term(decided.iter().map(|(_, _, grant)| grant.ttl), shared.settings.svid, left, request.task.as_ref())?;
     let details = granted(&request.details, decided.iter().map(|(_, _, grant)| grant.details.as_slice()));
     if let Some(task) = &request.task {
-        begin(task)?;
+        tasks::begin(tx, node.id, &workload.id.to_string(), &decision, task, now.after(term), now)?;
     }
     let issuing = shared.authority.current();
     let mut answer = GrantAnswer {
@@ -233,11 +237,6 @@ fn check(request: &GrantRequest) -> Result<(), Refusal> {
     if let Some(destination) = &request.destination {
         text("destination", destination, 1)?;
     }
-    if let Some(task) = &request.task {
-        text("task.id", &task.id, 1)?;
-        text("task.intent", &task.intent, 0)?;
-        text("task.purpose", &task.purpose, 0)?;
-    }
     Ok(())
 }
 
@@ -262,11 +261,6 @@ fn malformed(at: &str, found: &str) -> Refusal {
 
 fn nothing_wanted() -> Refusal {
     malformed("csr, audience", "neither").expected("a certificate request, an audience, or both")
-}
-
-/// Begins the task that the credentials are for.
-fn begin(task: &TaskStatement) -> Result<(), Refusal> {
-    Err(Refusal::new(codes::TASK_INVALID, "tasks are not served yet").at(task.id.clone()))
 }
 
 fn refused(decision: String, refusal: Refusal) -> GrantAnswer {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::grants::{GrantAnswer, GrantRequest, Noted, TasksEnded};
 use super::messages::*;
-use super::tls::{TrustAnchors, client_config};
+use super::tls::{TrustAnchors, client_config, node_identity};
 use crate::codes::{self, Refusal};
 use crate::identity::{NodeId, TrustDomain, server_id};
 use crate::tpm::Tpm;
@@ -295,8 +295,9 @@ impl Events {
 }
 
 fn connect(place: &Place, node: Option<(Vec<Vec<u8>>, Tpm)>) -> Result<Client, Failure> {
+    let identity = node.map(|(chain, tpm)| node_identity(chain, tpm));
     let tls =
-        client_config(place.anchors.clone(), server_id(&place.trust_domain), node).map_err(Failure::Unreachable)?;
+        client_config(place.anchors.clone(), server_id(&place.trust_domain), identity).map_err(Failure::Unreachable)?;
     Client::builder()
         .tls_backend_preconfigured(tls)
         .https_only(true)

@@ -6,6 +6,7 @@ mod client;
 mod operator;
 mod print;
 mod reference;
+mod remote;
 mod run;
 
 use std::io::{BufRead, IsTerminal};
@@ -55,7 +56,7 @@ fn administer(cli: &Shared, command: Command) -> Result<u8, Refusal> {
     if let Command::Appraise(arguments) = &command {
         return appraise::appraise(arguments, cli.json);
     }
-    let client = client::Client::new(cli.admin_socket()?);
+    let client = cli.client()?;
     let command = match command {
         Command::Audit(AuditCommand::Tail { after, lines, follow }) => {
             return tail(cli, &client, after, lines, follow);

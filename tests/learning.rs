@@ -43,6 +43,9 @@ async fn booted(server: &Server, directory: &Path) -> (Machine, Node) {
     let (machine, tpm) = (Machine::new(directory), TestTpm::blank());
     machine.boot(&tpm, &Image::new("6.1.0-55")).await;
     machine.execute(&tpm, "/sbin/init", &digest(b"init")).await;
+    // What asks for credentials must have been measured like all that runs: this test.
+    let (path, own) = bench::ima::own();
+    machine.execute(&tpm, path, own).await;
     let node = Node { agent: None, tpm, dir: tempfile::tempdir().unwrap() };
     node.configure(server, &machine.configuration());
     (machine, node)

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, broadcast, watch};
 
 use super::follower::Follower;
+use super::measured::Measured;
 use super::sources::Sources;
 use crate::clock::BootInstant;
 use crate::codes::{self, Refusal};
@@ -123,6 +124,7 @@ pub struct Keeper {
     /// Wakes it, too: IMA's list grew, by what is allowed.
     grown: Notify,
     follower: Follower,
+    measured: Measured,
     metrics: AgentMetrics,
 }
 
@@ -151,7 +153,8 @@ impl Keeper {
             changes,
             drifted: Notify::new(),
             grown: Notify::new(),
-            follower: Follower::new(sources),
+            follower: Follower::new(Arc::clone(&sources)),
+            measured: Measured::new(sources),
             metrics: AgentMetrics::default(),
         }
     }

@@ -22,6 +22,7 @@ mod logs;
 #[allow(dead_code, reason = "shared with the verifier's tests, which use all of it")]
 mod node;
 mod pushed;
+mod registry;
 mod routes;
 mod sets;
 mod start;

@@ -9,6 +9,7 @@ use super::audit::{self, Subject};
 use super::issuer;
 use super::leases::{self, LeaseRow};
 use super::policy::{self, Action, Question};
+use super::registry::keys;
 use super::registry::nodes::Node;
 use super::registry::workloads::{self, Workload};
 use super::server::Shared;
@@ -98,6 +99,13 @@ fn one(
     };
     let issuing = shared.authority.current();
     let leaf = issuing.issue(tx, &workload.id, &spki, now, grant.ttl.min(shared.settings.svid).min(left))?;
+    if let Err(refusal) = keys::claim(tx, &spki, &workload.id.to_string(), now, leaf.not_after) {
+        if refusal.code == codes::STORE_FAILED {
+            return Err(refusal);
+        }
+        denied(tx, &question, &decision.id, &refusal, now)?;
+        return Ok(refused(wanted, decision.id, refusal));
+    }
     let term_seconds = leaf.not_after.0.saturating_sub(now.0);
     let credential = Credential {
         id: hex::encode(&leaf.serial),

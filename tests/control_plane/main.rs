@@ -14,6 +14,7 @@ mod bench;
 mod command_line;
 mod credentials;
 mod enrolment;
+mod grants;
 #[path = "../bench/list.rs"]
 mod list;
 mod lists;
@@ -21,6 +22,7 @@ mod logs;
 #[path = "../verify/node.rs"]
 #[allow(dead_code, reason = "shared with the verifier's tests, which use all of it")]
 mod node;
+mod operators;
 mod pushed;
 mod registry;
 mod routes;

@@ -209,6 +209,7 @@ async fn a_key_serves_one_name() {
     assert_eq!(ask(&one, &[&second]).await, [Some(codes::ISSUER_REQUEST)]);
     server.pass(601);
     let mut one = one;
+    one.next = one.client.nonce().await.unwrap().nonce;
     one.attest().await.unwrap();
     assert_eq!(ask(&one, &[&second]).await, [None]);
 }

@@ -15,11 +15,12 @@ use super::credentials::ledger;
 use super::events::{Audience, Hub};
 use super::keys::{self, WrappingKey};
 use super::limiter::Limiter;
+use super::replay::{self, Sealing};
 use super::settings::Settings;
 use super::steady::Steady;
 use super::store::{Epoch, Generation, Store, Transaction, meta, signed};
 use super::tls::{self, Tls};
-use super::{admin, governance, nonces, replay, routes, tasks};
+use super::{admin, governance, nonces, routes, tasks};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::config::ServerConfig;
@@ -47,6 +48,8 @@ pub struct Shared {
     pub authority: Authority,
     /// Wraps secrets in the store.
     pub wrapping: Arc<WrappingKey>,
+    /// Seals answers that hold secrets, while they are kept for a retry.
+    pub sealing: Sealing,
     /// Notices a restored store.
     pub generation: Generation,
     /// Named in leases; a new one after a restore.
@@ -192,6 +195,7 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
         store,
         authority,
         wrapping,
+        sealing: Sealing::new()?,
         generation,
         epoch,
         hub: Hub::default(),

@@ -3,6 +3,7 @@
 mod appraise;
 mod args;
 mod client;
+mod governance;
 mod operator;
 mod print;
 mod reference;
@@ -67,6 +68,7 @@ fn administer(cli: &Shared, command: Command) -> Result<u8, Refusal> {
     Ok(match explains {
         true if holds(&facts, "contraindicated") => CONTRAINDICATED,
         true if !all_hold(&facts) => WARNING,
+        _ if facts.get("due").and_then(Value::as_array).is_some_and(|due| !due.is_empty()) => WARNING,
         _ => DONE,
     })
 }
@@ -83,6 +85,10 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         Command::Revoke(RevokeCommand::Node { node, reason }) => Admin::NodeRevoke { node, reason },
         Command::Revoke(RevokeCommand::Workload { id, reason }) => Admin::WorkloadRemove { id, reason: Some(reason) },
         Command::Operator(command) => operator::request(command),
+        Command::Approval(command) => governance::approval(command)?,
+        Command::Exception(command) => governance::exception(command)?,
+        Command::Review(command) => governance::review(command),
+        Command::Debt => Admin::Debt,
         Command::Ca(CaCommand::Show) => Admin::CaShow,
         Command::Ca(CaCommand::Prepare) => Admin::CaPrepare,
         Command::Ca(CaCommand::Rotate { early }) => Admin::CaRotate { early },

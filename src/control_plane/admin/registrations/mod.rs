@@ -47,6 +47,14 @@ pub fn felt(tx: &Transaction<'_>, changes: &[Change], reason: &str, now: WallTim
     Ok(effects)
 }
 
+/// The nodes that must attest anew, since what they may hold of this workload has changed.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn told(tx: &Transaction<'_>, workload: &Workload) -> Result<Vec<(Audience, Event)>, Refusal> {
+    attest(tx, nodes_of(tx, workload)?.into_iter().collect())
+}
+
 /// Whom a record about a workload is about.
 pub fn subject(id: &str) -> Subject<'_> {
     Subject { workload: Some(id), ..Subject::default() }

@@ -335,6 +335,20 @@ pub fn all(tx: &Transaction<'_>) -> Result<Vec<Workload>, Refusal> {
     collect(statement.query([])?)
 }
 
+/// All workloads, by id, with when they were registered.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn rows(tx: &Transaction<'_>) -> Result<Vec<(Workload, WallTime)>, Refusal> {
+    let mut statement = tx.prepare(&format!("SELECT {COLUMNS} FROM workloads ORDER BY id"))?;
+    let mut rows = statement.query([])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        found.push(read(row)?);
+    }
+    Ok(found)
+}
+
 /// All workloads as they are shown, by id.
 ///
 /// # Errors

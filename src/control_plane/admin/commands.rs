@@ -74,6 +74,7 @@ pub enum Command {
     ReviewDue,
     ReviewSign { workload: String, note: String },
     Debt,
+    Report { framework: String },
 }
 
 /// What a committed command still has to do.
@@ -123,6 +124,7 @@ impl Command {
             | Self::ExceptionList
             | Self::ReviewDue
             | Self::Debt
+            | Self::Report { .. }
             | Self::AuditTail { .. } => Action::Read,
             Self::NodeApprove { .. }
             | Self::NodeRevoke { .. }
@@ -273,6 +275,7 @@ impl Command {
             Self::ReviewDue => governance::review_due(tx, shared, now),
             Self::ReviewSign { workload, note } => governance::review_sign(tx, &workload, &note, actor, now),
             Self::Debt => governance::debt(tx, now),
+            Self::Report { framework } => governance::report(tx, shared, &framework, now),
         }
     }
 }

@@ -9,7 +9,7 @@ use super::roles::Actor;
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::credentials::registered;
-use crate::control_plane::governance::{approvals, debt, exceptions, reviews};
+use crate::control_plane::governance::{approvals, debt, exceptions, report, reviews};
 use crate::control_plane::registry::{names, operators, owners, workloads};
 use crate::control_plane::server::Shared;
 use crate::control_plane::store::Transaction;
@@ -221,6 +221,14 @@ pub fn review_sign(
     let workload = known(tx, workload)?;
     reviews::sign(tx, &workload.id.to_string(), &by.name, note, now)?;
     Ok(only(json!({ "schema": 1, "changed": true, "workload": workload.id.to_string(), "signed_by": by.name })))
+}
+
+/// A report for a framework.
+///
+/// # Errors
+/// [`codes::ADMIN_INVALID`].
+pub fn report(tx: &Transaction<'_>, shared: &Shared, framework: &str, now: WallTime) -> Result<Outcome, Refusal> {
+    Ok(only(report::of(tx, shared, framework, now)?))
 }
 
 /// The debt.

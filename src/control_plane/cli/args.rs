@@ -147,6 +147,15 @@ pub enum Command {
     Review(super::governance::ReviewCommand),
     /// How many exceptions there are, how old they are, and whether they get fewer.
     Debt,
+    /// What a framework asks, the question to this server that answers it, and the answer now.
+    ///
+    /// A report proves what this server knows, no more; a control that it has nothing to say about says that,
+    /// and so does one whose words were not compared with its publisher's. Exit code 3 if one needs attention.
+    Report {
+        /// nhi10, agentic, maestro, ai-rmf or csf2.
+        #[arg(long)]
+        framework: String,
+    },
     /// Operators: who may administer over the network.
     #[command(subcommand)]
     Operator(super::operator::OperatorCommand),

@@ -68,6 +68,7 @@ fn administer(cli: &Shared, command: Command) -> Result<u8, Refusal> {
     Ok(match explains {
         true if holds(&facts, "contraindicated") => CONTRAINDICATED,
         true if !all_hold(&facts) => WARNING,
+        _ if facts.get("attention").and_then(Value::as_u64).is_some_and(|count| count > 0) => WARNING,
         _ if facts.get("due").and_then(Value::as_array).is_some_and(|due| !due.is_empty()) => WARNING,
         _ => DONE,
     })
@@ -89,6 +90,7 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         Command::Exception(command) => governance::exception(command)?,
         Command::Review(command) => governance::review(command),
         Command::Debt => Admin::Debt,
+        Command::Report { framework } => Admin::Report { framework },
         Command::Ca(CaCommand::Show) => Admin::CaShow,
         Command::Ca(CaCommand::Prepare) => Admin::CaPrepare,
         Command::Ca(CaCommand::Rotate { early }) => Admin::CaRotate { early },

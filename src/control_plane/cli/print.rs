@@ -85,6 +85,7 @@ const TABLES: &[(&str, &[(&str, &str)])] = &[
     ),
     ("due", &[("WORKLOAD", "workload"), ("OWNER", "owner"), ("SINCE", "since"), ("WHY", "why")]),
     ("trend", &[("AT", "at"), ("OPEN", "open")]),
+    ("controls", &[("CONTROL", "id"), ("ABOUT", "control"), ("STANDING", "standing"), ("CITATION", "citation")]),
     (
         "debt",
         &[

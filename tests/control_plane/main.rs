@@ -14,6 +14,7 @@ mod bench;
 mod command_line;
 mod credentials;
 mod enrolment;
+mod governance;
 mod grants;
 #[path = "../bench/list.rs"]
 mod list;
@@ -24,6 +25,7 @@ mod logs;
 mod node;
 mod operators;
 mod pushed;
+mod registry;
 mod routes;
 mod sets;
 mod start;

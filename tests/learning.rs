@@ -43,9 +43,6 @@ async fn booted(server: &Server, directory: &Path) -> (Machine, Node) {
     let (machine, tpm) = (Machine::new(directory), TestTpm::blank());
     machine.boot(&tpm, &Image::new("6.1.0-55")).await;
     machine.execute(&tpm, "/sbin/init", &digest(b"init")).await;
-    // What asks for credentials must have been measured like all that runs: this test.
-    let (path, own) = bench::ima::own();
-    machine.execute(&tpm, path, own).await;
     let node = Node { agent: None, tpm, dir: tempfile::tempdir().unwrap() };
     node.configure(server, &machine.configuration());
     (machine, node)
@@ -92,6 +89,9 @@ async fn what_is_learnt_counts_by_its_signature_alone() {
     let policy = format!("[policy]\nkeys = [\"{public}\"]");
     let mut server = Server::start(&policy);
     let (machine, mut node) = booted(&server, directory.path()).await;
+    // What asks for credentials must have been measured like all that runs: this test.
+    let (path, own) = bench::ima::own();
+    machine.execute(&node.tpm, path, own).await;
     edit(&node.path("agent.toml"), "[tpm]", &format!("policy_keys = [\"{public}\"]\n[tpm]"));
     node.start();
     let id = node.admit(&server).await;

@@ -16,11 +16,14 @@
 
 mod digest;
 
+mod ending;
+
 mod peer;
 
 mod process;
 
 mod selector;
 
+pub use ending::{Ending, Endings, Watch};
 pub use peer::{Caught, Observed, Peer, PeerMethod, Peers};
 pub use selector::Selector;

@@ -209,6 +209,11 @@ impl Peer {
         tokio::time::timeout(HASHING_PATIENCE, hashed).await.unwrap_or_else(|_| Err(silent(self.pid())))
     }
 
+    /// The process itself, for the rest of this room.
+    pub(super) fn process(&self) -> &Process {
+        &self.0.process
+    }
+
     /// Waits until the process has ended.
     pub async fn exited(&self) {
         self.0.process.exited().await;

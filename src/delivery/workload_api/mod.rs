@@ -38,6 +38,8 @@ mod server;
 
 mod service;
 
+pub mod tasks;
+
 #[rustfmt::skip]
 #[allow(clippy::all, clippy::pedantic, clippy::allow_attributes_without_reason, missing_docs, reason = "generated")]
 mod generated;

@@ -24,7 +24,7 @@ use crate::shutdown::CancellationToken;
 use crate::workload::Peer;
 
 /// A first answer older than this when it is taken is asked for anew.
-const OLD: Duration = Duration::from_millis(250);
+pub(super) const OLD: Duration = Duration::from_millis(250);
 
 /// Who makes a call, attached to each request by the connection it came over.
 #[derive(Clone, Debug)]
@@ -40,7 +40,7 @@ pub(super) struct Caller {
 
 impl Caller {
     /// Waits for what ends every call of this caller.
-    async fn over(&mut self) -> Status {
+    pub(super) async fn over(&mut self) -> Status {
         tokio::select! {
             biased;
             () = self.stopping.cancelled() => {
@@ -284,7 +284,7 @@ fn not_served() -> Status {
     Status::unimplemented("JWT-SVIDs are not served by this version")
 }
 
-fn with_code(mut status: Status, refusal: &Refusal) -> Status {
+pub(super) fn with_code(mut status: Status, refusal: &Refusal) -> Status {
     if let Ok(code) = refusal.code.as_str().parse() {
         status.metadata_mut().insert(CODE_METADATA, code);
     }

@@ -7,9 +7,9 @@ use reqwest::{Client, Method, StatusCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::grants::{Noted, TasksEnded};
+use super::grants::{GrantAnswer, GrantRequest, Noted, TasksEnded};
 use super::messages::*;
-use super::tls::{TrustAnchors, client_config};
+use super::tls::{TrustAnchors, client_config, node_identity};
 use crate::codes::{self, Refusal};
 use crate::identity::{NodeId, TrustDomain, server_id};
 use crate::tpm::Tpm;
@@ -237,6 +237,19 @@ impl Leased<'_> {
         let request = CredentialRequest { request_id, lease_sequence: self.lease_sequence, wanted };
         post(&self.enrolled.client, &self.enrolled.place, "credentials", &request).await
     }
+
+    /// Asks for credentials for a process that waits for them, under this lease. A lost answer is asked
+    /// for again with the same request: a task begins once.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn grant(self, request: &GrantRequest) -> Result<GrantAnswer, Failure> {
+        let request = GrantRequest { lease_sequence: self.lease_sequence, ..request.clone() };
+        match post(&self.enrolled.client, &self.enrolled.place, "grants", &request).await {
+            Err(Failure::Unreachable(_)) => post(&self.enrolled.client, &self.enrolled.place, "grants", &request).await,
+            other => other,
+        }
+    }
 }
 
 /// The control plane's pushes.
@@ -282,8 +295,9 @@ impl Events {
 }
 
 fn connect(place: &Place, node: Option<(Vec<Vec<u8>>, Tpm)>) -> Result<Client, Failure> {
+    let identity = node.map(|(chain, tpm)| node_identity(chain, tpm));
     let tls =
-        client_config(place.anchors.clone(), server_id(&place.trust_domain), node).map_err(Failure::Unreachable)?;
+        client_config(place.anchors.clone(), server_id(&place.trust_domain), identity).map_err(Failure::Unreachable)?;
     Client::builder()
         .tls_backend_preconfigured(tls)
         .https_only(true)

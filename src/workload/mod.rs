@@ -14,9 +14,15 @@
 //! What this can't tell apart: processes of one user can trace, preload and so become each other,
 //! so `unix:path` and `unix:sha256` narrow what a user gets but don't divide that user.
 
+mod cgroup;
+
 mod digest;
 
 mod ending;
+
+mod held;
+
+mod observed;
 
 mod peer;
 
@@ -25,5 +31,6 @@ mod process;
 mod selector;
 
 pub use ending::{Ending, Endings, Watch};
-pub use peer::{Caught, Observed, Peer, PeerMethod, Peers};
-pub use selector::Selector;
+pub use observed::Observed;
+pub use peer::{Caught, Peer, PeerMethod, Peers};
+pub use selector::{KINDS, Selector};

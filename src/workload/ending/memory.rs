@@ -1,8 +1,7 @@
 //! How often the kernel killed for want of memory.
 
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
+use std::io::Read;
 use std::time::Duration;
 
 use crate::clock::BootInstant;
@@ -11,11 +10,14 @@ use crate::clock::BootInstant;
 /// the time to give its memory back.
 const SETTLED: Duration = Duration::from_secs(5);
 
+/// Where the machine's count stands.
+const MACHINE: &str = "/proc/vmstat";
+
 /// The counts that would tell of a kill, and what they said before.
 #[derive(Debug)]
 pub(super) struct Kills {
-    cgroup: Option<File>,
-    machine: Option<File>,
+    /// Where the process's own cgroup counts. Opened anew each time: a watch holds no descriptor for it.
+    cgroup: Vec<String>,
     /// What was counted at the last two looks that were far enough apart, the older one first.
     before: [Counts; 2],
     looked_at: BootInstant,
@@ -32,9 +34,8 @@ impl Kills {
     /// Begins to count for a process whose `/proc/PID/cgroup` says `cgroups`.
     pub(super) fn of(cgroups: &str) -> Self {
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let cgroup = counters(cgroups, &mounts).into_iter().find_map(|path| File::open(path).ok());
-        let machine = File::open("/proc/vmstat").ok();
-        let mut kills = Self { cgroup, machine, before: [Counts::default(); 2], looked_at: BootInstant::now() };
+        let cgroup = counters(cgroups, &mounts);
+        let mut kills = Self { cgroup, before: [Counts::default(); 2], looked_at: BootInstant::now() };
         kills.before = [kills.counts(); 2];
         kills
     }
@@ -59,24 +60,15 @@ impl Kills {
     }
 
     fn counts(&self) -> Counts {
-        let count = |file: &Option<File>| file.as_ref().and_then(|file| oom_kills(file).ok().flatten());
-        Counts { cgroup: count(&self.cgroup), machine: count(&self.machine) }
+        Counts { cgroup: self.cgroup.iter().find_map(|path| oom_kills(path)), machine: oom_kills(MACHINE) }
     }
 }
 
 /// The line `oom_kill N` of `memory.events.local`, `memory.oom_control` or `/proc/vmstat`.
-fn oom_kills(file: &File) -> io::Result<Option<u64>> {
-    let mut buffer = vec![0; 32 << 10];
-    let mut length = 0;
-    loop {
-        let read = file.read_at(buffer.get_mut(length..).unwrap_or_default(), length as u64)?;
-        if read == 0 {
-            break;
-        }
-        length += read;
-    }
-    let text = String::from_utf8_lossy(buffer.get(..length).unwrap_or_default());
-    Ok(text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()))
+fn oom_kills(path: &str) -> Option<u64> {
+    let mut text = String::new();
+    File::open(path).ok()?.take(64 << 10).read_to_string(&mut text).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
 }
 
 /// The files that count the kills in a process's own cgroup, the one that the controller is in first.
@@ -139,7 +131,7 @@ mod tests {
     #[test]
     fn the_machine_counts_where_no_cgroup_does() {
         let kills = Kills::of("0::/nowhere-at-all\n");
-        assert!(kills.cgroup.is_none());
+        assert_eq!(kills.counts().cgroup, None);
         assert!(kills.counts().machine.is_some());
         assert!(!kills.went_up());
         let older = Counts { cgroup: None, machine: kills.counts().machine.map(|count| count.wrapping_sub(1)) };

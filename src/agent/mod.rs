@@ -22,8 +22,10 @@ mod run;
 mod sources;
 mod state;
 mod status;
+mod tasks;
 mod tenancy;
 
 pub use keeper::Keeper;
 pub use run::{Agent, start};
 pub use status::Status;
+pub use tasks::Tasks;

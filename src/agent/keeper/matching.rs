@@ -3,6 +3,7 @@
 use super::{Keeper, Registered};
 use crate::codes::{self, Refusal};
 use crate::delivery::workload_api::Denied;
+use crate::protocol::CallerClaims;
 use crate::workload::{Observed, Peer};
 
 /// A process and the workloads it is.
@@ -30,6 +31,12 @@ impl Keeper {
             Denied::NoIdentity(refusal)
         })?;
         Ok(Matched { workloads, observed })
+    }
+
+    /// The ids of the workloads that the peer is, and what the control plane is told of it.
+    pub(in crate::agent) async fn callers(&self, peer: &Peer) -> Result<(Vec<String>, CallerClaims), Denied> {
+        let matched = self.matching(peer).await?;
+        Ok((matched.workloads.into_iter().map(|entry| entry.id).collect(), matched.observed.claims()))
     }
 }
 

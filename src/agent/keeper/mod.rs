@@ -361,8 +361,22 @@ impl Keeper {
         }
     }
 
+    /// Whether the gate still stands open under this lease or a later one.
+    pub(super) fn stands(&self, lease: u64) -> Result<(), Denied> {
+        let holdings = self.holdings();
+        match holdings.gate.lease() {
+            Some(present) if present.claims().sequence >= lease => Ok(()),
+            _ => Err(holdings.gate.reason().map_or_else(starting, denied)),
+        }
+    }
+
+    /// Moves with everything that an open stream must look at again.
+    pub(super) fn moved(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
     /// A permit for a request of `arrived`, from a reading that starts now.
-    async fn permit(&self, arrived: BootInstant) -> Result<Permit, Denied> {
+    pub(super) async fn permit(&self, arrived: BootInstant) -> Result<Permit, Denied> {
         if let Some(reason) = self.holdings().gate.reason() {
             return Err(denied(reason));
         }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::roles::{Action, Actor};
-use super::{governance, nodes, operators, references, registrations, trust};
+use super::{governance, nodes, operators, references, registrations, tasks, trust};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::audit;
@@ -47,6 +47,8 @@ pub enum Command {
     CaPrepare,
     CaRotate { early: bool },
     AuditTail { after: u64, limit: u64 },
+    TaskList { all: bool },
+    TaskShow { id: String },
     OperatorAdd { id: String, role: String, owner: Option<String> },
     OperatorList,
     OperatorRemove { id: String },
@@ -106,6 +108,8 @@ impl Command {
             | Self::ExceptionList
             | Self::ReviewDue
             | Self::Debt
+            | Self::TaskList { .. }
+            | Self::TaskShow { .. }
             | Self::AuditTail { .. } => Action::Read,
             Self::NodeApprove { .. }
             | Self::NodeRevoke { .. }
@@ -233,6 +237,8 @@ impl Command {
             Self::ReviewDue => governance::review_due(tx, shared, now),
             Self::ReviewSign { workload, note } => governance::review_sign(tx, &workload, &note, actor, now),
             Self::Debt => governance::debt(tx, now),
+            Self::TaskList { all } => tasks::list(tx, all),
+            Self::TaskShow { id } => tasks::show(tx, &id),
         }
     }
 }

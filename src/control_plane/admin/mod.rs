@@ -11,6 +11,7 @@ pub mod registrations;
 pub mod remote;
 pub mod roles;
 pub mod socket;
+mod tasks;
 mod trust;
 
 use std::sync::Arc;

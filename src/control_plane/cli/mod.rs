@@ -9,6 +9,7 @@ mod print;
 mod reference;
 mod remote;
 mod run;
+mod task;
 
 use std::io::{BufRead, IsTerminal};
 use std::process::ExitCode;
@@ -125,6 +126,7 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         Command::Exception(command) => governance::exception(command)?,
         Command::Review(command) => governance::review(command),
         Command::Debt => Admin::Debt,
+        Command::Task(command) => task::request(command),
         Command::Ca(CaCommand::Show) => Admin::CaShow,
         Command::Ca(CaCommand::Prepare) => Admin::CaPrepare,
         Command::Ca(CaCommand::Rotate { early }) => Admin::CaRotate { early },

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use leasehold::clock::BootInstant;
 use rustix::process::Signal;
 use serde_json::json;
@@ -126,30 +126,22 @@ async fn a_hundred_of_each_end_are_recorded_with_their_reasons() {
         true => ends.push(End::OtherUser),
         false => println!("SKIPPED: a change of user: only root can become somebody else"),
     }
-    let (server, node) = (Arc::new(server), Arc::new(node));
+    let records = Records::of(&server);
     for end in ends {
-        let lanes = (0..LANES).map(|lane| {
-            let (server, node) = (server.clone(), node.clone());
-            tokio::spawn(async move {
-                let records = Records::of(&server);
-                let mut took = Vec::new();
-                for round in (lane..ROUNDS).step_by(LANES) {
-                    // Failing is to end with a code, and to be killed.
-                    let end = if end == End::Failed && round % 2 == 1 { End::Killed } else { end };
-                    took.push(one(&node, &records, end, &format!("{end:?}-{round}")).await);
-                }
-                took
-            })
+        let lanes = (0..LANES).map(async |lane| {
+            let mut took = Vec::new();
+            for round in (lane..ROUNDS).step_by(LANES) {
+                // Failing is to end with a code, and to be killed.
+                let end = if end == End::Failed && round % 2 == 1 { End::Killed } else { end };
+                took.push(one(&node, &records, end, &format!("{end:?}-{round}")).await);
+            }
+            took
         });
-        let mut took = Vec::new();
-        for lane in lanes {
-            took.extend(lane.await.unwrap());
-        }
+        let took = join_all(lanes).await.concat();
         assert_eq!(took.len(), ROUNDS);
         within_a_second(&format!("{end:?}"), took);
     }
     // One beginning and one end for each task, each by its decision, and nothing is left.
-    let records = Records::of(&server);
     assert_eq!(records.count("SELECT count(*) FROM tasks WHERE ended_at IS NULL"), 0);
     assert_eq!(records.count("SELECT count(*) FROM credentials WHERE task IS NOT NULL AND ended_at IS NULL"), 0);
     let tasks = records.count("SELECT count(*) FROM tasks");

@@ -12,7 +12,6 @@ use leasehold::delivery::workload_api::tasks::messages::{
     BeginRequest, EndRequest, EndResponse, HeartbeatRequest, HeartbeatResponse, TaskUpdate,
 };
 use serde_json::{Value, json};
-use tokio::io::AsyncBufReadExt;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
@@ -35,8 +34,9 @@ async fn obey(socket: PathBuf) {
         async move { tokio::net::UnixStream::connect(socket).await.map(TokioIo::new) }
     }));
     let mut streams = std::collections::HashMap::new();
-    let mut lines = tokio::io::BufReader::new(tokio::io::stdin()).lines();
-    while let Some(line) = lines.next_line().await.unwrap() {
+    let (sender, mut lines) = tokio::sync::mpsc::unbounded_channel();
+    std::thread::spawn(move || std::io::stdin().lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+    while let Some(line) = lines.recv().await {
         let order: Value = serde_json::from_str(&line).unwrap();
         let (what, of) = order.as_object().unwrap().iter().next().unwrap();
         let text = of.as_str().unwrap_or_default().to_owned();

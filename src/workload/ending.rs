@@ -82,6 +82,13 @@ impl Watch {
         self.kills.look();
     }
 
+    /// Whether its first thread is on its way out: it has no program any more, and that is no other program.
+    pub fn is_ending(&self) -> bool {
+        // PF_EXITING of field 9 (proc_pid_stat(5), linux/sched.h).
+        let flags = |stat: String| stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(9 - 3)?.parse::<u32>().ok();
+        self.peer.process().read("stat").ok().and_then(flags).is_none_or(|flags| flags & 4 != 0)
+    }
+
     /// Waits until the process has ended, and says how.
     pub async fn ended(&self) -> Ending {
         self.peer.exited().await;

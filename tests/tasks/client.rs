@@ -1,5 +1,6 @@
 //! The other side of [`super::helper`], and what the control plane's store says of a task.
 
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
@@ -16,6 +17,8 @@ pub struct Client {
     child: Child,
     orders: Option<ChildStdin>,
     said: mpsc::UnboundedReceiver<Value>,
+    /// Said before what was waited for.
+    waiting: VecDeque<Value>,
 }
 
 impl Client {
@@ -39,7 +42,7 @@ impl Client {
                 }
             }
         });
-        Self { child, orders, said }
+        Self { child, orders, said, waiting: VecDeque::new() }
     }
 
     /// Tells it to do something.
@@ -49,16 +52,34 @@ impl Client {
 
     /// The next that it says.
     pub async fn next(&mut self) -> Value {
+        if let Some(said) = self.waiting.pop_front() {
+            return said;
+        }
         let said = tokio::time::timeout(PATIENCE, self.said.recv()).await;
         said.expect("it says something within the test's patience").expect("it lives")
+    }
+
+    /// The next such thing that it says; what it says before waits.
+    async fn next_that(&mut self, wanted: impl Fn(&Value) -> bool) -> Value {
+        let mut before = VecDeque::new();
+        loop {
+            let said = self.next().await;
+            if wanted(&said) {
+                before.append(&mut self.waiting);
+                self.waiting = before;
+                return said;
+            }
+            before.push_back(said);
+        }
     }
 
     /// Begins a task and gives back its first credentials.
     pub async fn begin(&mut self, task: &Value) -> Value {
         self.order(&json!({ "begin": task }));
-        let update = self.next().await;
-        assert!(update["update"].is_string(), "{update}");
-        update
+        let id = &task["task_id"];
+        let answer = self.next_that(|said| said["over"].is_string() || id.is_null() || said["update"] == *id).await;
+        assert!(answer["update"].is_string(), "{answer}");
+        answer
     }
 
     /// The code that a begin is refused with.
@@ -69,10 +90,10 @@ impl Client {
         over["code"].as_str().unwrap().to_owned()
     }
 
-    /// The next thing that is said once what it asks is answered.
+    /// The answer to a heartbeat or an end.
     pub async fn answer(&mut self, order: Value) -> Value {
         self.order(&order);
-        self.next().await
+        self.next_that(|said| ["heard", "ended", "refused"].iter().any(|key| !said[key].is_null())).await
     }
 
     /// How its stream ended: code and gRPC status.

@@ -22,6 +22,9 @@ const LOOK: Duration = Duration::from_millis(250);
 /// long is waited for what it was.
 const GRACE: Duration = Duration::from_millis(300);
 
+/// A process that is on its way out may look like another program for a moment; so long is waited for its end.
+const LAST_BREATH: Duration = Duration::from_millis(500);
+
 /// Between two tries to renew.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -117,7 +120,14 @@ impl Watcher {
             Err(refusal) if refusal.code == codes::WORKLOAD_PEER_GONE => {
                 Some(ended(&self.peer, self.watch.ended().await))
             }
-            Err(refusal) => Some(Verdict::denied(Refusal { code: codes::TASK_SCOPE, ..refusal })),
+            Err(refusal) => {
+                if self.watch.is_ending()
+                    && let Ok(ending) = tokio::time::timeout(LAST_BREATH, self.watch.ended()).await
+                {
+                    return Some(ended(&self.peer, ending));
+                }
+                Some(Verdict::denied(Refusal { code: codes::TASK_SCOPE, ..refusal }))
+            }
         }
     }
 

@@ -48,6 +48,18 @@ impl Peer {
 /// # Errors
 /// [`codes::PROTOCOL_CLIENT_CERTIFICATE`] or [`codes::ENROL_REVOKED`].
 pub fn admitted(tx: &Transaction<'_>, peer: &Peer, trust_domain: &TrustDomain, now: WallTime) -> Result<Node, Refusal> {
+    let node = known(tx, peer, trust_domain, now)?;
+    match node.state {
+        State::Revoked => Err(revoked(&node)),
+        State::Admitted | State::Waiting => Ok(node),
+    }
+}
+
+/// As [`admitted`], and a revoked node too: for the one thing it is still heard about.
+///
+/// # Errors
+/// [`codes::PROTOCOL_CLIENT_CERTIFICATE`].
+pub fn known(tx: &Transaction<'_>, peer: &Peer, trust_domain: &TrustDomain, now: WallTime) -> Result<Node, Refusal> {
     let refuse = |what: &str| {
         Refusal::new(codes::PROTOCOL_CLIENT_CERTIFICATE, what)
             .at(peer.id.to_string())
@@ -61,8 +73,7 @@ pub fn admitted(tx: &Transaction<'_>, peer: &Peer, trust_domain: &TrustDomain, n
         return Err(refuse("the certificate names another node than its key"));
     }
     match node.state {
-        State::Admitted => Ok(node),
-        State::Revoked => Err(revoked(&node)),
+        State::Admitted | State::Revoked => Ok(node),
         State::Waiting => Err(refuse("the node is not admitted")),
     }
 }

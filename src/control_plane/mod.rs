@@ -5,7 +5,7 @@
 //!                            attestation  ─▶ verify ─▶ leases    │
 //!                               └ logs ─▶ what is new of them     │
 //!                            credentials  ─▶ policy ─▶ issuer    ▼
-//!                            events ◀──────────────────────── registry, references
+//!                            events ◀──────── revocation ◀─── registry, references
 //!                               all of it in one transaction each ─▶ store, audit
 //! ```
 //!
@@ -34,6 +34,7 @@ pub mod reference;
 mod references;
 mod registry;
 mod replay;
+mod revocation;
 pub mod routes;
 pub mod server;
 mod settings;

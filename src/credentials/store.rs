@@ -41,9 +41,14 @@ impl Store {
         }
     }
 
-    /// Drops one SVID: the issuer refused to renew it.
-    pub fn drop_svid(&mut self, id: &str) -> bool {
-        self.svids.remove(id).is_some()
+    /// Drops one SVID; gives back its serial number.
+    pub fn drop_svid(&mut self, id: &str) -> Option<String> {
+        self.svids.remove(id).and_then(|held| held.value().serial())
+    }
+
+    /// The workloads with an SVID, and its serial number.
+    pub fn serials(&self) -> Vec<(String, String)> {
+        self.svids.iter().filter_map(|(id, held)| Some((id.clone(), held.value().serial()?))).collect()
     }
 
     /// Drops every SVID.

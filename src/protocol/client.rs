@@ -7,6 +7,7 @@ use reqwest::{Client, Method, StatusCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::grants::{Noted, WithdrawalsApplied};
 use super::messages::*;
 use super::tls::{TrustAnchors, client_config};
 use crate::codes::{self, Refusal};
@@ -193,6 +194,14 @@ impl Enrolled {
         }
     }
 
+    /// Says which withdrawals were applied here.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn withdrawn(&self, applied: &WithdrawalsApplied) -> Result<Noted, Failure> {
+        post(&self.client, &self.place, "withdrawals", applied).await
+    }
+
     /// The right to ask for credentials under the lease of this sequence number.
     pub const fn leased(&self, lease_sequence: u64) -> Leased<'_> {
         Leased { enrolled: self, lease_sequence }
@@ -238,8 +247,8 @@ pub struct Events {
 }
 
 impl Events {
-    /// The largest event in bytes.
-    const LIMIT: usize = 64 << 10;
+    /// The largest event in bytes: a withdrawal of some ten thousand workloads.
+    const LIMIT: usize = 1 << 20;
 
     /// The next event.
     ///

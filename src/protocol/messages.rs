@@ -270,6 +270,9 @@ pub struct AttestAnswer {
     /// Where the quote stands in IMA's list, where the lease names rules for what comes after.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub position: Option<ListPosition>,
+    /// What the node must stop releasing and hasn't acknowledged; at most 256.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub withdrawals: Vec<Withdrawal>,
 }
 
 /// A workload that may run on this node.
@@ -286,6 +289,9 @@ pub struct Entry {
     pub purpose: String,
     /// Optional hint for clients with several identities, at most 1024 bytes.
     pub hint: String,
+    /// Why nothing is issued for it now: what its callers are told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub withheld: Option<Refusal>,
 }
 
 /// Asks for X.509-SVIDs.

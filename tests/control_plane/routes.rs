@@ -7,7 +7,8 @@ use std::time::Duration;
 use leasehold::codes::{self, Code};
 use leasehold::control_plane::routes::ROUTES;
 use leasehold::protocol::{
-    AttestRequest, BODY_LIMIT, CredentialAnswer, CredentialRequest, LogsRequest, Wanted, decode, encode,
+    AttestRequest, BODY_LIMIT, CredentialAnswer, CredentialRequest, LogsRequest, Wanted, WithdrawalsApplied, decode,
+    encode,
 };
 use p256::ecdsa::SigningKey;
 use p256::pkcs8::DecodePrivateKey;
@@ -50,6 +51,8 @@ fn expected() -> BTreeMap<&'static str, [Ended; 6]> {
         // Asked for the right node's workload; what counts here is below, in `credentials_of`.
         ("/v1/credentials", [no, no, no, revoked, Refused(codes::ISSUER_NOT_THIS_NODE), Served]),
         ("/v1/events", [no, no, no, revoked, Served, Served]),
+        // A revoked node may still say that it applied that.
+        ("/v1/withdrawals", [no, no, no, Served, Served, Served]),
     ])
 }
 
@@ -107,6 +110,7 @@ async fn call(
                 vec![Wanted { id: "spiffe://example.org/web".into(), csr: csr(&rcgen::KeyPair::generate().unwrap()) }];
             encode(&CredentialRequest { request_id: random(), lease_sequence, wanted }).unwrap()
         }
+        "/v1/withdrawals" => encode(&WithdrawalsApplied { numbers: vec![1] }).unwrap(),
         "/v1/logs" => encode(&LogsRequest { boot_id: random(), part: None }).unwrap(),
         _ => Vec::new(),
     };

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{nodes, references, registrations, trust};
-use crate::clock::WallTime;
+use super::{nodes, references, registrations, revocations, trust};
+use crate::clock::{BootInstant, WallTime};
 use crate::codes::Refusal;
 use crate::control_plane::events::Audience;
 use crate::control_plane::registry::workloads::Stated;
@@ -22,7 +22,6 @@ pub enum Command {
     NodeShow { node: String },
     NodeExplain { node: String },
     NodeApprove { node: String, group: Option<String>, accept_counts: bool },
-    NodeRevoke { node: String, reason: String },
     EkAdd(registrations::StatedEk),
     EkList,
     EkRemove { value: String },
@@ -30,7 +29,10 @@ pub enum Command {
     OwnerList,
     WorkloadAdd(Stated),
     WorkloadList,
-    WorkloadRemove { id: String, reason: Option<String> },
+    WorkloadRemove { id: String },
+    Revoke(revocations::Stated),
+    RevocationList,
+    RevocationShow { number: u64 },
     ReferencePreview { node: String },
     ReferenceLearn { node: String, fingerprint: String },
     ReferenceList,
@@ -67,11 +69,11 @@ impl Command {
     /// # Errors
     /// The refusal for the operator; then nothing was changed.
     pub async fn run(self, shared: &Arc<Shared>) -> Result<Value, Refusal> {
-        let (of_work, now) = (shared.clone(), shared.now());
+        let (of_work, now, came) = (shared.clone(), shared.now(), BootInstant::now());
         let (facts, effects) = shared
             .store
             .transaction(move |tx| {
-                let (facts, effects) = self.apply(tx, &of_work, now)?;
+                let (facts, effects) = self.apply(tx, &of_work, came, now)?;
                 if effects.taken {
                     of_work.generation.advance(tx)?;
                 }
@@ -91,14 +93,19 @@ impl Command {
         Ok(facts)
     }
 
-    fn apply(self, tx: &Transaction<'_>, shared: &Shared, now: WallTime) -> Result<Outcome, Refusal> {
+    fn apply(
+        self,
+        tx: &Transaction<'_>,
+        shared: &Shared,
+        came: BootInstant,
+        now: WallTime,
+    ) -> Result<Outcome, Refusal> {
         let domain = &shared.settings.trust_domain;
         match self {
             Self::NodeList => nodes::list(tx, now),
             Self::NodeShow { node } => nodes::show(tx, &node, now),
             Self::NodeExplain { node } => nodes::explain(tx, shared, &node, now),
             Self::NodeApprove { node, group, accept_counts } => nodes::approve(tx, &node, group, accept_counts, now),
-            Self::NodeRevoke { node, reason } => nodes::revoke(tx, &node, &reason, now),
             Self::EkAdd(stated) => registrations::ek_add(tx, stated, now),
             Self::EkList => registrations::ek_list(tx),
             Self::EkRemove { value } => registrations::ek_remove(tx, &value, now),
@@ -106,7 +113,10 @@ impl Command {
             Self::OwnerList => registrations::owner_list(tx),
             Self::WorkloadAdd(stated) => registrations::workload_add(tx, stated, domain, now),
             Self::WorkloadList => registrations::workload_list(tx),
-            Self::WorkloadRemove { id, reason } => registrations::workload_remove(tx, &id, reason.as_deref(), now),
+            Self::WorkloadRemove { id } => registrations::workload_remove(tx, &id, now),
+            Self::Revoke(stated) => revocations::revoke(tx, shared, &stated, came, now),
+            Self::RevocationList => revocations::list(tx),
+            Self::RevocationShow { number } => revocations::show(tx, shared, number),
             Self::ReferencePreview { node } => trust::reference_preview(tx, &shared.settings.policy, &node),
             Self::ReferenceLearn { node, fingerprint } => {
                 trust::reference_learn(tx, &shared.settings.policy, &node, &fingerprint, now)

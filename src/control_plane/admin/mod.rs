@@ -5,6 +5,7 @@ pub mod facts;
 mod nodes;
 mod references;
 pub mod registrations;
+pub mod revocations;
 pub mod socket;
 mod trust;
 

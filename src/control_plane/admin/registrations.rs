@@ -8,15 +8,17 @@ use x509_cert::certificate::{CertificateInner, Raw};
 use x509_cert::spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
 
 use super::commands::{Effects, Outcome, only};
+use super::revocations;
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::events::Audience;
 use crate::control_plane::registry::eks::{self, Kind};
 use crate::control_plane::registry::workloads::{self, Stated, Target, Workload};
 use crate::control_plane::registry::{nodes, owners};
+use crate::control_plane::revocation::{Cause, What, take_back};
 use crate::control_plane::store::Transaction;
 use crate::control_plane::{audit, replay};
-use crate::identity::TrustDomain;
+use crate::identity::{SpiffeId, TrustDomain};
 use crate::protocol::Event;
 use crate::tpm::structures::Public;
 
@@ -137,24 +139,21 @@ pub fn workload_list(tx: &Transaction<'_>) -> Result<Outcome, Refusal> {
     Ok(only(json!({ "schema": 1, "workloads": workloads::all(tx)? })))
 }
 
-/// Removes a workload (a revocation if a reason is given): no SVID is issued for it any more, and
-/// its nodes withdraw what they hold.
+/// Removes a workload: no SVID is issued for it any more, and its nodes withdraw what they hold.
 ///
 /// # Errors
 /// [`codes::ADMIN_UNKNOWN`].
-pub fn workload_remove(
-    tx: &Transaction<'_>,
-    id: &str,
-    reason: Option<&str>,
-    now: WallTime,
-) -> Result<Outcome, Refusal> {
-    if let Some(reason) = reason {
-        workloads::check_text("--reason", reason)?;
-    }
-    let workload = workloads::remove(tx, id)?;
-    let what = if reason.is_some() { "workload.revoked" } else { "workload.removed" };
-    audit::done(tx, now, what, None, json!({ "workload": id, "reason": reason }))?;
-    let effects = Effects { push: told(tx, &workload)?, taken: true, ca: false };
+pub fn workload_remove(tx: &Transaction<'_>, id: &str, now: WallTime) -> Result<Outcome, Refusal> {
+    let workload = workloads::find(tx, &SpiffeId::new(id).map_err(|_| workloads::unknown(id))?)?
+        .ok_or_else(|| workloads::unknown(id))?;
+    let what = What::Workloads(vec![id.to_owned()]);
+    let reason = "its registration was removed";
+    let taken = take_back(tx, &what, &Cause { kind: "workload", target: id, reason, code: codes::GATE_REVOKED }, now)?;
+    let told = told(tx, &workload)?;
+    workloads::remove(tx, id)?;
+    audit::done(tx, now, "workload.removed", None, json!({ "workload": id, "revocation": taken.number }))?;
+    let mut effects = revocations::effects(&taken);
+    effects.push.extend(told);
     Ok((json!({ "schema": 1, "changed": true, "workload": null }), effects))
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use super::reference::ReferenceCommand;
+use super::revoke::{RevocationCommand, RevokeCommand};
 use crate::codes::Refusal;
 use crate::config::{self, ServerConfig};
 use crate::control_plane::dev::command::DevArguments;
@@ -116,9 +117,12 @@ pub enum Command {
     /// The trust domain's CAs and their rotation.
     #[command(subcommand)]
     Ca(CaCommand),
-    /// Takes something back, now and for good.
+    /// Takes something back, now: a node, a workload, an owner's workloads, a credential, a task.
     #[command(subcommand)]
     Revoke(RevokeCommand),
+    /// Revocations that were made: who was told, who acknowledged, who has proven it.
+    #[command(subcommand)]
+    Revocation(RevocationCommand),
     /// The record of what was decided.
     #[command(subcommand)]
     Audit(AuditCommand),
@@ -149,14 +153,8 @@ pub enum NodeCommand {
         #[arg(long)]
         accept_counts: bool,
     },
-    /// Revokes a node for good: its lease ends at once, and it can't enrol again.
-    Revoke {
-        /// The node.
-        node: String,
-        /// Why; it is recorded and the node is told.
-        #[arg(long)]
-        reason: String,
-    },
+    /// As `revoke node`.
+    Revoke(super::revoke::Revocation),
     /// Says step by step why a node has, or has not, a lease, and what would change that.
     ///
     /// Exit code 0 if it has one, 3 if a step is missing, 4 if its measurements are refused.
@@ -282,27 +280,6 @@ pub enum CaCommand {
         /// Doesn't wait until every node has had the time to learn of the new CA.
         #[arg(long)]
         early: bool,
-    },
-}
-
-/// What can be revoked.
-#[derive(Clone, Debug, Subcommand)]
-pub enum RevokeCommand {
-    /// As `node revoke`.
-    Node {
-        /// The node.
-        node: String,
-        /// Why; it is recorded and the node is told.
-        #[arg(long)]
-        reason: String,
-    },
-    /// Removes a workload's registration and records why.
-    Workload {
-        /// Its SPIFFE ID.
-        id: String,
-        /// Why; it is recorded.
-        #[arg(long)]
-        reason: String,
     },
 }
 

@@ -5,6 +5,7 @@ mod args;
 mod client;
 mod print;
 mod reference;
+mod revoke;
 mod run;
 
 use std::io::{BufRead, IsTerminal};
@@ -14,9 +15,7 @@ use clap::Parser;
 use serde_json::Value;
 
 pub use args::Cli;
-use args::{
-    AuditCommand, CaCommand, Command, EkCommand, NodeCommand, OwnerCommand, RevokeCommand, Shared, WorkloadCommand,
-};
+use args::{AuditCommand, CaCommand, Command, EkCommand, NodeCommand, OwnerCommand, Shared, WorkloadCommand};
 
 use super::admin;
 use super::admin::registrations::StatedEk;
@@ -60,6 +59,11 @@ fn administer(cli: &Shared, command: Command) -> Result<u8, Refusal> {
             return tail(cli, &client, after, lines, follow);
         }
         Command::Reference(command) => return reference::run(cli, &client, command),
+        Command::Revoke(command) => return revoke::revoke(cli, &client, command),
+        Command::Node(NodeCommand::Revoke(stated)) => {
+            return revoke::revoke(cli, &client, revoke::RevokeCommand::Node(stated));
+        }
+        Command::Revocation(command) => return revoke::revocation(cli, &client, command),
         command => request(command)?,
     };
     let explains = matches!(command, admin::Command::NodeExplain { .. });
@@ -81,9 +85,6 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         Command::Node(NodeCommand::Explain { node }) => Admin::NodeExplain { node },
         Command::Node(NodeCommand::Approve { node, group, accept_counts }) => {
             Admin::NodeApprove { node, group, accept_counts }
-        }
-        Command::Node(NodeCommand::Revoke { node, reason }) | Command::Revoke(RevokeCommand::Node { node, reason }) => {
-            Admin::NodeRevoke { node, reason }
         }
         Command::Ek(EkCommand::Add { name, cert, public, label, group }) => Admin::EkAdd(StatedEk {
             name,
@@ -114,12 +115,18 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
             interactive: false,
         }),
         Command::Workload(WorkloadCommand::List) => Admin::WorkloadList,
-        Command::Workload(WorkloadCommand::Remove { id }) => Admin::WorkloadRemove { id, reason: None },
-        Command::Revoke(RevokeCommand::Workload { id, reason }) => Admin::WorkloadRemove { id, reason: Some(reason) },
+        Command::Workload(WorkloadCommand::Remove { id }) => Admin::WorkloadRemove { id },
         Command::Ca(CaCommand::Show) => Admin::CaShow,
         Command::Ca(CaCommand::Prepare) => Admin::CaPrepare,
         Command::Ca(CaCommand::Rotate { early }) => Admin::CaRotate { early },
-        Command::Run { .. } | Command::Dev(_) | Command::Appraise(_) | Command::Audit(_) | Command::Reference(_) => {
+        Command::Run { .. }
+        | Command::Dev(_)
+        | Command::Appraise(_)
+        | Command::Audit(_)
+        | Command::Reference(_)
+        | Command::Node(NodeCommand::Revoke(_))
+        | Command::Revoke(_)
+        | Command::Revocation(_) => {
             return Err(Refusal::new(codes::ADMIN_INVALID, "BUG: this command is carried out elsewhere"));
         }
     })

@@ -195,6 +195,10 @@ impl Workload {
             owner: self.owner.clone(),
             purpose: self.purpose.clone(),
             hint: self.hint.clone(),
+            withheld: self.suspended.as_ref().map(|suspended| {
+                let found = format!("suspended at {}: {}", suspended.at, suspended.reason);
+                Refusal::new(codes::POLICY_SUSPENDED, found).at(self.id.to_string())
+            }),
         }
     }
 
@@ -279,15 +283,18 @@ pub fn add(tx: &Transaction<'_>, workload: &Workload, now: WallTime) -> Result<b
 /// # Errors
 /// [`codes::ADMIN_UNKNOWN`].
 pub fn remove(tx: &Transaction<'_>, id: &str) -> Result<Workload, Refusal> {
-    let unknown = || {
-        Refusal::new(codes::ADMIN_UNKNOWN, "no such workload is registered")
-            .at(id.to_owned())
-            .expected("one that `leasehold-server workload list` shows")
-    };
+    let unknown = || unknown(id);
     let id = SpiffeId::new(id).map_err(|_| unknown())?;
     let workload = find(tx, &id)?.ok_or_else(unknown)?;
     tx.execute("DELETE FROM workloads WHERE id = ?1", [id.to_string()])?;
     Ok(workload)
+}
+
+/// The refusal of an id that isn't registered.
+pub fn unknown(id: &str) -> Refusal {
+    Refusal::new(codes::ADMIN_UNKNOWN, "no such workload is registered")
+        .at(id.to_owned())
+        .expected("one that `leasehold-server workload list` shows")
 }
 
 /// The workload with this id.

@@ -279,7 +279,8 @@ table! {
     TASK_OUT_OF_MEMORY = "task.out_of_memory", "The kernel killed the task's process for want of memory.";
     TASK_HEARTBEAT = "task.heartbeat", "The task wasn't heard of in time.";
     TASK_SCOPE = "task.scope", "The task's process is no longer what it was: another program, user, cgroup or unit.";
-    TASK_UNKNOWN = "task.unknown", "There is no such task, or it is another process's.";
+    TASK_ABANDONED = "task.abandoned", "The agent that held the task is gone, and what it held with it.";
+    TASK_UNKNOWN = "task.unknown", "There is no such live task, or it is another process's.";
     TASK_INVALID = "task.invalid", "The task can't be begun as stated.";
 
     TOKEN_MALFORMED = "token.malformed", "The text is no JWT-SVID.";
@@ -288,6 +289,9 @@ table! {
     TOKEN_AUDIENCE = "token.audience", "The token is for another audience.";
     TOKEN_DENIED = "token.denied", "The token was revoked.";
     TOKEN_REUSED = "token.reused", "The token was used outside its job.";
+
+    APPROVAL_OWN = "approval.own", "Whoever approves must be somebody else than who asked, and not of the workload's owner.";
+    APPROVAL_IDENTITY = "approval.identity", "An approval needs the certificate of whoever gives it.";
 
     AUDIT_UNWRITABLE = "audit.unwritable", "The audit log can't be written: nothing is released.";
     AUDIT_TAMPERED = "audit.tampered", "The audit log was changed: a record was edited, removed or inserted.";

@@ -21,12 +21,12 @@ use super::revocation::counts;
 use super::server::Shared;
 use super::store::Transaction;
 use super::tls::Channel;
-use super::{attestation, audit, basis, credentials, enrolment};
+use super::{admin, attestation, audit, basis, credentials, enrolment, tasks, tokens};
 use crate::clock::WallTime;
 use crate::codes::{self, Code, Refusal};
 use crate::identity::NodeId;
 use crate::protocol::{
-    self, AttestRequest, BODY_LIMIT, CredentialRequest, Event, FreshNonce, MEDIA_TYPE, Noted, Refused,
+    self, AttestRequest, BODY_LIMIT, CredentialRequest, Event, FreshNonce, GrantRequest, MEDIA_TYPE, Noted, Refused,
     WithdrawalsApplied,
 };
 use crate::shutdown::CancellationToken;
@@ -39,8 +39,8 @@ pub struct Route {
     pub method: Method,
     /// Its path.
     pub path: &'static str,
-    /// Whether it needs the client certificate of an admitted node.
-    pub needs_node: bool,
+    /// Who may call it.
+    pub access: Access,
     /// The largest body it reads, in bytes.
     pub limit: usize,
     call: Call,
@@ -48,16 +48,48 @@ pub struct Route {
 
 /// Every route. One that isn't here doesn't exist.
 pub const ROUTES: &[Route] = &[
-    Route { method: Method::POST, path: "/v1/enrol", needs_node: false, limit: 64 << 10, call: Call::Enrol },
-    Route { method: Method::POST, path: "/v1/enrol/answer", needs_node: false, limit: 256 << 10, call: Call::Answer },
-    Route { method: Method::GET, path: "/v1/nonce", needs_node: true, limit: 0, call: Call::Nonce },
-    Route { method: Method::POST, path: "/v1/logs", needs_node: true, limit: BODY_LIMIT, call: Call::Logs },
-    Route { method: Method::GET, path: "/v1/references", needs_node: true, limit: 0, call: Call::References },
-    Route { method: Method::POST, path: "/v1/attest", needs_node: true, limit: BODY_LIMIT, call: Call::Attest },
-    Route { method: Method::POST, path: "/v1/credentials", needs_node: true, limit: 1 << 20, call: Call::Credentials },
-    Route { method: Method::GET, path: "/v1/events", needs_node: true, limit: 0, call: Call::Events },
-    Route { method: Method::POST, path: "/v1/withdrawals", needs_node: true, limit: 16 << 10, call: Call::Withdrawals },
+    Route { method: Method::POST, path: "/v1/enrol", access: Access::Anyone, limit: 64 << 10, call: Call::Enrol },
+    Route {
+        method: Method::POST,
+        path: "/v1/enrol/answer",
+        access: Access::Anyone,
+        limit: 256 << 10,
+        call: Call::Answer,
+    },
+    Route { method: Method::GET, path: "/v1/nonce", access: Access::Node, limit: 0, call: Call::Nonce },
+    Route { method: Method::POST, path: "/v1/logs", access: Access::Node, limit: BODY_LIMIT, call: Call::Logs },
+    Route { method: Method::GET, path: "/v1/references", access: Access::Node, limit: 0, call: Call::References },
+    Route { method: Method::POST, path: "/v1/attest", access: Access::Node, limit: BODY_LIMIT, call: Call::Attest },
+    Route {
+        method: Method::POST,
+        path: "/v1/credentials",
+        access: Access::Node,
+        limit: 1 << 20,
+        call: Call::Credentials,
+    },
+    Route { method: Method::POST, path: "/v1/grants", access: Access::Node, limit: 64 << 10, call: Call::Grants },
+    Route { method: Method::POST, path: "/v1/tasks/end", access: Access::Node, limit: 1 << 20, call: Call::TasksEnd },
+    Route { method: Method::GET, path: "/v1/events", access: Access::Node, limit: 0, call: Call::Events },
+    Route {
+        method: Method::POST,
+        path: "/v1/withdrawals",
+        access: Access::Node,
+        limit: 16 << 10,
+        call: Call::Withdrawals,
+    },
+    Route { method: Method::POST, path: admin::PATH, access: Access::Operator, limit: admin::LIMIT, call: Call::Admin },
 ];
+
+/// Whom a route is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// Whoever connects: there is no certificate yet, or none is needed.
+    Anyone,
+    /// Admitted nodes.
+    Node,
+    /// Operators; their role says which commands.
+    Operator,
+}
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Call {
@@ -68,7 +100,10 @@ enum Call {
     References,
     Attest,
     Credentials,
+    Grants,
+    TasksEnd,
     Events,
+    Admin,
     /// The one call that a revoked node is served: it says that it applied that.
     Withdrawals,
 }
@@ -135,17 +170,25 @@ struct Server {
 impl Server {
     /// Who calls, then what is sent, then the work: in this order for every route.
     async fn serve(&self, route: &'static Route, request: Request) -> Result<Response, Refused> {
-        let peer = match (route.needs_node, request.extensions().get::<Channel>()) {
-            (false, _) => None,
-            (true, Some(Channel::Certified(peer))) => {
+        let peer = match (route.access, request.extensions().get::<Channel>()) {
+            (Access::Anyone, _) => None,
+            (Access::Operator, channel) => {
+                let channel = channel.cloned();
+                return Ok(self.command(channel, request, route.path).await);
+            }
+            (Access::Node, Some(Channel::Certified(peer))) => {
                 // Before the body: a revoked node sends no four megabytes.
                 if route.call != Call::Withdrawals {
                     self.standing(peer.clone(), route.path).await?;
                 }
                 Some(peer.clone())
             }
-            (true, Some(Channel::Refused(why))) => return Err(self.stranger((**why).clone(), route.path).await),
-            (true, Some(Channel::Stranger) | None) => return Err(self.stranger(no_certificate(), route.path).await),
+            (Access::Node, Some(Channel::Refused(why))) => {
+                return Err(self.stranger((**why).clone(), route.path).await);
+            }
+            (Access::Node, Some(Channel::Stranger) | None) => {
+                return Err(self.stranger(no_certificate(), route.path).await);
+            }
         };
         let room = if peer.is_some() { &self.nodes_bodies } else { &self.strangers_bodies };
         let (body, _room) = match room.read(request, route.limit).await {
@@ -200,11 +243,40 @@ impl Server {
                 })
                 .await
             }
+            (Call::Grants, Some(peer)) => {
+                self.for_node(route, peer, body, |tx, shared, node, _, body, now| {
+                    let request: GrantRequest = protocol::decode(body)?;
+                    let request_id = request.request_id;
+                    once_sealed(tx, shared, node.id, "grants", request_id, body, now, || {
+                        protocol::encode(&tokens::grants::grant(tx, shared, node, &request, now)?)
+                    })
+                })
+                .await
+            }
+            (Call::TasksEnd, Some(peer)) => {
+                self.for_node(route, peer, body, |tx, _, node, _, body, now| {
+                    tasks::ended(tx, node.id, &protocol::decode(body)?, now)?;
+                    protocol::encode(&Noted {})
+                })
+                .await
+            }
             (Call::Events, Some(peer)) => self.events(peer, route.path).await,
             (Call::Withdrawals, Some(peer)) => self.withdrawals(peer, &body, route.path).await,
-            // `needs_node` and the calls are of one table; a route wrongly marked stays closed.
-            (_, None) => Err(self.stranger(no_certificate(), route.path).await),
+            // `access` and the calls are of one table; a route wrongly marked stays closed.
+            (_, None) | (Call::Admin, _) => Err(self.stranger(no_certificate(), route.path).await),
         }
+    }
+
+    /// An operator's command; its answers are JSON.
+    async fn command(&self, channel: Option<Channel>, request: Request, path: &'static str) -> Response {
+        let refusal = match channel {
+            Some(Channel::Certified(peer)) => return admin::remote::serve(&self.shared, &peer, request).await,
+            Some(Channel::Refused(why)) => (*why).clone(),
+            Some(Channel::Stranger) | None => {
+                no_certificate().expected("an operator's certificate; see `leasehold-server operator list`")
+            }
+        };
+        admin::refused(&self.stranger(refusal, path).await.refusal)
     }
 
     /// Runs a stranger's call in one transaction.
@@ -236,7 +308,7 @@ impl Server {
     ) -> Result<Response, Refused> {
         let (shared, now) = (self.shared.clone(), self.shared.now());
         let done = self.shared.store.transaction(move |tx| {
-            let node = match authn::admitted(tx, &peer, &shared.settings.trust_domain, now) {
+            let node = match node_of(tx, &shared, &peer, now) {
                 Ok(node) => node,
                 Err(refusal) if refusal.code == codes::STORE_FAILED => return Err(refusal),
                 // Revoked since it was let in.
@@ -268,7 +340,7 @@ impl Server {
         loop {
             let (shared, peer, now) = (self.shared.clone(), peer.clone(), self.shared.now());
             let piece = self.shared.store.transaction(move |tx| {
-                match settled(authn::admitted(tx, &peer, &shared.settings.trust_domain, now))? {
+                match settled(node_of(tx, &shared, &peer, now))? {
                     Ok(node) => attestation::catch_up(tx, &shared, &node),
                     // Said by the call itself.
                     Err(_) => Ok(false),
@@ -324,10 +396,7 @@ impl Server {
     async fn standing(&self, peer: Arc<Peer>, path: &'static str) -> Result<Node, Refused> {
         let shared = self.shared.clone();
         let now = self.shared.now();
-        let standing = self
-            .shared
-            .store
-            .transaction(move |tx| settled(authn::admitted(tx, &peer, &shared.settings.trust_domain, now)));
+        let standing = self.shared.store.transaction(move |tx| settled(node_of(tx, &shared, &peer, now)));
         match standing.await.and_then(|standing| standing) {
             Ok(node) => Ok(node),
             Err(refusal) => Err(self.stranger(refusal, path).await),
@@ -353,6 +422,11 @@ impl Server {
     }
 }
 
+/// The admitted node behind `peer`, now.
+fn node_of(tx: &Transaction<'_>, shared: &Shared, peer: &Peer, now: WallTime) -> Result<Node, Refusal> {
+    authn::authenticate(tx, peer, &shared.settings.trust_domain, now)?.node()
+}
+
 /// Whether a node may still be served and what it must be told, asked by its stream of events.
 struct Ask {
     shared: Arc<Shared>,
@@ -364,7 +438,7 @@ impl Standing for Ask {
     async fn check(&self) -> Result<Vec<Event>, Refusal> {
         let (shared, peer, now) = (self.shared.clone(), self.peer.clone(), self.shared.now());
         let outstanding = self.shared.store.transaction(move |tx| {
-            let node = authn::admitted(tx, &peer, &shared.settings.trust_domain, now)?;
+            let node = node_of(tx, &shared, &peer, now)?;
             counts::outstanding(tx, node.id)
         });
         Ok(outstanding.await?.into_iter().map(Event::Withdraw).collect())
@@ -394,6 +468,31 @@ fn once(
     let answer = work()?;
     request.answered(tx, &answer, now)?;
     Ok(answer)
+}
+
+/// As [`once`], for answers that hold a secret: it rests in the store under a key of this run of the server.
+#[allow(clippy::too_many_arguments, reason = "those of `once`, and what seals")]
+fn once_sealed(
+    tx: &Transaction<'_>,
+    shared: &Shared,
+    node: NodeId,
+    kind: &'static str,
+    id: [u8; 16],
+    body: &[u8],
+    now: WallTime,
+    work: impl FnOnce() -> Result<Vec<u8>, Refusal>,
+) -> Result<Vec<u8>, Refusal> {
+    let mut fresh = None;
+    let kept = once(tx, node, kind, id, body, now, || {
+        let answer = work()?;
+        let sealed = shared.sealing.seal(&id, &answer)?;
+        fresh = Some(answer);
+        Ok(sealed)
+    })?;
+    match fresh {
+        Some(answer) => Ok(answer),
+        None => shared.sealing.open(&id, &kept),
+    }
 }
 
 /// A refusal is a result that is kept, with what was spent on the way to it; a failed store is not.

@@ -15,12 +15,13 @@ use super::credentials::ledger;
 use super::events::{Audience, Hub};
 use super::keys::{self, WrappingKey};
 use super::limiter::Limiter;
+use super::replay::{self, Sealing};
 use super::revocation::words::{self, Words};
 use super::settings::Settings;
 use super::steady::Steady;
 use super::store::{Epoch, Generation, Store, Transaction, meta, signed};
 use super::tls::{self, Tls};
-use super::{admin, nonces, replay, routes};
+use super::{admin, governance, nonces, routes, tasks};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::config::ServerConfig;
@@ -48,6 +49,8 @@ pub struct Shared {
     pub authority: Authority,
     /// Wraps secrets in the store.
     pub wrapping: Arc<WrappingKey>,
+    /// Seals answers that hold secrets, while they are kept for a retry.
+    pub sealing: Sealing,
     /// Notices a restored store.
     pub generation: Generation,
     /// Named in leases; a new one after a restore.
@@ -196,6 +199,7 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
         store,
         authority,
         wrapping,
+        sealing: Sealing::new()?,
         generation,
         epoch,
         hub: Hub::default(),
@@ -254,12 +258,14 @@ async fn keep(shared: Arc<Shared>, shutdown: Shutdown) {
 async fn round(shared: &Arc<Shared>, renew_at: &mut WallTime) -> Result<(), Refusal> {
     let now = shared.now();
     let of_work = shared.clone();
-    let changed = shared
+    let (changed, push) = shared
         .store
         .transaction(move |tx| {
             of_work.clock.keep(tx)?;
             nonces::tidy(tx, now)?;
+            tasks::expire(tx, now)?;
             ledger::expire(tx, now)?;
+            let push = governance::round(tx, &of_work, now)?;
             tx.execute("DELETE FROM enrolments WHERE expires_at < ?1", [signed(now.0)])?;
             let changed = of_work.authority.turn(tx, now)?;
             if changed {
@@ -267,9 +273,12 @@ async fn round(shared: &Arc<Shared>, renew_at: &mut WallTime) -> Result<(), Refu
                 replay::forget(tx, None)?;
                 audit::done(tx, now, "ca.turned", None, serde_json::json!({}))?;
             }
-            Ok(changed)
+            Ok((changed, push))
         })
         .await?;
+    for (audience, event) in push {
+        shared.hub.push(audience, event);
+    }
     if changed || now >= *renew_at {
         shared.ca_changed().await?;
         *renew_at = now.after(shared.settings.own_certificates / 2);

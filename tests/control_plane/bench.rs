@@ -84,6 +84,11 @@ impl Server {
         self.bound.as_ref().unwrap()
     }
 
+    /// The server's time.
+    pub fn now(&self) -> WallTime {
+        WallTime(self.clock.load(Ordering::SeqCst))
+    }
+
     /// Lets the server's clock go on.
     pub fn pass(&self, seconds: u64) {
         self.clock.fetch_add(seconds, Ordering::SeqCst);
@@ -122,6 +127,13 @@ impl Server {
     pub async fn admin(&self, arguments: &[&str]) -> serde_json::Value {
         let output = self.run(&[arguments, &["--json"]].concat()).await;
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// Runs a command that must end with this exit code; its JSON.
+    pub async fn admin_of(&self, arguments: &[&str], code: i32) -> serde_json::Value {
+        let output = self.run(&[arguments, &["--json"]].concat()).await;
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).unwrap()
     }
 

@@ -14,6 +14,8 @@ mod bench;
 mod command_line;
 mod credentials;
 mod enrolment;
+mod governance;
+mod grants;
 #[path = "../bench/list.rs"]
 mod list;
 mod lists;
@@ -21,6 +23,7 @@ mod logs;
 #[path = "../verify/node.rs"]
 #[allow(dead_code, reason = "shared with the verifier's tests, which use all of it")]
 mod node;
+mod operators;
 mod pushed;
 mod routes;
 mod sets;

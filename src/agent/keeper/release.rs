@@ -34,11 +34,11 @@ impl Keeper {
         // may have become another program meanwhile.
         let matching = self.matching(peer).await?;
         // What is refused needs no reading: a withdrawal ends streams also while the TPM is away.
-        if let Some(refusal) = self.holdings().all_refused(&matching) {
+        if let Some(refusal) = self.holdings().all_refused(&matching.workloads) {
             return Err(Denied::NoIdentity(refusal));
         }
         let permit = self.permit(arrived).await?;
-        let matching = self.matching(peer).await?;
+        let matching = self.matching(peer).await?.workloads;
         let holdings = self.holdings();
         if holdings.gate.lease().map(|lease| lease.claims().sequence) < Some(permit.lease_sequence()) {
             // Closed between the judgement and here.

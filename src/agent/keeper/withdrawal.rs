@@ -96,11 +96,13 @@ impl Holdings {
             Withdrawn::Workloads(ids) => {
                 for id in ids {
                     dropped.extend(self.store.drop_svid(id).map(|serial| (id.clone(), serial)));
+                    self.store.drop_tokens(id);
                     // Until another lease, or a registration without this: then it is asked for anew.
                     self.refused.insert(id.clone(), withdrawal.refusal.clone());
                 }
             }
             Withdrawn::Credential(credential) => {
+                self.store.drop_token(credential);
                 let holder = self.store.serials().into_iter().find(|(_, serial)| serial == credential);
                 dropped.extend(holder.inspect(|(id, _)| drop(self.store.drop_svid(id))));
             }

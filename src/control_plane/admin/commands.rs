@@ -5,9 +5,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{nodes, references, registrations, revocations, trust};
+use super::roles::{Action, Actor};
+use super::{governance, nodes, operators, references, registrations, revocations, trust};
 use crate::clock::{BootInstant, WallTime};
-use crate::codes::Refusal;
+use crate::codes::{self, Refusal};
+use crate::control_plane::audit;
 use crate::control_plane::events::Audience;
 use crate::control_plane::registry::workloads::Stated;
 use crate::control_plane::server::Shared;
@@ -47,6 +49,20 @@ pub enum Command {
     CaPrepare,
     CaRotate { early: bool },
     AuditTail { after: u64, limit: u64 },
+    OperatorAdd { id: String, role: String, owner: Option<String> },
+    OperatorList,
+    OperatorRemove { id: String },
+    ApprovalRequest(governance::StatedRequest),
+    ApprovalGrant { id: String, break_glass: bool, reason: String },
+    ApprovalDeny { id: String, reason: String },
+    ApprovalList,
+    ExceptionAdd(governance::StatedException),
+    ExceptionList,
+    ExceptionClose { id: String, reason: String },
+    ReviewDue,
+    ReviewSign { workload: String, note: String },
+    Debt,
+    Report { framework: String },
 }
 
 /// What a committed command still has to do.
@@ -64,16 +80,86 @@ pub struct Effects {
 pub type Outcome = (Value, Effects);
 
 impl Command {
-    /// Carries the command out.
+    /// Reads a command.
+    ///
+    /// # Errors
+    /// [`codes::ADMIN_INVALID`].
+    pub fn parse(body: &[u8]) -> Result<Self, Refusal> {
+        serde_json::from_slice(body).map_err(|error| {
+            Refusal::new(codes::ADMIN_INVALID, error.to_string()).expected("a command of this server's version")
+        })
+    }
+
+    /// What it does, as far as roles are concerned. A new command needs its place here.
+    pub const fn action(&self) -> Action {
+        match self {
+            Self::NodeList
+            | Self::NodeShow { .. }
+            | Self::NodeExplain { .. }
+            | Self::EkList
+            | Self::OwnerList
+            | Self::WorkloadList
+            | Self::ReferencePreview { .. }
+            | Self::ReferenceList
+            | Self::ReferenceShow { .. }
+            | Self::ReferenceDraft { .. }
+            | Self::CaShow
+            | Self::OperatorList
+            | Self::ApprovalList
+            | Self::ExceptionList
+            | Self::ReviewDue
+            | Self::Debt
+            | Self::Report { .. }
+            | Self::RevocationList
+            | Self::RevocationShow { .. }
+            | Self::Revoke(revocations::Stated { explain: true, .. })
+            | Self::AuditTail { .. } => Action::Read,
+            Self::NodeApprove { .. }
+            | Self::EkAdd(_)
+            | Self::EkRemove { .. }
+            | Self::OwnerAdd { .. }
+            | Self::WorkloadAdd(_)
+            | Self::WorkloadRemove { .. }
+            | Self::Revoke(_)
+            | Self::ReferenceLearn { .. }
+            | Self::ReferenceRetire { .. }
+            | Self::ReferenceImport { .. }
+            | Self::ReferenceAssign { .. }
+            | Self::ReferenceUnassign { .. }
+            | Self::ReferenceRetireSet { .. }
+            | Self::ApprovalRequest(_)
+            | Self::ExceptionAdd(_)
+            | Self::ExceptionClose { .. } => Action::Operate,
+            Self::ApprovalGrant { .. } | Self::ApprovalDeny { .. } | Self::ReviewSign { .. } => Action::Approve,
+            Self::CaPrepare | Self::CaRotate { .. } | Self::OperatorAdd { .. } | Self::OperatorRemove { .. } => {
+                Action::Administer
+            }
+        }
+    }
+
+    /// Carries the command out for `actor`, if its role allows it; `still` is asked in the same transaction
+    /// whether the actor may act at all.
     ///
     /// # Errors
     /// The refusal for the operator; then nothing was changed.
-    pub async fn run(self, shared: &Arc<Shared>) -> Result<Value, Refusal> {
+    pub async fn run_as(
+        self,
+        shared: &Arc<Shared>,
+        actor: Actor,
+        still: impl FnOnce(&Transaction<'_>, &Shared) -> Result<(), Refusal> + Send + 'static,
+    ) -> Result<Value, Refusal> {
         let (of_work, now, came) = (shared.clone(), shared.now(), BootInstant::now());
+        let name = self.name();
+        if let Err(refusal) = shared.settings.roles.allow(&actor, self.action(), &name) {
+            let recorded = refusal.clone();
+            shared.store.transaction(move |tx| audit::refused(tx, now, &recorded, None, &name)).await?;
+            return Err(refusal);
+        }
         let (facts, effects) = shared
             .store
             .transaction(move |tx| {
-                let (facts, effects) = self.apply(tx, &of_work, came, now)?;
+                still(tx, &of_work)?;
+                let (facts, effects) = audit::acting(&actor.name, || self.apply(tx, &of_work, &actor, came, now))?;
                 if effects.taken {
                     of_work.generation.advance(tx)?;
                 }
@@ -93,10 +179,17 @@ impl Command {
         Ok(facts)
     }
 
+    /// Its name on the wire, e.g. `node_approve`.
+    fn name(&self) -> String {
+        let value = serde_json::to_value(self).unwrap_or_default();
+        value.get("command").and_then(Value::as_str).unwrap_or("?").to_owned()
+    }
+
     fn apply(
         self,
         tx: &Transaction<'_>,
         shared: &Shared,
+        actor: &Actor,
         came: BootInstant,
         now: WallTime,
     ) -> Result<Outcome, Refusal> {
@@ -139,6 +232,24 @@ impl Command {
             Self::CaPrepare => trust::ca_prepare(tx, &shared.authority, now),
             Self::CaRotate { early } => trust::ca_rotate(tx, &shared.authority, early, now),
             Self::AuditTail { after, limit } => trust::audit_tail(tx, after, limit),
+            Self::OperatorAdd { id, role, owner } => {
+                operators::add(tx, &id, &role, owner.as_deref(), actor, domain, now)
+            }
+            Self::OperatorList => operators::list(tx),
+            Self::OperatorRemove { id } => operators::remove(tx, &id, now),
+            Self::ApprovalRequest(stated) => governance::approval_request(tx, shared, &stated, actor, now),
+            Self::ApprovalGrant { id, break_glass, reason } => {
+                governance::approval_grant(tx, &id, &reason, break_glass, actor, now)
+            }
+            Self::ApprovalDeny { id, reason } => governance::approval_deny(tx, &id, &reason, actor, now),
+            Self::ApprovalList => governance::approval_list(tx, now),
+            Self::ExceptionAdd(stated) => governance::exception_add(tx, shared, &stated, actor, now),
+            Self::ExceptionList => governance::exception_list(tx, now),
+            Self::ExceptionClose { id, reason } => governance::exception_close(tx, &id, &reason, now),
+            Self::ReviewDue => governance::review_due(tx, shared, now),
+            Self::ReviewSign { workload, note } => governance::review_sign(tx, &workload, &note, actor, now),
+            Self::Debt => governance::debt(tx, now),
+            Self::Report { framework } => governance::report(tx, shared, &framework, now),
         }
     }
 }

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::client::{Client, Local};
 use super::reference::ReferenceCommand;
+use super::remote::Remote;
 use super::revoke::{RevocationCommand, RevokeCommand};
 use crate::codes::Refusal;
 use crate::config::{self, ServerConfig};
@@ -53,6 +55,12 @@ pub struct Shared {
     /// Without both it is /run/leasehold-server/admin.sock.
     #[arg(long, global = true, value_name = "PATH")]
     pub admin_socket: Option<PathBuf>,
+    /// A server elsewhere, by its TLS listener, as an operator: needs --svid and a role (`operator add`).
+    #[arg(long, global = true, value_name = "HOST:PORT", requires = "svid", conflicts_with = "admin_socket")]
+    pub server: Option<String>,
+    /// The directory of the operator's SVID, as `leasehold-agent svid x509 --out DIR` writes it.
+    #[arg(long, global = true, value_name = "DIR", requires = "server")]
+    pub svid: Option<PathBuf>,
     /// Prints facts as JSON; names in it stay the same from version to version.
     #[arg(long, global = true)]
     pub json: bool,
@@ -62,6 +70,17 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// A client of the server that these options name.
+    ///
+    /// # Errors
+    /// [`crate::codes::CONFIG_INVALID`] for a configuration file that can't be used.
+    pub fn client(&self) -> Result<Client, Refusal> {
+        Ok(match (&self.server, &self.svid) {
+            (Some(server), Some(svid)) => Client::Remote(Remote::new(server.clone(), svid.clone())),
+            _ => Client::Local(Local::new(self.admin_socket()?)),
+        })
+    }
+
     /// The admin socket to talk to.
     ///
     /// # Errors
@@ -114,6 +133,29 @@ pub enum Command {
     /// Reference values: what a node must have booted, and what may run on it.
     #[command(subcommand)]
     Reference(ReferenceCommand),
+    /// Approvals: what is sensitive is asked for by one and approved by another, for a time.
+    #[command(subcommand)]
+    Approval(super::governance::ApprovalCommand),
+    /// Exceptions: a workload is let off a rule, with a reason, a ticket and an end.
+    #[command(subcommand)]
+    Exception(super::governance::ExceptionCommand),
+    /// Reviews: what somebody should look at.
+    #[command(subcommand)]
+    Review(super::governance::ReviewCommand),
+    /// How many exceptions there are, how old they are, and whether they get fewer.
+    Debt,
+    /// What a framework asks, the question to this server that answers it, and the answer now.
+    ///
+    /// A report proves what this server knows, no more; a control that it has nothing to say about says that,
+    /// and so does one whose words were not compared with its publisher's. Exit code 3 if one needs attention.
+    Report {
+        /// nhi10, agentic, maestro, ai-rmf or csf2.
+        #[arg(long)]
+        framework: String,
+    },
+    /// Operators: who may administer over the network.
+    #[command(subcommand)]
+    Operator(super::operator::OperatorCommand),
     /// The trust domain's CAs and their rotation.
     #[command(subcommand)]
     Ca(CaCommand),
@@ -242,10 +284,16 @@ pub struct WorkloadAdd {
     /// Where it may run.
     #[command(flatten)]
     pub target: WorkloadTarget,
-    /// What a process must match, every one of them: unix:uid:N, unix:gid:N, unix:path:/PATH or
-    /// unix:sha256:HEX (of its executable).
+    /// What a process must match, every one of them: unix:uid:N, unix:gid:N (effective),
+    /// unix:supplementary-gid:N, unix:path:/PATH, unix:sha256:HEX (of its executable),
+    /// systemd:unit:app.service, systemd:slice:system.slice, systemd:invocation:HEX,
+    /// cgroup:path:/PATH, container:id:HEX (all 64 digits).
     #[arg(long = "selector", required = true, value_name = "TYPE:KEY:VALUE")]
     pub selectors: Vec<String>,
+    /// People may use it, too: processes of login sessions, which are refused otherwise. For trying
+    /// things from a terminal, and for jobs of cron, which PAM marks as somebody's login.
+    #[arg(long)]
+    pub interactive: bool,
     /// The longest lifetime of its credentials in seconds, if shorter than the server's.
     #[arg(long, value_name = "SECONDS")]
     pub ttl: Option<u64>,

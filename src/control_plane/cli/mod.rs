@@ -3,8 +3,11 @@
 mod appraise;
 mod args;
 mod client;
+mod governance;
+mod operator;
 mod print;
 mod reference;
+mod remote;
 mod revoke;
 mod run;
 
@@ -53,7 +56,7 @@ fn administer(cli: &Shared, command: Command) -> Result<u8, Refusal> {
     if let Command::Appraise(arguments) = &command {
         return appraise::appraise(arguments, cli.json);
     }
-    let client = client::Client::new(cli.admin_socket()?);
+    let client = cli.client()?;
     let command = match command {
         Command::Audit(AuditCommand::Tail { after, lines, follow }) => {
             return tail(cli, &client, after, lines, follow);
@@ -72,6 +75,8 @@ fn administer(cli: &Shared, command: Command) -> Result<u8, Refusal> {
     Ok(match explains {
         true if holds(&facts, "contraindicated") => CONTRAINDICATED,
         true if !all_hold(&facts) => WARNING,
+        _ if facts.get("attention").and_then(Value::as_u64).is_some_and(|count| count > 0) => WARNING,
+        _ if facts.get("due").and_then(Value::as_array).is_some_and(|due| !due.is_empty()) => WARNING,
         _ => DONE,
     })
 }
@@ -112,10 +117,16 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
             destinations: Vec::new(),
             roles: Vec::new(),
             third_party: false,
-            interactive: false,
+            interactive: add.interactive,
         }),
         Command::Workload(WorkloadCommand::List) => Admin::WorkloadList,
         Command::Workload(WorkloadCommand::Remove { id }) => Admin::WorkloadRemove { id },
+        Command::Operator(command) => operator::request(command),
+        Command::Approval(command) => governance::approval(command)?,
+        Command::Exception(command) => governance::exception(command)?,
+        Command::Review(command) => governance::review(command),
+        Command::Debt => Admin::Debt,
+        Command::Report { framework } => Admin::Report { framework },
         Command::Ca(CaCommand::Show) => Admin::CaShow,
         Command::Ca(CaCommand::Prepare) => Admin::CaPrepare,
         Command::Ca(CaCommand::Rotate { early }) => Admin::CaRotate { early },

@@ -9,7 +9,7 @@ use crate::clock::{BootInstant, WallTime};
 use crate::codes::{self, Refusal};
 use crate::control_plane::authn;
 use crate::control_plane::events::Audience;
-use crate::control_plane::registry::{nodes, workloads};
+use crate::control_plane::registry::{names, nodes};
 use crate::control_plane::revocation::bounds::{self, Concerned};
 use crate::control_plane::revocation::plan::{self, Kind, Plan};
 use crate::control_plane::revocation::{Taken, counts};
@@ -48,7 +48,7 @@ pub fn revoke(
     now: WallTime,
 ) -> Result<Outcome, Refusal> {
     if !stated.explain {
-        workloads::check_text("--reason", &stated.reason)?;
+        names::text("--reason", &stated.reason)?;
     }
     let plan = Plan::of(tx, stated.kind, &stated.target, stated.node.as_deref(), now)?;
     let mut facts = described(shared, &plan);

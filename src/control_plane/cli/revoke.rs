@@ -103,9 +103,8 @@ pub fn revoke(cli: &Shared, client: &Client, command: RevokeCommand) -> Result<u
         RevokeCommand::Svid(revocation) => (Kind::Svid, revocation, None),
         RevokeCommand::Task(TaskRevocation { revocation, node }) => (Kind::Task, revocation, node),
     };
-    let Revocation { target, reason, explain, wait } = revocation;
-    let facts =
-        client.call(&Command::Revoke(Stated { kind, target, node, reason: reason.unwrap_or_default(), explain }))?;
+    let (explain, wait) = (revocation.explain, revocation.wait);
+    let facts = client.call(&request(kind, revocation, node))?;
     if explain {
         explanation(cli, &facts);
         return Ok(DONE);
@@ -126,6 +125,12 @@ pub fn revoke(cli: &Shared, client: &Client, command: RevokeCommand) -> Result<u
         print::facts(&all, true);
     }
     Ok(if awaited(&shown) == 0 { DONE } else { WARNING })
+}
+
+/// The admin command of one.
+pub fn request(kind: Kind, stated: Revocation, node: Option<String>) -> Command {
+    let Revocation { target, reason, explain, wait: _ } = stated;
+    Command::Revoke(Stated { kind, target, node, reason: reason.unwrap_or_default(), explain })
 }
 
 /// Runs `revocation …`.

@@ -104,9 +104,8 @@ impl Plan {
     }
 
     fn of_workload(tx: &Transaction<'_>, id: &str) -> Result<Self, Refusal> {
-        let unknown = || workloads::unknown(id);
-        let id = SpiffeId::new(id).map_err(|_| unknown())?;
-        let workload = workloads::find(tx, &id)?.ok_or_else(unknown)?;
+        let workload = workloads::existing(tx, id)?;
+        let id = workload.id;
         let spent = workload.suspended.is_some();
         let what = What::Workloads(vec![id.to_string()]);
         let suspends = if spent { Vec::new() } else { vec![id.clone()] };
@@ -114,7 +113,7 @@ impl Plan {
     }
 
     fn of_owner(tx: &Transaction<'_>, name: &str) -> Result<Self, Refusal> {
-        if !owners::exists(tx, name)? {
+        if !owners::find(tx, name)?.is_some() {
             return Err(Refusal::new(codes::ADMIN_UNKNOWN, format!("no owner `{name}`"))
                 .expected("one that `leasehold-server owner list` shows"));
         }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, broadcast};
 
 use super::follower::Follower;
+use super::measured::Measured;
 use super::sources::Sources;
 use crate::clock::BootInstant;
 use crate::codes::{self, Refusal};
@@ -168,6 +169,7 @@ pub struct Keeper {
     /// Wakes it, too: IMA's list grew, by what is allowed.
     grown: Notify,
     follower: Follower,
+    measured: Measured,
     metrics: AgentMetrics,
 }
 
@@ -198,7 +200,8 @@ impl Keeper {
             withdrawn: broadcast::Sender::new(64),
             drifted: Notify::new(),
             grown: Notify::new(),
-            follower: Follower::new(sources),
+            follower: Follower::new(Arc::clone(&sources)),
+            measured: Measured::new(sources),
             metrics: AgentMetrics::default(),
         }
     }

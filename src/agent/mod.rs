@@ -15,6 +15,7 @@ mod events;
 mod follower;
 mod journal;
 mod keeper;
+mod measured;
 mod quoted;
 mod reporter;
 mod rules;
@@ -24,6 +25,7 @@ mod state;
 mod status;
 mod tasks;
 mod tenancy;
+mod withdrawals;
 
 pub use keeper::Keeper;
 pub use run::{Agent, start};

@@ -15,6 +15,7 @@ use super::state::Memory;
 use super::status::Status;
 use super::tasks::Tasks;
 use super::tenancy::Tenancy;
+use super::withdrawals::Withdrawals;
 use crate::codes::{self, Refusal};
 use crate::config::{AgentConfig, ControlPlaneConfig};
 use crate::delivery::socket::BoundSocket;
@@ -97,10 +98,12 @@ pub async fn start(config: AgentConfig) -> anyhow::Result<Agent> {
     let (trouble, trouble_seen) = watch::channel(None);
     let (node, node_seen) = watch::channel(None);
     let attest_now = Arc::new(Notify::new());
+    let withdrawals = Arc::new(Withdrawals::new(keeper.clone(), Journal::default(), memory.beside("withdrawals.cbor")));
     let tenancy = Tenancy {
         tpm,
         watcher,
         keeper: keeper.clone(),
+        withdrawals: withdrawals.clone(),
         unenrolled: Unenrolled::new(&config.control_plane.address, config.trust_domain.clone(), anchors),
         memory,
         sources,
@@ -112,7 +115,8 @@ pub async fn start(config: AgentConfig) -> anyhow::Result<Agent> {
         node,
     };
     shutdown.tasks.spawn(tenancy.run(token.clone()));
-    shutdown.tasks.spawn(events::follow(keeper.clone(), attest_now, client_seen, token.clone()));
+    shutdown.tasks.spawn(withdrawals.clone().acknowledge(client_seen.clone(), token.clone()));
+    shutdown.tasks.spawn(events::follow(keeper.clone(), withdrawals, attest_now, client_seen, token.clone()));
 
     let trust_domain = config.trust_domain.to_string();
     let admin_listener = admin_socket.take();

@@ -65,11 +65,17 @@ impl Shared {
             destination: asking.destination.clone(),
             details: asking.details.clone(),
         };
-        let asked_at = BootInstant::now();
+        let (mark, asked_at) = (self.keeper.mark(), BootInstant::now());
         let answer = client.leased(sequence).grant(&request).await.map_err(denied)?;
         self.keeper.reachable(true);
         let until = asked_at.after(Duration::from_secs(answer.term_seconds)).min(lease_end);
-        Ok(Held::new(self.taken(asking, answer, key)?, asked_at, until))
+        let granted = self.taken(asking, answer, key)?;
+        // Taken back while it was on its way. A task's own withdrawal is noted with the task.
+        let crossed = |id: &String| self.keeper.crossed(mark, &asking.workload, Some(id), None);
+        match granted.credentials.iter().find_map(crossed) {
+            Some(refusal) => Err(Denied::NoIdentity(refusal)),
+            None => Ok(Held::new(granted, asked_at, until)),
+        }
     }
 
     /// What an answer holds, if it holds all that was asked for.

@@ -81,6 +81,8 @@ struct Live {
     heard_at: BootInstant,
     /// Nothing until it was granted, and once it is about to end.
     held: Option<Held<Granted>>,
+    /// It was taken back: what is still on its way of it isn't taken up.
+    withdrawn: bool,
     /// The decision of the last grant.
     decision: Option<String>,
     progress: watch::Sender<Progress>,
@@ -125,33 +127,15 @@ impl Tasks {
         let (tasks, token) = (shutdown.tasks.clone(), shutdown.token.clone());
         let shared = Shared { keeper, client, journal, endings, run, teller, shutdown, book: Mutex::default() };
         let shared = Arc::new(shared);
+        let observer = Arc::downgrade(&shared);
+        shared.keeper.observe(Box::new(move |withdrawal| {
+            if let Some(shared) = observer.upgrade() {
+                shared.withdraw(withdrawal);
+            }
+        }));
         let told = shared.clone();
         tasks.spawn(async move { told.teller.run(told.client.clone(), token).await });
         Ok(Self { shared })
-    }
-
-    /// Ends what a withdrawal concerns.
-    pub fn withdraw(&self, withdrawal: &Withdrawal) {
-        let book = self.shared.book();
-        for live in book.live.values() {
-            let concerned = match &withdrawal.of {
-                Withdrawn::Node => true,
-                Withdrawn::Workloads(workloads) => workloads.contains(&live.workload),
-                Withdrawn::Task(id) => *id == live.id,
-                Withdrawn::Credential(id) => {
-                    live.held.as_ref().is_some_and(|held| held.value().credentials.contains(id))
-                }
-            };
-            if concerned {
-                // Full means that another end is on its way.
-                let _ = live.orders.try_send(Verdict::denied(withdrawal.refusal.clone()));
-            }
-        }
-    }
-
-    /// How many are live.
-    pub fn count(&self) -> usize {
-        self.shared.book().live.len()
     }
 }
 
@@ -258,10 +242,30 @@ impl Tasks {
 }
 
 impl Shared {
+    /// Drops, and so wipes, what a withdrawal concerns, and ends it.
+    fn withdraw(&self, withdrawal: &Withdrawal) {
+        for live in self.book().live.values_mut() {
+            let concerned = match &withdrawal.of {
+                Withdrawn::Node => true,
+                Withdrawn::Workloads(workloads) => workloads.contains(&live.workload),
+                Withdrawn::Task(id) => *id == live.id,
+                Withdrawn::Credential(id) => {
+                    live.held.as_ref().is_some_and(|held| held.value().credentials.contains(id))
+                }
+            };
+            if concerned {
+                live.held = None;
+                live.withdrawn = true;
+                // Full means that another end is on its way.
+                let _ = live.orders.try_send(Verdict::denied(withdrawal.refusal.clone()));
+            }
+        }
+    }
+
     /// Holds what a task was granted anew.
     fn renewed(&self, number: u64, granted: Held<Granted>) {
         let mut book = self.book();
-        let Some(live) = book.live.get_mut(&number) else { return };
+        let Some(live) = book.live.get_mut(&number).filter(|live| !live.withdrawn) else { return };
         live.decision = Some(granted.value().decision.clone());
         live.held = Some(granted);
         live.progress.send_modify(|progress| progress.renewals += 1);
@@ -412,7 +416,18 @@ impl Place {
         let heartbeat = Some(statement.heartbeat_seconds).filter(|seconds| *seconds > 0).map(Duration::from_secs);
         let (id, heard_at) = (statement.id.clone(), BootInstant::now());
         let (peer, asked_by) = (peer.clone(), workload.clone());
-        let live = Live { id, workload, peer, heartbeat, heard_at, held: None, decision: None, progress, orders };
+        let live = Live {
+            id,
+            workload,
+            peer,
+            heartbeat,
+            heard_at,
+            held: None,
+            withdrawn: false,
+            decision: None,
+            progress,
+            orders,
+        };
         book.live.insert(number, live);
         let asking = Asking {
             workload: asked_by,
@@ -435,7 +450,7 @@ impl Place {
         let mut book = self.shared.book();
         if let Some(live) = book.live.get_mut(&self.number) {
             live.decision = Some(granted.value().decision.clone());
-            live.held = Some(granted);
+            live.held = Some(granted).filter(|_| !live.withdrawn);
             live.heard_at = BootInstant::now();
         }
         drop(book);

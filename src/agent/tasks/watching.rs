@@ -11,7 +11,7 @@ use super::{Shared, Verdict};
 use crate::clock::BootInstant;
 use crate::codes::{self, Refusal};
 use crate::credentials::Held;
-use crate::delivery::workload_api::Denied;
+use crate::delivery::workload_api::{Denied, Source};
 use crate::gate::Standing;
 use crate::workload::{Ending, Peer, Watch};
 
@@ -52,9 +52,12 @@ impl Watcher {
 
     async fn verdict(&mut self) -> Verdict {
         let stopping = self.shared.shutdown.token.clone();
-        let mut changes = self.shared.keeper.moved();
+        let mut changes = self.shared.keeper.changes();
         let mut looks = tokio::time::interval(LOOK);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        if let Some(verdict) = self.against().await {
+            return verdict;
+        }
         let mut renewal: Option<Renewal> = None;
         let mut renew_after = BootInstant::from_nanos(0);
         loop {
@@ -72,9 +75,12 @@ impl Watcher {
                 () = stopping.cancelled() => {
                     return Verdict::unavailable(Refusal::new(codes::DELIVERY_STOPPING, "the agent is stopping"));
                 }
-                Ok(()) = changes.changed() => if let Some(verdict) = self.against().await {
-                    return verdict;
-                },
+                true = changes.changed() => {
+                    if let Some(verdict) = self.against().await {
+                        return verdict;
+                    }
+                    changes.dealt_with();
+                }
                 renewed = renewed => {
                     renewal = None;
                     match renewed {

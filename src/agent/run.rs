@@ -90,6 +90,7 @@ pub async fn start(config: AgentConfig) -> anyhow::Result<Agent> {
     let (trouble, trouble_seen) = watch::channel(None);
     let (node, node_seen) = watch::channel(None);
     let (client, client_seen) = watch::channel(None);
+    keeper.connect(client_seen.clone());
     let attest_now = Arc::new(Notify::new());
     let tenancy = Tenancy {
         tpm,

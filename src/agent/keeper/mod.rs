@@ -2,6 +2,7 @@
 
 mod judging;
 mod release;
+mod tokens;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,9 +11,11 @@ use std::time::Duration;
 use tokio::sync::{Notify, broadcast, watch};
 
 use super::follower::Follower;
+use super::journal::Journal;
 use super::sources::Sources;
 use crate::clock::BootInstant;
 use crate::codes::{self, Refusal};
+use crate::credentials::token::TokenKeys;
 use crate::credentials::{Held, Store, X509Svid};
 use crate::delivery::workload_api::Denied;
 use crate::gate::{Gate, Permit, Reason, Standing};
@@ -26,6 +29,7 @@ use crate::verify::Lease;
 use crate::verify::appraisal::{Finding, LayerResult};
 use crate::verify::runtime::{Checkpoint, CompiledRules};
 use crate::workload::{Peer, Selector};
+use tokens::Grants;
 
 /// Everything that is decided or held on this node, behind one lock that is never kept across
 /// an await: each answer sees one consistent state.
@@ -33,6 +37,8 @@ use crate::workload::{Peer, Selector};
 struct Holdings {
     gate: Gate,
     store: Store,
+    /// What JWT-SVIDs are verified with.
+    token_keys: TokenKeys,
     /// The registered workloads with their selectors, parsed.
     registered: Vec<Registered>,
     /// Workloads the issuer refused, and why.
@@ -121,6 +127,8 @@ pub struct Keeper {
     /// Wakes it, too: IMA's list grew, by what is allowed.
     grown: Notify,
     follower: Follower,
+    grants: Grants,
+    journal: Journal,
     metrics: AgentMetrics,
 }
 
@@ -130,6 +138,7 @@ impl Keeper {
         let holdings = Holdings {
             gate: Gate::default(),
             store: Store::default(),
+            token_keys: TokenKeys::default(),
             registered: Vec::new(),
             refused: BTreeMap::new(),
             last_reading: None,
@@ -150,6 +159,8 @@ impl Keeper {
             drifted: Notify::new(),
             grown: Notify::new(),
             follower: Follower::new(sources),
+            grants: Grants::default(),
+            journal: Journal::default(),
             metrics: AgentMetrics::default(),
         }
     }
@@ -246,12 +257,20 @@ impl Keeper {
         let changed = {
             let mut holdings = self.holdings();
             let trusted = holdings.store.trust(bundle.certificates.iter().map(|der| der.to_vec()).collect());
+            let keys = holdings.store.trust_tokens(bundle.jwt_keys.clone());
+            if keys {
+                holdings.token_keys = TokenKeys::new(&bundle.jwt_keys).unwrap_or_else(|refusal| {
+                    // None at all is the safe reading: no token is accepted.
+                    tracing::warn!(%refusal, "the bundle's keys for tokens can't be used");
+                    TokenKeys::default()
+                });
+            }
             let registered = holdings.store.register(entries);
             if registered {
                 holdings.registered = holdings.store.entries().iter().filter_map(parsed).collect();
                 holdings.refused.clear();
             }
-            trusted || registered
+            trusted || keys || registered
         };
         if changed {
             self.changed();

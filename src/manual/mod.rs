@@ -6,6 +6,7 @@
 //! - [`operations`]: setting up, what states mean, what to do when something is refused.
 //! - [`decisions`]: dated choices: context, choice, what would change our mind.
 
+pub mod administration;
 pub mod decisions;
 pub mod measurements;
 pub mod operations;

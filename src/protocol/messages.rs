@@ -300,6 +300,9 @@ pub struct Entry {
     pub purpose: String,
     /// Optional hint for clients with several identities, at most 1024 bytes.
     pub hint: String,
+    /// Whether processes of login sessions may have it, too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub interactive: bool,
 }
 
 /// Asks for X.509-SVIDs.

@@ -81,14 +81,38 @@ fn controls(ours: &Signer) {
 
 fn algorithms(corpus: &mut Corpus, ours: &Signer) {
     let names = [
-        "none", "None", "NONE", "nOnE", "", "HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384",
-        "PS512", "ES384", "ES512", "ES256K", "EdDSA", "Ed25519", "ML-DSA-44", "es256", "Es256", "ES256 ", " ES256",
-        "ES256\u{0}", "ES-256", "A128KW", "dir", "RSA-OAEP",
+        "none",
+        "None",
+        "NONE",
+        "nOnE",
+        "",
+        "HS256",
+        "HS384",
+        "HS512",
+        "RS256",
+        "RS384",
+        "RS512",
+        "PS256",
+        "PS384",
+        "PS512",
+        "ES384",
+        "ES512",
+        "ES256K",
+        "EdDSA",
+        "Ed25519",
+        "ML-DSA-44",
+        "es256",
+        "Es256",
+        "ES256 ",
+        " ES256",
+        "ES256\u{0}",
+        "ES-256",
+        "A128KW",
+        "dir",
+        "RSA-OAEP",
     ];
-    let mut headers: Vec<(String, Value)> = names
-        .iter()
-        .map(|name| ((*name).to_owned(), json!({ "alg": name, "kid": ours.kid, "typ": "JWT" })))
-        .collect();
+    let mut headers: Vec<(String, Value)> =
+        names.iter().map(|name| ((*name).to_owned(), json!({ "alg": name, "kid": ours.kid, "typ": "JWT" }))).collect();
     for value in [json!(null), json!(0), json!(true), json!(["ES256"]), json!({ "ES256": 1 })] {
         headers.push((value.to_string(), json!({ "alg": value, "kid": ours.kid, "typ": "JWT" })));
     }
@@ -112,7 +136,12 @@ fn algorithms(corpus: &mut Corpus, ours: &Signer) {
         ("JWK", leasehold::credentials::token::jwk(&ours.jwt_key()).to_string().into_bytes()),
         ("nothing", Vec::new()),
     ];
-    let macs = [("HS256", hmac::HMAC_SHA256), ("HS384", hmac::HMAC_SHA384), ("HS512", hmac::HMAC_SHA512), ("ES256", hmac::HMAC_SHA512)];
+    let macs = [
+        ("HS256", hmac::HMAC_SHA256),
+        ("HS384", hmac::HMAC_SHA384),
+        ("HS512", hmac::HMAC_SHA512),
+        ("ES256", hmac::HMAC_SHA512),
+    ];
     for (algorithm, mac) in macs {
         for (name, secret) in &secrets {
             let header = json!({ "alg": algorithm, "kid": ours.kid, "typ": "JWT" }).to_string();
@@ -126,8 +155,21 @@ fn algorithms(corpus: &mut Corpus, ours: &Signer) {
 fn headers(corpus: &mut Corpus, ours: &Signer) {
     let theirs = Signer::new(9);
     let kinds = [
-        "at+jwt", "wit+jwt", "wpt+jwt", "dpop+jwt", "secevent+jwt", "logout+jwt", "jwt", "jose", "JWT ", " JWT", "",
-        "application/jwt", "JWE", "JOSE+JSON", "JWT,JOSE",
+        "at+jwt",
+        "wit+jwt",
+        "wpt+jwt",
+        "dpop+jwt",
+        "secevent+jwt",
+        "logout+jwt",
+        "jwt",
+        "jose",
+        "JWT ",
+        " JWT",
+        "",
+        "application/jwt",
+        "JWE",
+        "JOSE+JSON",
+        "JWT,JOSE",
     ];
     for kind in kinds.map(Value::from).into_iter().chain([json!(null), json!(1), json!(["JWT"]), json!({})]) {
         let header = json!({ "alg": "ES256", "kid": ours.kid, "typ": kind });
@@ -174,10 +216,26 @@ fn key_names(corpus: &mut Corpus, ours: &Signer) {
     let theirs = Signer::new(9);
     let kid = &ours.kid;
     let names = [
-        json!(""), json!(null), json!(0), json!(true), json!([kid]), json!({ "kid": kid }), json!("unknown"),
-        json!(theirs.kid), json!(kid.to_uppercase()), json!(kid[1..]), json!(format!("{kid}=")),
-        json!(format!(" {kid}")), json!(format!("{kid}\n")), json!(format!("{kid}\u{0}")), json!(format!("{kid}{kid}")),
-        json!("../../../../dev/null"), json!("/dev/null"), json!("' OR '1'='1"), json!("*"), json!("x".repeat(5000)),
+        json!(""),
+        json!(null),
+        json!(0),
+        json!(true),
+        json!([kid]),
+        json!({ "kid": kid }),
+        json!("unknown"),
+        json!(theirs.kid),
+        json!(kid.to_uppercase()),
+        json!(kid[1..]),
+        json!(format!("{kid}=")),
+        json!(format!(" {kid}")),
+        json!(format!("{kid}\n")),
+        json!(format!("{kid}\u{0}")),
+        json!(format!("{kid}{kid}")),
+        json!("../../../../dev/null"),
+        json!("/dev/null"),
+        json!("' OR '1'='1"),
+        json!("*"),
+        json!("x".repeat(5000)),
     ];
     for name in names {
         for (whose, by) in [("ours", ours), ("theirs", &theirs)] {
@@ -193,30 +251,75 @@ fn key_names(corpus: &mut Corpus, ours: &Signer) {
 fn claims_of_each_kind(corpus: &mut Corpus, ours: &Signer) {
     let odd = || [json!(null), json!(0), json!(1.5), json!(true), json!([]), json!({}), json!([[ID]])];
     let subjects = [
-        "", " ", "app", "/app", "spiffe:/example.org/app", "spiffe:///app", "spiffe://example.org", "spiffe://example.org/",
-        "http://example.org/app", "SPIFFE://example.org/app", "spiffe://Example.org/app", "spiffe://other.org/app",
-        "spiffe://example.org.evil/app", "spiffe://evil.example.org/app", "spiffe://example.org:443/app",
-        "spiffe://user@example.org/app", "spiffe://example.org/app?a=b", "spiffe://example.org/app#a",
-        "spiffe://example.org//app", "spiffe://example.org/app/", "spiffe://example.org/./app",
-        "spiffe://example.org/../app", "spiffe://example.org/%61pp", "spiffe://example.org/äpp",
-        " spiffe://example.org/app", "spiffe://example.org/app\n", "spiffe://example.org/app\u{0}",
+        "",
+        " ",
+        "app",
+        "/app",
+        "spiffe:/example.org/app",
+        "spiffe:///app",
+        "spiffe://example.org",
+        "spiffe://example.org/",
+        "http://example.org/app",
+        "SPIFFE://example.org/app",
+        "spiffe://Example.org/app",
+        "spiffe://other.org/app",
+        "spiffe://example.org.evil/app",
+        "spiffe://evil.example.org/app",
+        "spiffe://example.org:443/app",
+        "spiffe://user@example.org/app",
+        "spiffe://example.org/app?a=b",
+        "spiffe://example.org/app#a",
+        "spiffe://example.org//app",
+        "spiffe://example.org/app/",
+        "spiffe://example.org/./app",
+        "spiffe://example.org/../app",
+        "spiffe://example.org/%61pp",
+        "spiffe://example.org/äpp",
+        " spiffe://example.org/app",
+        "spiffe://example.org/app\n",
+        "spiffe://example.org/app\u{0}",
         "spiffe://example.org/app,spiffe://example.org/b",
     ];
     let audiences = [
-        json!(""), json!([""]), json!("other"), json!(["other"]), json!("API"), json!(["api "]), json!([" api"]),
-        json!("ap"), json!("apis"), json!(["api", 1]), json!(["api", null]), json!(["api", ""]), json!([["api"]]),
-        json!(["api\u{0}"]), json!(["аpi"]), json!("*"), json!(["*"]), json!("api,other"), json!("api other"),
-        json!({ "api": 1 }), json!(["other", "apis"]),
+        json!(""),
+        json!([""]),
+        json!("other"),
+        json!(["other"]),
+        json!("API"),
+        json!(["api "]),
+        json!([" api"]),
+        json!("ap"),
+        json!("apis"),
+        json!(["api", 1]),
+        json!(["api", null]),
+        json!(["api", ""]),
+        json!([["api"]]),
+        json!(["api\u{0}"]),
+        json!(["аpi"]),
+        json!("*"),
+        json!(["*"]),
+        json!("api,other"),
+        json!("api other"),
+        json!({ "api": 1 }),
+        json!(["other", "apis"]),
     ];
     let past_and_odd = |now: u64| {
         [
-            json!(now), json!(now - 1), json!(0), json!(-1), json!(-0.0), json!(now as f64 + 60.5), json!(1e300),
-            json!(u64::MAX), json!(253_402_300_800_u64), json!((now + 60).to_string()), json!("never"), json!(""),
+            json!(now),
+            json!(now - 1),
+            json!(0),
+            json!(-1),
+            json!(-0.0),
+            json!(now as f64 + 60.5),
+            json!(1e300),
+            json!(u64::MAX),
+            json!(253_402_300_800_u64),
+            json!((now + 60).to_string()),
+            json!("never"),
+            json!(""),
         ]
     };
-    let early = [
-        json!(NOW.0 + 61), json!(NOW.0 + 3600), json!(u64::MAX), json!(-1), json!(1.5), json!("0"), json!(""),
-    ];
+    let early = [json!(NOW.0 + 61), json!(NOW.0 + 3600), json!(u64::MAX), json!(-1), json!(1.5), json!("0"), json!("")];
     let mut values: Vec<(&str, Option<Value>)> = Vec::new();
     values.extend(subjects.map(|sub| ("sub", Some(json!(sub)))));
     values.extend(audiences.map(|aud| ("aud", Some(aud))));
@@ -228,12 +331,27 @@ fn claims_of_each_kind(corpus: &mut Corpus, ours: &Signer) {
         // A zero is a number of the right kind for no claim but a time, and then it is long past.
         values.extend(odd().map(|odd| (name, Some(odd))));
     }
-    values.extend(odd().into_iter().filter(|odd| *odd != json!(0)).flat_map(|odd| [("nbf", Some(odd.clone())), ("iat", Some(odd))]));
+    values.extend(
+        odd()
+            .into_iter()
+            .filter(|odd| *odd != json!(0))
+            .flat_map(|odd| [("nbf", Some(odd.clone())), ("iat", Some(odd))]),
+    );
     values.extend(odd().map(|odd| ("task_id", Some(odd))));
     for details in [
-        json!("ledger"), json!(1), json!({}), json!(["ledger"]), json!([1]), json!([{}]), json!([{ "type": 1 }]),
-        json!([{ "type": "a", "actions": "read" }]), json!([{ "type": "a", "actions": [1] }]),
-        json!([{ "type": "a", "locations": {} }]), json!([{ "type": "a", "unknown": 1 }]), json!([null]), json!(true),
+        json!("ledger"),
+        json!(1),
+        json!({}),
+        json!(["ledger"]),
+        json!([1]),
+        json!([{}]),
+        json!([{ "type": 1 }]),
+        json!([{ "type": "a", "actions": "read" }]),
+        json!([{ "type": "a", "actions": [1] }]),
+        json!([{ "type": "a", "locations": {} }]),
+        json!([{ "type": "a", "unknown": 1 }]),
+        json!([null]),
+        json!(true),
         json!(null),
     ] {
         values.push(("authorization_details", Some(details)));
@@ -250,8 +368,13 @@ fn twice(corpus: &mut Corpus, ours: &Signer) {
     let body = body.strip_suffix('}').unwrap();
     let header = ours.header().to_string();
     for (name, value) in [
-        ("sub", json!("spiffe://example.org/other")), ("aud", json!(["other"])), ("exp", json!(NOW.0 + 600)),
-        ("iat", json!(NOW.0)), ("jti", json!("3")), ("decision", json!("4")), ("purpose", json!("tests")),
+        ("sub", json!("spiffe://example.org/other")),
+        ("aud", json!(["other"])),
+        ("exp", json!(NOW.0 + 600)),
+        ("iat", json!(NOW.0)),
+        ("jti", json!("3")),
+        ("decision", json!("4")),
+        ("purpose", json!("tests")),
     ] {
         corpus.signed(ours, format!("{name} twice"), &header, &format!("{body},\"{name}\":{value}}}"));
         corpus.signed(ours, format!("{name} first"), &header, &format!("{{\"{name}\":{value},{}}}", &body[1..]));
@@ -274,15 +397,30 @@ fn json_texts(corpus: &mut Corpus, ours: &Signer) {
         let open = good.strip_suffix('}').unwrap();
         let deep = format!("{open},\"deep\":{}{}}}", "[".repeat(200), "]".repeat(200));
         let mut odd: Vec<(&str, Vec<u8>)> = [
-            ("nothing", String::new()), ("spaces", "  ".to_owned()), ("null", "null".to_owned()), ("a number", "1".to_owned()),
-            ("a text", "\"a\"".to_owned()), ("a list", format!("[{good}]")), ("two", format!("{good}{good}")),
-            ("a byte after", format!("{good}x")), ("a NUL after", format!("{good}\0")), ("a comma", format!("{open},}}")),
-            ("a comment", format!("{open}/**/}}")), ("a line comment", format!("{good}//")), ("open", open.to_owned()),
-            ("a mark of order", format!("\u{feff}{good}")), ("single quotes", good.replace('"', "'")),
-            ("no quotes", good.replace('"', "")), ("NaN", format!("{open},\"n\":NaN}}")), ("Infinity", format!("{open},\"n\":Infinity}}")),
-            ("an octal", format!("{open},\"n\":01}}")), ("hexadecimal", format!("{open},\"n\":0x1}}")),
-            ("beyond a double", format!("{open},\"n\":1e400}}")), ("half a pair", format!("{open},\"n\":\"\\ud800\"}}")),
-            ("a raw control character", format!("{open},\"n\":\"\u{1}\"}}")), ("too deep", deep),
+            ("nothing", String::new()),
+            ("spaces", "  ".to_owned()),
+            ("null", "null".to_owned()),
+            ("a number", "1".to_owned()),
+            ("a text", "\"a\"".to_owned()),
+            ("a list", format!("[{good}]")),
+            ("two", format!("{good}{good}")),
+            ("a byte after", format!("{good}x")),
+            ("a NUL after", format!("{good}\0")),
+            ("a comma", format!("{open},}}")),
+            ("a comment", format!("{open}/**/}}")),
+            ("a line comment", format!("{good}//")),
+            ("open", open.to_owned()),
+            ("a mark of order", format!("\u{feff}{good}")),
+            ("single quotes", good.replace('"', "'")),
+            ("no quotes", good.replace('"', "")),
+            ("NaN", format!("{open},\"n\":NaN}}")),
+            ("Infinity", format!("{open},\"n\":Infinity}}")),
+            ("an octal", format!("{open},\"n\":01}}")),
+            ("hexadecimal", format!("{open},\"n\":0x1}}")),
+            ("beyond a double", format!("{open},\"n\":1e400}}")),
+            ("half a pair", format!("{open},\"n\":\"\\ud800\"}}")),
+            ("a raw control character", format!("{open},\"n\":\"\u{1}\"}}")),
+            ("too deep", deep),
         ]
         .map(|(name, text)| (name, text.into_bytes()))
         .into();
@@ -306,25 +444,49 @@ fn frames(corpus: &mut Corpus, ours: &Signer) {
     let parts: Vec<&str> = good.split('.').collect();
     let [header, body, signature] = parts[..] else { panic!("{good}") };
     for (name, text) in [
-        ("nothing", String::new()), ("one segment", header.to_owned()), ("two segments", format!("{header}.{body}")),
-        ("only dots", "..".to_owned()), ("four segments", format!("{good}.")), ("and one more", format!("{good}.{signature}")),
-        ("five, as a JWE", format!("{header}..{body}.{signature}.{signature}")), ("a dot first", format!(".{good}")),
-        ("no header", format!(".{body}.{signature}")), ("no claims", format!("{header}..{signature}")),
-        ("no signature", format!("{header}.{body}.")), ("detached", format!("{header}..{signature}")),
-        ("swapped", format!("{body}.{header}.{signature}")), ("twice", format!("{good}{good}")),
-        ("twice with a dot", format!("{good}.{good}")), ("a space before", format!(" {good}")), ("a space after", format!("{good} ")),
-        ("a line after", format!("{good}\n")), ("CR LF after", format!("{good}\r\n")), ("a tab within", format!("{header}\t.{body}.{signature}")),
-        ("a line within", format!("{header}.{body}.\n{signature}")), ("a NUL after", format!("{good}\0")),
-        ("a scheme", format!("Bearer {good}")), ("quoted", format!("\"{good}\"")), ("escaped", good.replace('.', "%2E")),
-        ("a full-width dot", good.replace('.', "．")), ("a comma", format!("{good},{good}")),
-        ("padded header", format!("{header}=.{body}.{signature}")), ("padded claims", format!("{header}.{body}==.{signature}")),
-        ("padded signature", format!("{good}==")), ("one pad", format!("{good}=")),
+        ("nothing", String::new()),
+        ("one segment", header.to_owned()),
+        ("two segments", format!("{header}.{body}")),
+        ("only dots", "..".to_owned()),
+        ("four segments", format!("{good}.")),
+        ("and one more", format!("{good}.{signature}")),
+        ("five, as a JWE", format!("{header}..{body}.{signature}.{signature}")),
+        ("a dot first", format!(".{good}")),
+        ("no header", format!(".{body}.{signature}")),
+        ("no claims", format!("{header}..{signature}")),
+        ("no signature", format!("{header}.{body}.")),
+        ("detached", format!("{header}..{signature}")),
+        ("swapped", format!("{body}.{header}.{signature}")),
+        ("twice", format!("{good}{good}")),
+        ("twice with a dot", format!("{good}.{good}")),
+        ("a space before", format!(" {good}")),
+        ("a space after", format!("{good} ")),
+        ("a line after", format!("{good}\n")),
+        ("CR LF after", format!("{good}\r\n")),
+        ("a tab within", format!("{header}\t.{body}.{signature}")),
+        ("a line within", format!("{header}.{body}.\n{signature}")),
+        ("a NUL after", format!("{good}\0")),
+        ("a scheme", format!("Bearer {good}")),
+        ("quoted", format!("\"{good}\"")),
+        ("escaped", good.replace('.', "%2E")),
+        ("a full-width dot", good.replace('.', "．")),
+        ("a comma", format!("{good},{good}")),
+        ("padded header", format!("{header}=.{body}.{signature}")),
+        ("padded claims", format!("{header}.{body}==.{signature}")),
+        ("padded signature", format!("{good}==")),
+        ("one pad", format!("{good}=")),
         ("the other alphabet", format!("{header}.{body}.{}", signature.replace(['-', '_'], "+"))),
-        ("a plus", format!("{header}.{body}.+{}", &signature[1..])), ("a slash", format!("{header}.{body}./{}", &signature[1..])),
+        ("a plus", format!("{header}.{body}.+{}", &signature[1..])),
+        ("a slash", format!("{header}.{body}./{}", &signature[1..])),
         ("flattened JSON", json!({ "protected": header, "payload": body, "signature": signature }).to_string()),
-        ("general JSON", json!({ "payload": body, "signatures": [{ "protected": header, "signature": signature }] }).to_string()),
-        ("upper case", good.to_uppercase()), ("reversed", good.chars().rev().collect()),
-        ("too large", ours.token(&with("more", Some(json!("x".repeat(LARGEST)))))), ("a mebibyte", "a".repeat(1 << 20)),
+        (
+            "general JSON",
+            json!({ "payload": body, "signatures": [{ "protected": header, "signature": signature }] }).to_string(),
+        ),
+        ("upper case", good.to_uppercase()),
+        ("reversed", good.chars().rev().collect()),
+        ("too large", ours.token(&with("more", Some(json!("x".repeat(LARGEST)))))),
+        ("a mebibyte", "a".repeat(1 << 20)),
         ("dots", ".".repeat(100_000)),
     ] {
         corpus.add(format!("frame: {name}"), text);
@@ -371,20 +533,39 @@ fn signatures(corpus: &mut Corpus, ours: &Signer) {
     let hashed_twice: Signature = ours.key.sign_prehash(&Sha256::digest(Sha256::digest(signed.as_bytes()))).unwrap();
     let twin = [r, &negated(s, &order)].concat();
     let mut odd: Vec<(String, Vec<u8>)> = [
-        ("empty", Vec::new()), ("zeros", vec![0; 64]), ("all ones", vec![0xff; 64]), ("r is zero", [&zero, s].concat()),
-        ("s is zero", [r, &zero].concat()), ("r and s are one", [one.clone(), one.clone()].concat()),
-        ("r is the order", [order.as_slice(), s].concat()), ("s is the order", [r, &order].concat()),
-        ("r is the prime", [prime.as_slice(), s].concat()), ("r is one", [&one, s].concat()), ("the twin with the higher s", twin),
-        ("swapped", [s, r].concat()), ("DER", signature.to_der().as_bytes().to_vec()), ("63 bytes", raw[..63].to_vec()),
-        ("65 bytes", [raw.as_slice(), &[0]].concat()), ("a zero first", [&[0], raw.as_slice()].concat()),
-        ("a format byte first", [&[4], raw.as_slice()].concat()), ("half", r.to_vec()), ("96 bytes", [raw.as_slice(), &[0; 32]].concat()),
-        ("48 bytes each", [&[0; 16], r, &[0; 16], s].concat()), ("132 bytes", vec![1; 132]), ("twice", [raw.clone(), raw.clone()].concat()),
-        ("of another token", ours.raw(other.rsplit_once('.').unwrap().0.as_bytes())), ("of the header", ours.raw(header.as_bytes())),
-        ("of the claims", ours.raw(body.as_bytes())), ("without the dot", ours.raw(signed.replace('.', "").as_bytes())),
-        ("with a dot after", ours.raw(format!("{signed}.").as_bytes())), ("of the decoded bytes", ours.raw(claims().to_string().as_bytes())),
-        ("of nothing", ours.raw(b"")), ("of SHA-384", by_other_hash.normalize_s().to_bytes().to_vec()),
+        ("empty", Vec::new()),
+        ("zeros", vec![0; 64]),
+        ("all ones", vec![0xff; 64]),
+        ("r is zero", [&zero, s].concat()),
+        ("s is zero", [r, &zero].concat()),
+        ("r and s are one", [one.clone(), one.clone()].concat()),
+        ("r is the order", [order.as_slice(), s].concat()),
+        ("s is the order", [r, &order].concat()),
+        ("r is the prime", [prime.as_slice(), s].concat()),
+        ("r is one", [&one, s].concat()),
+        ("the twin with the higher s", twin),
+        ("swapped", [s, r].concat()),
+        ("DER", signature.to_der().as_bytes().to_vec()),
+        ("63 bytes", raw[..63].to_vec()),
+        ("65 bytes", [raw.as_slice(), &[0]].concat()),
+        ("a zero first", [&[0], raw.as_slice()].concat()),
+        ("a format byte first", [&[4], raw.as_slice()].concat()),
+        ("half", r.to_vec()),
+        ("96 bytes", [raw.as_slice(), &[0; 32]].concat()),
+        ("48 bytes each", [&[0; 16], r, &[0; 16], s].concat()),
+        ("132 bytes", vec![1; 132]),
+        ("twice", [raw.clone(), raw.clone()].concat()),
+        ("of another token", ours.raw(other.rsplit_once('.').unwrap().0.as_bytes())),
+        ("of the header", ours.raw(header.as_bytes())),
+        ("of the claims", ours.raw(body.as_bytes())),
+        ("without the dot", ours.raw(signed.replace('.', "").as_bytes())),
+        ("with a dot after", ours.raw(format!("{signed}.").as_bytes())),
+        ("of the decoded bytes", ours.raw(claims().to_string().as_bytes())),
+        ("of nothing", ours.raw(b"")),
+        ("of SHA-384", by_other_hash.normalize_s().to_bytes().to_vec()),
         ("of a hash of the hash", hashed_twice.normalize_s().to_bytes().to_vec()),
-        ("by another key", Signer::new(9).raw(signed.as_bytes())), ("hexadecimal", hex::encode(&raw).into_bytes()),
+        ("by another key", Signer::new(9).raw(signed.as_bytes())),
+        ("hexadecimal", hex::encode(&raw).into_bytes()),
     ]
     .map(|(name, bytes)| (name.to_owned(), bytes))
     .into();
@@ -440,8 +621,13 @@ fn keys_of_other_uses_types_and_names_are_not_taken() {
     let token = ours.token(&claims());
     read(&token, &TokenKeys::from_jwks(&jwks(&[ours.jwt_key()])).unwrap()).unwrap();
     for (name, value) in [
-        ("use", json!("x509-svid")), ("use", json!("sig")), ("kty", json!("RSA")), ("kty", json!("oct")),
-        ("crv", json!("P-384")), ("kid", json!("another")), ("kid", json!(7)),
+        ("use", json!("x509-svid")),
+        ("use", json!("sig")),
+        ("kty", json!("RSA")),
+        ("kty", json!("oct")),
+        ("crv", json!("P-384")),
+        ("kid", json!("another")),
+        ("kid", json!(7)),
     ] {
         let mut key = jwk(&ours.jwt_key());
         key.as_object_mut().unwrap().insert(name.to_owned(), value);

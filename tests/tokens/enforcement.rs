@@ -60,7 +60,8 @@ fn a_task_s_token_is_for_one_user_of_one_node() {
     let free = read(&ours.token(&claims()), &ours.keys()).unwrap();
     let by = |node: &str, uid| Presenter { node: node.to_owned(), uid };
     let mut watch = ReuseWatch::default();
-    let mut seen = |token: &_, by: &Presenter, now: WallTime| watch.seen(token, by, now).map_err(|refusal| refusal.code);
+    let mut seen =
+        |token: &_, by: &Presenter, now: WallTime| watch.seen(token, by, now).map_err(|refusal| refusal.code);
     let one = bound("one");
     seen(&one, &by("a", 1), NOW).unwrap();
     seen(&one, &by("a", 1), NOW).unwrap();

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
 
+use super::matching::Matched;
 use super::{Keeper, Registered, denied, starting};
 use crate::agent::journal::{Note, What};
 use crate::clock::{BootInstant, WallTime};
@@ -152,7 +153,7 @@ impl Keeper {
 
     /// What the process may ask for, and what is known of it.
     async fn entitled(&self, peer: &Peer, asked: &JwtAsked) -> Result<(Vec<Registered>, CallerClaims), Denied> {
-        let (mut matching, claims) = self.identified(peer).await?;
+        let Matched { workloads: mut matching, observed } = self.matching(peer).await?;
         if let Some(id) = &asked.id {
             let id = id.to_string();
             matching.retain(|entry| entry.id == id);
@@ -162,12 +163,7 @@ impl Keeper {
                 return Err(Denied::NoIdentity(refusal));
             }
         }
-        Ok((matching, claims))
-    }
-
-    async fn identified(&self, peer: &Peer) -> Result<(Vec<Registered>, CallerClaims), Denied> {
-        let matching = self.matching(peer).await?;
-        Ok((matching, CallerClaims { uid: peer.uid(), login_session: false, selectors: Vec::new() }))
+        Ok((matching, observed.claims()))
     }
 
     /// Sees to it that a token is held: one from before, or a new one.

@@ -132,6 +132,26 @@ pub enum Command {
     /// Reference values: what a node must have booted, and what may run on it.
     #[command(subcommand)]
     Reference(ReferenceCommand),
+    /// Approvals: what is sensitive is asked for by one and approved by another, for a time.
+    #[command(subcommand)]
+    Approval(super::governance::ApprovalCommand),
+    /// Exceptions: a workload is let off a rule, with a reason, a ticket and an end.
+    #[command(subcommand)]
+    Exception(super::governance::ExceptionCommand),
+    /// Reviews: what somebody should look at.
+    #[command(subcommand)]
+    Review(super::governance::ReviewCommand),
+    /// How many exceptions there are, how old they are, and whether they get fewer.
+    Debt,
+    /// What a framework asks, the question to this server that answers it, and the answer now.
+    ///
+    /// A report proves what this server knows, no more; a control that it has nothing to say about says that,
+    /// and so does one whose words were not compared with its publisher's. Exit code 3 if one needs attention.
+    Report {
+        /// nhi10, agentic, maestro, ai-rmf or csf2.
+        #[arg(long)]
+        framework: String,
+    },
     /// Operators: who may administer over the network.
     #[command(subcommand)]
     Operator(super::operator::OperatorCommand),
@@ -266,10 +286,16 @@ pub struct WorkloadAdd {
     /// Where it may run.
     #[command(flatten)]
     pub target: WorkloadTarget,
-    /// What a process must match, every one of them: unix:uid:N, unix:gid:N, unix:path:/PATH or
-    /// unix:sha256:HEX (of its executable).
+    /// What a process must match, every one of them: unix:uid:N, unix:gid:N (effective),
+    /// unix:supplementary-gid:N, unix:path:/PATH, unix:sha256:HEX (of its executable),
+    /// systemd:unit:app.service, systemd:slice:system.slice, systemd:invocation:HEX,
+    /// cgroup:path:/PATH, container:id:HEX (all 64 digits).
     #[arg(long = "selector", required = true, value_name = "TYPE:KEY:VALUE")]
     pub selectors: Vec<String>,
+    /// People may use it, too: processes of login sessions, which are refused otherwise. For trying
+    /// things from a terminal, and for jobs of cron, which PAM marks as somebody's login.
+    #[arg(long)]
+    pub interactive: bool,
     /// The longest lifetime of its credentials in seconds, if shorter than the server's.
     #[arg(long, value_name = "SECONDS")]
     pub ttl: Option<u64>,

@@ -3,6 +3,7 @@
 mod appraise;
 mod args;
 mod client;
+mod governance;
 mod operator;
 mod print;
 mod reference;
@@ -70,6 +71,8 @@ fn administer(cli: &Shared, command: Command) -> Result<u8, Refusal> {
     Ok(match explains {
         true if holds(&facts, "contraindicated") => CONTRAINDICATED,
         true if !all_hold(&facts) => WARNING,
+        _ if facts.get("attention").and_then(Value::as_u64).is_some_and(|count| count > 0) => WARNING,
+        _ if facts.get("due").and_then(Value::as_array).is_some_and(|due| !due.is_empty()) => WARNING,
         _ => DONE,
     })
 }
@@ -113,12 +116,17 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
             destinations: Vec::new(),
             roles: Vec::new(),
             third_party: false,
-            interactive: false,
+            interactive: add.interactive,
         }),
         Command::Workload(WorkloadCommand::List) => Admin::WorkloadList,
         Command::Workload(WorkloadCommand::Remove { id }) => Admin::WorkloadRemove { id, reason: None },
         Command::Revoke(RevokeCommand::Workload { id, reason }) => Admin::WorkloadRemove { id, reason: Some(reason) },
         Command::Operator(command) => operator::request(command),
+        Command::Approval(command) => governance::approval(command)?,
+        Command::Exception(command) => governance::exception(command)?,
+        Command::Review(command) => governance::review(command),
+        Command::Debt => Admin::Debt,
+        Command::Report { framework } => Admin::Report { framework },
         Command::Ca(CaCommand::Show) => Admin::CaShow,
         Command::Ca(CaCommand::Prepare) => Admin::CaPrepare,
         Command::Ca(CaCommand::Rotate { early }) => Admin::CaRotate { early },

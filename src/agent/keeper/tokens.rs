@@ -22,8 +22,9 @@ use crate::workload::Peer;
 
 /// How long a process waits for the control plane, before it is told to try again.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a token waits for the bundle with the key that signed it: an attestation brings it.
-const BUNDLE: Duration = Duration::from_secs(2);
+/// How long a process waits for an attestation: it brings the present lease, or the bundle with the key
+/// that signed a token.
+const RENEWAL: Duration = Duration::from_secs(2);
 /// Requests under way at one time: local processes can't make the node flood its control plane.
 const UNDER_WAY: usize = 8;
 
@@ -173,7 +174,6 @@ impl Keeper {
         if held() {
             return Ok(());
         }
-        let away = |found: &str| Denied::Unavailable(Refusal::new(codes::PROTOCOL_UNREACHABLE, found));
         let Ok(Ok(_turn)) = tokio::time::timeout(PATIENCE, self.grants.turns.acquire()).await else {
             return Err(away("too many requests wait for the control plane"));
         };
@@ -182,29 +182,7 @@ impl Keeper {
             return Ok(());
         }
         let withdrawals = self.withdrawals();
-        let Some((sequence, lease_end)) = self.sequence() else {
-            return Err(self.holdings().gate.reason().map_or_else(starting, denied));
-        };
-        let client = self.grants.client.get().and_then(|client| client.borrow().clone());
-        let client = client.ok_or_else(|| away("the node isn't connected yet"))?;
-        let request = GrantRequest {
-            request_id: random()
-                .map_err(|e| Denied::Unavailable(Refusal::new(codes::PROTOCOL_MALFORMED, e.to_string())))?,
-            lease_sequence: sequence,
-            workload: id.to_owned(),
-            caller: caller.clone(),
-            task: None,
-            csr: None,
-            audience: audience.to_vec(),
-            destination: None,
-            details: Vec::new(),
-        };
-        let asked_at = BootInstant::now();
-        let answer = match tokio::time::timeout(PATIENCE, client.leased(sequence).grant(&request)).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(failure)) => return Err(self.ungranted(&failure)),
-            Err(_) => return Err(away("the control plane doesn't answer in time")),
-        };
+        let (answer, asked_at, lease_end) = self.ask(id, audience, caller).await?;
         if let Some(refusal) = answer.refusal {
             return Err(Denied::NoIdentity(refusal));
         }
@@ -219,17 +197,53 @@ impl Keeper {
         Ok(())
     }
 
-    /// What it means that the control plane gave no answer to a request.
-    fn ungranted(&self, failure: &Failure) -> Denied {
-        let refusal = failure.refusal().clone();
-        match (failure, refusal.code) {
-            (Failure::Refused(_), codes::ENROL_REVOKED | codes::GATE_REVOKED) => Denied::NoIdentity(refusal),
-            (Failure::Refused(_), codes::ISSUER_NO_LEASE | codes::PROTOCOL_EPOCH) => {
-                // The server's side of the lease is over: only another attestation can help.
-                self.grown.notify_one();
-                Denied::Unavailable(refusal)
+    /// Asks the control plane for a token, under the present lease, and says when and until when that is. A
+    /// lease that is renewed on its way is waited for.
+    async fn ask(
+        &self,
+        id: &str,
+        audience: &[String],
+        caller: &CallerClaims,
+    ) -> Result<(GrantAnswer, BootInstant, BootInstant), Denied> {
+        let client = self.grants.client.get().and_then(|client| client.borrow().clone());
+        let client = client.ok_or_else(|| away("the node isn't connected yet"))?;
+        let since = BootInstant::now();
+        let mut changes = self.changes.subscribe();
+        loop {
+            changes.mark_unchanged();
+            let Some((sequence, lease_end)) = self.sequence() else {
+                return Err(self.holdings().gate.reason().map_or_else(starting, denied));
+            };
+            let request_id = random().map_err(|e| away(&e.to_string()))?;
+            let request = GrantRequest {
+                request_id,
+                lease_sequence: sequence,
+                workload: id.to_owned(),
+                caller: caller.clone(),
+                task: None,
+                csr: None,
+                audience: audience.to_vec(),
+                destination: None,
+                details: Vec::new(),
+            };
+            let asked_at = BootInstant::now();
+            let failure = match tokio::time::timeout(PATIENCE, client.leased(sequence).grant(&request)).await {
+                Ok(Ok(answer)) => return Ok((answer, asked_at, lease_end)),
+                Ok(Err(failure)) => failure,
+                Err(_) => return Err(away("the control plane doesn't answer in time")),
+            };
+            let refused = ungranted(&failure);
+            if !lease_is_over(&failure) {
+                return Err(refused);
             }
-            _ => Denied::Unavailable(refusal),
+            // Another lease was granted meanwhile, or only an attestation brings one.
+            self.grown.notify_one();
+            while self.sequence().is_none_or(|(present, _)| present == sequence) {
+                let left = RENEWAL.saturating_sub(BootInstant::now().since(since));
+                if left.is_zero() || tokio::time::timeout(left, changes.changed()).await.is_err() {
+                    return Err(refused);
+                }
+            }
         }
     }
 
@@ -255,7 +269,7 @@ impl Keeper {
                 // Signed by a key that was rotated in since the last attestation: the next one brings it.
                 Err(refusal) if refusal.code == codes::TOKEN_SIGNATURE => {
                     self.grown.notify_one();
-                    let left = BUNDLE.saturating_sub(BootInstant::now().since(since));
+                    let left = RENEWAL.saturating_sub(BootInstant::now().since(since));
                     if left.is_zero() || tokio::time::timeout(left, changes.changed()).await.is_err() {
                         let refusal = Refusal { code: codes::ISSUER_BUNDLE, ..refusal };
                         return Err(Denied::Unavailable(refusal));
@@ -289,6 +303,25 @@ impl Keeper {
             None => Ok(()),
         }
     }
+}
+
+/// Whether the control plane says that the lease isn't the present one any more.
+fn lease_is_over(failure: &Failure) -> bool {
+    let over = matches!(failure.refusal().code, codes::ISSUER_NO_LEASE | codes::PROTOCOL_EPOCH);
+    over && matches!(failure, Failure::Refused(_))
+}
+
+/// What it means for a process that the control plane gave no answer to its request.
+fn ungranted(failure: &Failure) -> Denied {
+    let refusal = failure.refusal().clone();
+    match (failure, refusal.code) {
+        (Failure::Refused(_), codes::ENROL_REVOKED | codes::GATE_REVOKED) => Denied::NoIdentity(refusal),
+        _ => Denied::Unavailable(refusal),
+    }
+}
+
+fn away(found: &str) -> Denied {
+    Denied::Unavailable(Refusal::new(codes::PROTOCOL_UNREACHABLE, found))
 }
 
 fn released_note(svid: &JwtSvid, lease: u64, peer: &Peer) -> Note {

@@ -121,3 +121,57 @@ async fn the_keys_rotate_and_no_fetch_fails() {
     assert_eq!(headers.len(), 4, "each rotation signs with another key");
     println!("{fetched} tokens over 3 rotations, none failed");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_line_fetches_and_judges_as_any_workload() {
+    use std::os::unix::fs::MetadataExt;
+    let server = Server::start("");
+    let mut node = Node::boot(&server).await;
+    node.settle(&server).await;
+    let id = format!("spiffe://{TRUST_DOMAIN}/app");
+    let run = |arguments: &[&str]| {
+        let output = node.run_agent(arguments);
+        let said = String::from_utf8(output.stdout).unwrap();
+        (output.status.code().unwrap(), said, String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, token, error) = run(&["svid", "jwt", "--audience", "api"]);
+    assert_eq!((code, token.split('.').count()), (0, 3), "{error}");
+    let file = node.path("token");
+    std::fs::write(&file, &token).unwrap();
+    let file = file.to_str().unwrap();
+    let (code, said, _) = run(&["svid", "validate", "--audience", "api", file, "--json"]);
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((code, said["id"].as_str(), said["claims"]["sub"].as_str()), (0, Some(id.as_str()), Some(id.as_str())));
+    assert!(said["claims"]["exp"].is_u64(), "{said}");
+    let (code, _, error) = run(&["svid", "validate", "--audience", "other", file]);
+    assert_eq!((code, error.contains("token.audience")), (1, true), "{error}");
+    assert!(!error.contains(token.trim()));
+
+    let out = node.path("out");
+    let (code, said, error) = run(&["svid", "x509", "--out", out.to_str().unwrap(), "--json"]);
+    assert_eq!(code, 0, "{error}");
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(said["svids"][0]["id"], id.as_str());
+    assert!(said["svids"][0]["not_after"].as_str().unwrap().ends_with('Z'));
+    let read = |name: &str| std::fs::read(out.join(name)).unwrap();
+    for name in ["svid.pem", "svid_key.pem", "bundle.pem"] {
+        assert_eq!(std::fs::metadata(out.join(name)).unwrap().mode() & 0o777, 0o600);
+    }
+    let chain = rustls::pki_types::pem::PemObject::pem_slice_iter(&read("svid.pem")).map(Result::unwrap).collect();
+    let key = rustls::pki_types::pem::PemObject::from_pem_slice(&read("svid_key.pem")).unwrap();
+    let config =
+        rustls::ServerConfig::builder_with_provider(std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
+    // Refuses a key that isn't the leaf's.
+    config.with_safe_default_protocol_versions().unwrap().with_no_client_auth().with_single_cert(chain, key).unwrap();
+    assert_eq!(x509_cert::Certificate::load_pem_chain(&read("bundle.pem")).unwrap().len(), 1);
+    assert!(run(&["svid", "x509"]).1.contains(&id));
+    assert_eq!(run(&["svid", "x509", "--id", "spiffe://example.org/other"]).0, 1);
+    assert_eq!(run(&["svid", "jwt"]).0, 2, "an audience is mandatory");
+    assert_eq!(run(&["svid", "jwt", "--audience", "api", "--socket", "/nowhere"]).0, 5);
+
+    node.tpm.extend(7, [0xD1; 32]).await;
+    for arguments in [&["svid", "x509"][..], &["svid", "jwt", "--audience", "api"]] {
+        let (code, said, error) = run(arguments);
+        assert_eq!((code, said.as_str(), error.contains("A PCR ")), (4, "", true), "{error}");
+    }
+}

@@ -29,6 +29,8 @@ use crate::workload::Peer;
 
 mod authority;
 
+pub mod client;
+
 mod flight;
 
 mod limits;

@@ -15,6 +15,7 @@ mod events;
 mod follower;
 mod journal;
 mod keeper;
+mod measured;
 mod quoted;
 mod reporter;
 mod rules;

@@ -13,6 +13,7 @@ use tokio::sync::{Notify, broadcast, watch};
 
 use super::follower::Follower;
 use super::journal::Journal;
+use super::measured::Measured;
 use super::sources::Sources;
 use crate::clock::BootInstant;
 use crate::codes::{self, Refusal};
@@ -131,6 +132,7 @@ pub struct Keeper {
     follower: Follower,
     grants: Grants,
     journal: Journal,
+    measured: Measured,
     metrics: AgentMetrics,
 }
 
@@ -163,6 +165,8 @@ impl Keeper {
             follower: Follower::new(sources),
             grants: Grants::default(),
             journal: Journal::default(),
+            follower: Follower::new(Arc::clone(&sources)),
+            measured: Measured::new(sources),
             metrics: AgentMetrics::default(),
         }
     }

@@ -24,6 +24,7 @@ mod sources;
 mod state;
 mod status;
 mod tenancy;
+mod withdrawals;
 
 pub use keeper::Keeper;
 pub use run::{Agent, start};

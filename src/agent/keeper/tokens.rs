@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 
 use super::matching::Matched;
-use super::{Keeper, Registered, denied, starting};
+use super::{Asked, Keeper, Registered, denied, starting};
 use crate::agent::journal::{Note, What};
 use crate::clock::{BootInstant, WallTime};
 use crate::codes::{self, Refusal};
@@ -78,7 +78,9 @@ impl Keeper {
             let refusal = Refusal::new(codes::WORKLOAD_PEER_CHANGED, "it isn't what was decided about any more");
             return Err(Denied::Unavailable(refusal));
         }
-        let (released, notes, withdrawals) = {
+        // Whoever takes something back waits for this answer, as for an open stream.
+        let _follows = self.changes.follow();
+        let (released, notes, asked_at) = {
             let holdings = self.holdings();
             let lease = permit.lease_sequence();
             if holdings.gate.lease().map(|lease| lease.claims().sequence) < Some(lease) {
@@ -101,13 +103,16 @@ impl Keeper {
             let released = released.map(|svids| JwtContext {
                 svids: svids.into_iter().zip(hints).map(|(svid, hint)| item(svid, hint)).collect(),
             });
-            (released, notes, holdings.withdrawals)
+            (released, notes, holdings.asks())
         };
-        for note in notes {
-            self.journal.write(note).await.map_err(Denied::Unavailable)?;
+        for note in &notes {
+            self.journal.write(note.clone()).await.map_err(Denied::Unavailable)?;
         }
         // The disk took its time, too.
-        self.unchanged_since(withdrawals)?;
+        for note in &notes {
+            let (workload, jti) = (note.workload.as_deref().unwrap_or_default(), note.credential.as_deref());
+            self.unchanged_since(asked_at, workload, jti)?;
+        }
         Ok(released)
     }
 
@@ -136,6 +141,11 @@ impl Keeper {
         }
         self.matching(peer).await?;
         let token = self.verified(token, audience)?.map_err(Unaccepted::Invalid)?;
+        // What was taken back of this node's own; of others' an enforcement point asks the list of denied ids.
+        if let Some(refusal) = self.crossed(self.mark(), "", Some(token.jti()), None) {
+            let denied = Refusal::new(codes::TOKEN_DENIED, refusal.to_string()).at(token.jti());
+            return Err(Unaccepted::Invalid(denied));
+        }
         let text = |name: &str| token.claims().get(name).and_then(|value| value.as_str()).map(str::to_owned);
         let note = Note {
             what: What::Use,
@@ -181,18 +191,16 @@ impl Keeper {
         if held() {
             return Ok(());
         }
-        let withdrawals = self.withdrawals();
+        let asks = self.asks();
         let (answer, asked_at, lease_end) = self.ask(id, audience, caller).await?;
         if let Some(refusal) = answer.refusal {
             return Err(Denied::NoIdentity(refusal));
         }
         let until = asked_at.after(Duration::from_secs(answer.term_seconds)).min(lease_end);
         let svid = self.accepted(answer, id, audience).await?;
+        // It may have crossed on its way what takes it back.
+        self.unchanged_since(asks, id, Some(&svid.jti))?;
         let mut holdings = self.holdings();
-        // It crossed what took it back on its way.
-        if holdings.withdrawals != withdrawals {
-            return Err(holdings.gate.reason().map_or_else(starting, denied));
-        }
         holdings.store.hold_token(whom, Held::new(svid, asked_at, until), BootInstant::now());
         Ok(())
     }
@@ -208,9 +216,9 @@ impl Keeper {
         let client = self.grants.client.get().and_then(|client| client.borrow().clone());
         let client = client.ok_or_else(|| away("the node isn't connected yet"))?;
         let since = BootInstant::now();
-        let mut changes = self.changes.subscribe();
+        let mut changes = self.changes.follow();
         loop {
-            changes.mark_unchanged();
+            changes.dealt_with();
             let Some((sequence, lease_end)) = self.sequence() else {
                 return Err(self.holdings().gate.reason().map_or_else(starting, denied));
             };
@@ -243,6 +251,7 @@ impl Keeper {
                 if left.is_zero() || tokio::time::timeout(left, changes.changed()).await.is_err() {
                     return Err(refused);
                 }
+                changes.dealt_with();
             }
         }
     }
@@ -251,10 +260,10 @@ impl Keeper {
     async fn accepted(&self, answer: GrantAnswer, id: &str, audience: &[String]) -> Result<JwtSvid, Denied> {
         let token = Zeroizing::new(answer.token);
         let first = audience.first().map_or("", String::as_str);
-        let mut changes = self.changes.subscribe();
+        let mut changes = self.changes.follow();
         let since = BootInstant::now();
         loop {
-            changes.mark_unchanged();
+            changes.dealt_with();
             match self.verified(&token, first)? {
                 Ok(read) => {
                     let asked: BTreeSet<&String> = audience.iter().collect();
@@ -294,12 +303,15 @@ impl Keeper {
         Ok(Verified::read(token, audience, &holdings.token_keys, &self.trust_domain, now))
     }
 
-    /// Whether nothing was taken back and the gate didn't close since `withdrawals` was read.
-    fn unchanged_since(&self, withdrawals: u64) -> Result<(), Denied> {
+    /// Whether a credential that was asked for, or found, at `asked` may still be had.
+    fn unchanged_since(&self, asked: Asked, workload: &str, credential: Option<&str>) -> Result<(), Denied> {
         let holdings = self.holdings();
-        match holdings.gate.reason() {
-            Some(reason) => Err(denied(reason)),
-            None if holdings.withdrawals != withdrawals => Err(starting()),
+        if let Some(reason) = holdings.gate.reason() {
+            return Err(denied(reason));
+        }
+        match holdings.taken.crossed(asked.mark, workload, credential, None) {
+            Some(refusal) => Err(Denied::NoIdentity(refusal)),
+            None if holdings.withdrawals != asked.withdrawals => Err(starting()),
             None => Ok(()),
         }
     }

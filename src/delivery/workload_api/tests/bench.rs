@@ -30,7 +30,7 @@ pub(super) enum Answer {
 
 pub(super) struct Stub {
     answer: Mutex<Answer>,
-    changes: watch::Sender<u64>,
+    changes: Signal,
     pub(super) asked: Mutex<Vec<BootInstant>>,
     pub(super) tokens: TokenSigner,
 }
@@ -78,7 +78,7 @@ impl Stub {
     }
 
     pub(super) fn touch(&self) {
-        self.changes.send_modify(|generation| *generation += 1);
+        self.changes.changed();
     }
 
     pub(super) fn times_asked(&self) -> usize {
@@ -137,8 +137,8 @@ impl Source for Stub {
         Verified::read(text, audience, &keys, &domain, WallTime::now()).map_err(Unaccepted::Invalid)
     }
 
-    fn changes(&self) -> watch::Receiver<u64> {
-        self.changes.subscribe()
+    fn changes(&self) -> Changes {
+        self.changes.follow()
     }
 }
 
@@ -167,9 +167,8 @@ impl Bench {
         let path = directory.path().join("workload.sock");
         let mut socket = BoundSocket::bind(&path, 0o666).unwrap();
         let listener = UnixListener::from_std(socket.take().unwrap()).unwrap();
-        let (changes, _) = watch::channel(0);
-        let stub =
-            Arc::new(Stub { answer: Mutex::new(answer), changes, asked: Mutex::default(), tokens: TokenSigner::new() });
+        let (changes, asked) = (Signal::default(), Mutex::default());
+        let stub = Arc::new(Stub { answer: Mutex::new(answer), changes, asked, tokens: TokenSigner::new() });
         let shutdown = Shutdown::default();
         let server = Server::new(Arc::clone(&stub), Peers::new(method), limits);
         let stop = shutdown.clone();

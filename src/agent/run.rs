@@ -76,6 +76,7 @@ pub async fn start(config: AgentConfig) -> anyhow::Result<Agent> {
     });
 
     let (client, client_seen) = watch::channel(None);
+    keeper.connect(client_seen.clone());
     let journal = Journal::default();
     let tasks = Arc::new(Tasks::start(keeper.clone(), client_seen.clone(), journal, shutdown.clone())?);
 

@@ -4,11 +4,13 @@
 //! - [`protocol`]: what the two binaries say, in order, and why.
 //! - [`measurements`]: logs, what of them is believed, reference values and their updates.
 //! - [`administration`]: who may give which command; approvals, exceptions, reviews, reports.
+//! - [`callers`]: selectors, login sessions, and what a process must stay.
 //! - [`operations`]: setting up, what states mean, what to do when something is refused.
 //! - [`tasks`]: credentials for one piece of work, from a program; what ends them.
 //! - [`decisions`]: dated choices: context, choice, what would change our mind.
 
 pub mod administration;
+pub mod callers;
 pub mod decisions;
 pub mod measurements;
 pub mod operations;

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::messages::*;
+use super::records::{RecordsAnswer, RecordsRequest};
 use super::tls::{TrustAnchors, client_config};
 use crate::codes::{self, Refusal};
 use crate::identity::{NodeId, TrustDomain, server_id};
@@ -191,6 +192,14 @@ impl Enrolled {
             Err(Failure::Unreachable(_)) => post(&self.client, &self.place, "attest", request).await,
             other => other,
         }
+    }
+
+    /// Delivers records of the node's journal.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn records(&self, request: &RecordsRequest) -> Result<RecordsAnswer, Failure> {
+        post(&self.client, &self.place, "records", request).await
     }
 
     /// The right to ask for credentials under the lease of this sequence number.

@@ -7,7 +7,6 @@ pub mod records;
 
 #[cfg(feature = "agent")]
 mod client;
-#[cfg(feature = "agent")]
 mod tls;
 
 #[cfg(feature = "agent")]
@@ -15,5 +14,4 @@ pub use client::{Answer, Enrolled, Enrolment, Events, Failure, Leased, Membershi
 pub use grants::*;
 pub use messages::*;
 pub use records::{Chain, Head, Record, RecordsAnswer, RecordsRequest, SignedHead, Writer};
-#[cfg(feature = "agent")]
-pub use tls::TrustAnchors;
+pub use tls::{TrustAnchors, client_config};

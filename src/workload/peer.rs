@@ -180,6 +180,15 @@ impl Peer {
         self.0.gid
     }
 
+    /// For the record: its number, its user and its start, in clock ticks since boot. No other process of this boot
+    /// has all three.
+    pub fn described(&self) -> String {
+        match self.0.process.start_ticks() {
+            Ok(ticks) => format!("{self}, started at tick {ticks}"),
+            Err(_) => format!("{self}, ended"),
+        }
+    }
+
     /// Whether it still runs, as the same user, the same program as when it connected.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::codes::{self, Code, Refusal};
+use crate::protocol::records::LINE_LIMIT;
 use crate::protocol::{Chain, Head, Record, SignedHead, Writer};
 
 /// What begins a segment.
@@ -47,8 +48,10 @@ impl Marks {
     fn read(directory: &Path) -> Result<Self, String> {
         let bytes = fs::read(directory.join(MARKS)).map_err(|e| e.to_string())?;
         match serde_cbor::from_slice::<Self>(&bytes) {
-            Ok(marks) if marks.version == 1 => Ok(marks),
-            Ok(marks) => Err(format!("it is of version {}", marks.version)),
+            Ok(marks) if marks.version != 1 => Err(format!("it is of version {}", marks.version)),
+            // The same marks in other bytes aren't what was written.
+            Ok(marks) if serde_cbor::to_vec(&marks).is_ok_and(|written| written == bytes) => Ok(marks),
+            Ok(_) => Err("it isn't as it was written".to_owned()),
             Err(error) => Err(error.to_string()),
         }
     }
@@ -193,13 +196,7 @@ impl Reader<'_> {
     }
 
     /// Reads one segment.
-    fn segment(
-        &mut self,
-        path: &Path,
-        number: u64,
-        bytes: &[u8],
-        is_last: bool,
-    ) -> (Segment, Option<Torn>) {
+    fn segment(&mut self, path: &Path, number: u64, bytes: &[u8], is_last: bool) -> (Segment, Option<Torn>) {
         let mut segment = Segment { path: path.to_path_buf(), first: number, last: number.saturating_sub(1), bytes: 0 };
         let mut lines = bytes.split_inclusive(|byte| *byte == b'\n');
         let header = lines.next().unwrap_or_default();
@@ -209,7 +206,13 @@ impl Reader<'_> {
                 let torn = Torn { path: path.to_path_buf(), number, bytes: bytes.len() as u64 };
                 return (segment, Some(torn));
             }
-            self.fault(number, codes::AUDIT_TAMPERED, "the segment's first line was changed", path, "as it was written");
+            self.fault(
+                number,
+                codes::AUDIT_TAMPERED,
+                "the segment's first line was changed",
+                path,
+                "as it was written",
+            );
             return (segment, None);
         };
         segment.bytes = header.len() as u64;
@@ -222,7 +225,13 @@ impl Reader<'_> {
                     let torn = Torn { path: path.to_path_buf(), number: expected, bytes: line.len() as u64 };
                     return (segment, Some(torn));
                 }
-                self.fault(expected, codes::AUDIT_TAMPERED, "the line has no end", path, "records as they were written");
+                self.fault(
+                    expected,
+                    codes::AUDIT_TAMPERED,
+                    "the line has no end",
+                    path,
+                    "records as they were written",
+                );
                 break;
             };
             self.line(path, whole, number);
@@ -241,7 +250,13 @@ impl Reader<'_> {
     fn begin(&mut self, path: &Path, number: u64, begin: (Writer, u64, Chain)) {
         let (writer, first, chain) = begin;
         if first != number {
-            self.fault(number, codes::AUDIT_TAMPERED, "the segment says another first record", path, "that of its name");
+            self.fault(
+                number,
+                codes::AUDIT_TAMPERED,
+                "the segment says another first record",
+                path,
+                "that of its name",
+            );
         }
         let marks = self.marks;
         if marks.is_some_and(|marks| marks.acknowledged.writer != writer) {
@@ -250,7 +265,13 @@ impl Reader<'_> {
         let before = number.saturating_sub(1);
         match self.head {
             Some(Reached { head, .. }) if head.number < before => {
-                self.fault(head.number.saturating_add(1), codes::AUDIT_GAP, "a segment is missing", path, "every record");
+                self.fault(
+                    head.number.saturating_add(1),
+                    codes::AUDIT_GAP,
+                    "a segment is missing",
+                    path,
+                    "every record",
+                );
             }
             Some(Reached { head, .. }) if head.number > before => {
                 self.fault(number, codes::AUDIT_TAMPERED, "the segments overlap", path, "every record once");
@@ -268,7 +289,13 @@ impl Reader<'_> {
             && marks.acknowledged.number == before
             && marks.acknowledged.chain != chain
         {
-            self.fault(number, codes::AUDIT_TAMPERED, "the segment begins elsewhere", path, "where it was acknowledged");
+            self.fault(
+                number,
+                codes::AUDIT_TAMPERED,
+                "the segment begins elsewhere",
+                path,
+                "where it was acknowledged",
+            );
         }
         self.head = Some(Reached { head: Head { writer, number: before, chain }, computed: chain });
     }
@@ -300,7 +327,10 @@ impl Reader<'_> {
             self.fault(expected, codes::AUDIT_TAMPERED, "the record was changed", path, "what its chain stands for");
         }
         (self.each)(&record);
-        self.head = Some(Reached { head: Head { number: record.number, chain: stored, ..head }, computed: computed.then(text) });
+        self.head = Some(Reached {
+            head: Head { number: record.number, chain: stored, ..head },
+            computed: computed.then(text),
+        });
         self.hold_mark(path, record.number, stored);
     }
 
@@ -319,6 +349,9 @@ impl Reader<'_> {
     /// Whether this is how a line begins that comes next.
     fn is_torn(&self, tail: &[u8], number: u64, offset: u64) -> bool {
         let tail = without_zeros(tail, offset);
+        if tail.len() > LINE_LIMIT + 65 {
+            return false;
+        }
         let Some((stored, text)) = tail.split_at_checked(64) else {
             return tail.iter().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte));
         };

@@ -140,12 +140,7 @@ impl Courier {
     }
 
     /// Where to go on after an answer; nowhere if the journal was begun anew.
-    async fn answered(
-        &self,
-        answer: &RecordsAnswer,
-        first: u64,
-        sent: Head,
-    ) -> Result<Option<(u64, bool)>, Refusal> {
+    async fn answered(&self, answer: &RecordsAnswer, first: u64, sent: Head) -> Result<Option<(u64, bool)>, Refusal> {
         let has = Head { number: answer.next.saturating_sub(1), chain: answer.before, ..sent };
         let known = match has == sent {
             true => Some(sent.chain),

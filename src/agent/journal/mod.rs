@@ -25,7 +25,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
 
-use crate::clock::BootInstant;
 use crate::codes::{self, Code, Refusal};
 use crate::protocol::{Head, Record};
 
@@ -138,6 +137,8 @@ pub struct Standing {
     pub waiting_bytes: u64,
     /// The most that may wait: then nothing is released.
     pub limit_bytes: u64,
+    /// Writes to the disk since the agent started; each may be of many records.
+    pub writes: u64,
     /// So long repeats are only counted in memory, in seconds.
     pub window_seconds: u64,
     /// Why it can't be written now.
@@ -203,7 +204,7 @@ impl Journal {
     pub fn denied(&self, note: Note) {
         let note = {
             let nearly_full = self.shared.nearly_full.load(Ordering::Relaxed);
-            self.shared.repeats().bounded(note, nearly_full, BootInstant::now())
+            self.shared.repeats().bounded(note, nearly_full)
         };
         if !self.shared.repeats().again(&note) {
             // A journal that has ended is one of an agent that is ending.

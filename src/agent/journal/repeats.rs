@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::{Note, What};
 use crate::clock::BootInstant;
+use crate::codes::Code;
 
 /// Repeats are counted for so long before their number is written: a kill -9 loses at most these counts, never
 /// a first release.
@@ -14,16 +15,16 @@ pub const WINDOW: Duration = Duration::from_secs(5);
 /// So many notes are counted at a time; what is new beyond that is written each time.
 const MOST: usize = 4096;
 
-/// So many different denials are written in a window; those beyond are counted by their code alone, so that
-/// nobody who starts processes fills the disk.
+/// So many pairs of user and code are told apart among denials; those beyond are counted by their code alone, so
+/// that nobody who asks and asks fills the disk.
 const DENIALS: usize = 256;
 
 /// What is counted now.
 #[derive(Debug, Default)]
 pub struct Repeats {
     counted: HashMap<Note, Counted>,
-    /// Denials that were new in this window, and since when it runs.
-    denials: (usize, Option<BootInstant>),
+    /// The first denial of each user and code that is counted.
+    denied: HashMap<(String, Option<Code>), Note>,
 }
 
 #[derive(Debug)]
@@ -51,17 +52,15 @@ impl Repeats {
         }
     }
 
-    /// The form in which a denial is written: its own, or with many others of its code.
-    pub fn bounded(&mut self, note: Note, nearly_full: bool, now: BootInstant) -> Note {
-        if note.what != What::Deny || self.counted.contains_key(&note) {
-            return note;
+    /// The form in which a denial is written: as the first of the same user and code, whatever further words this
+    /// one has, or with many others of its code.
+    pub fn bounded(&mut self, note: Note, nearly_full: bool) -> Note {
+        let key = (note.process.clone(), note.code);
+        if let Some(first) = self.denied.get(&key) {
+            return first.clone();
         }
-        let (new, since) = &mut self.denials;
-        if since.is_none_or(|since| now.since(since) >= WINDOW) {
-            (*new, *since) = (0, Some(now));
-        }
-        *new += 1;
-        if *new <= DENIALS && !nearly_full {
+        if self.denied.len() < DENIALS && self.counted.len() < MOST / 2 && !nearly_full {
+            self.denied.insert(key, note.clone());
             return note;
         }
         Note {
@@ -91,6 +90,7 @@ impl Repeats {
             counted.since = now;
             true
         });
+        self.denied.retain(|_, note| self.counted.contains_key(note));
         due
     }
 
@@ -100,10 +100,5 @@ impl Repeats {
             let counted = self.counted.entry(note).or_insert(Counted { since: now, pending: 0 });
             counted.pending = counted.pending.saturating_add(count);
         }
-    }
-
-    /// Whether anything is counted.
-    pub fn is_empty(&self) -> bool {
-        self.counted.is_empty()
     }
 }

@@ -25,6 +25,7 @@ pub struct Spool {
     open: Option<Open>,
     /// What is to be said first, as soon as it can be written.
     first_words: Vec<Record>,
+    writes: u64,
 }
 
 #[derive(Debug)]
@@ -54,7 +55,7 @@ pub struct Batch {
 impl Spool {
     /// The spool in `directory`, of which at most `limit` bytes may wait for the control plane.
     pub const fn new(directory: PathBuf, limit: u64) -> Self {
-        Self { directory, limit, open: None, first_words: Vec::new() }
+        Self { directory, limit, open: None, first_words: Vec::new(), writes: 0 }
     }
 
     /// Opens what is there, or begins a new one. What a power cut left is cut off; what was changed is
@@ -126,7 +127,11 @@ impl Spool {
         let head = found.head.unwrap_or(marks.acknowledged);
         let mut segments = found.segments;
         if let Some(torn) = &found.torn {
-            tracing::warn!(record = torn.number, bytes = torn.bytes, "the journal ends within a record, which is cut off");
+            tracing::warn!(
+                record = torn.number,
+                bytes = torn.bytes,
+                "the journal ends within a record, which is cut off"
+            );
             self.first_words.push(Record {
                 what: codes::AUDIT_TORN.as_str().to_owned(),
                 count: 1,
@@ -161,6 +166,7 @@ impl Spool {
         match open.append(&directory, limit, &all) {
             Ok(()) => {
                 self.first_words.clear();
+                self.writes += 1;
                 Ok(())
             }
             Err(error) => Err(self.unwritable(&error)),
@@ -175,6 +181,11 @@ impl Spool {
     /// The marks; none before it was opened.
     pub fn marks(&self) -> Option<&Marks> {
         self.open.as_ref().map(|open| &open.marks)
+    }
+
+    /// How often it was written.
+    pub const fn writes(&self) -> u64 {
+        self.writes
     }
 
     /// Bytes that wait for the control plane, and the most that may.
@@ -306,7 +317,10 @@ impl Open {
         if self.waiting() + text.len() as u64 > limit {
             return Err(io::Error::new(
                 io::ErrorKind::QuotaExceeded,
-                format!("the journal is full: {} bytes wait for the control plane, at most {limit} may", self.waiting()),
+                format!(
+                    "the journal is full: {} bytes wait for the control plane, at most {limit} may",
+                    self.waiting()
+                ),
             ));
         }
         let Some(segment) = self.segments.last_mut() else { return Ok(()) };

@@ -171,6 +171,7 @@ impl Thread {
             acknowledged: marks.map_or(0, |marks| marks.acknowledged.number),
             waiting_bytes: waiting,
             limit_bytes: limit,
+            writes: self.spool.writes(),
             window_seconds: WINDOW.as_secs(),
             trouble: self.trouble.clone(),
         };

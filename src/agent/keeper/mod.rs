@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, broadcast, watch};
 
 use super::follower::Follower;
+use super::journal::Journal;
 use super::sources::Sources;
 use crate::clock::BootInstant;
 use crate::codes::{self, Refusal};
@@ -121,12 +122,14 @@ pub struct Keeper {
     /// Wakes it, too: IMA's list grew, by what is allowed.
     grown: Notify,
     follower: Follower,
+    /// Written before anything leaves.
+    journal: Journal,
     metrics: AgentMetrics,
 }
 
 impl Keeper {
     /// A keeper whose gate is closed.
-    pub(super) fn new(trust_domain: TrustDomain, watcher: Watcher, sources: Arc<Sources>) -> Self {
+    pub(super) fn new(trust_domain: TrustDomain, watcher: Watcher, sources: Arc<Sources>, journal: Journal) -> Self {
         let holdings = Holdings {
             gate: Gate::default(),
             store: Store::default(),
@@ -150,6 +153,7 @@ impl Keeper {
             drifted: Notify::new(),
             grown: Notify::new(),
             follower: Follower::new(sources),
+            journal,
             metrics: AgentMetrics::default(),
         }
     }

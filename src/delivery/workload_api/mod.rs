@@ -75,6 +75,11 @@ pub trait Source: Send + Sync + 'static {
     /// A number that moves whenever an answer may have become another one: rotation, drift,
     /// recovery, registrations, the lease's end.
     fn changes(&self) -> watch::Receiver<u64>;
+
+    /// A stream on which SVIDs were released to `peer` ends by `refusal`. It ends once this returns.
+    fn ended(&self, _peer: &Peer, _refusal: &Refusal) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
 }
 
 /// Everything a workload gets by `FetchX509SVID`; at least one item, the default identity first.

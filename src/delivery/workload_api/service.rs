@@ -40,18 +40,33 @@ pub(super) struct Caller {
 
 impl Caller {
     /// Waits for what ends every call of this caller.
-    async fn over(&mut self) -> Status {
+    async fn over(&mut self) -> End {
         tokio::select! {
             biased;
-            () = self.stopping.cancelled() => {
-                unavailable(&Refusal::new(codes::DELIVERY_STOPPING, "the agent is stopping"))
-            }
+            () = self.stopping.cancelled() => stopping(),
             lost = self.lost.wait_for(Option::is_some) => {
                 let refusal = lost.ok().and_then(|refusal| refusal.clone());
-                no_identity(&refusal.unwrap_or_else(|| Refusal::new(codes::WORKLOAD_PEER_GONE, "not connected")))
+                let refusal = refusal.unwrap_or_else(|| Refusal::new(codes::WORKLOAD_PEER_GONE, "not connected"));
+                End { refusal, status: no_identity }
             }
         }
     }
+}
+
+/// How a call ends.
+struct End {
+    refusal: Refusal,
+    status: fn(&Refusal) -> Status,
+}
+
+impl End {
+    fn status(&self) -> Status {
+        (self.status)(&self.refusal)
+    }
+}
+
+fn stopping() -> End {
+    End { refusal: Refusal::new(codes::DELIVERY_STOPPING, "the agent is stopping"), status: unavailable }
 }
 
 /// The Workload API over `source`.
@@ -121,7 +136,7 @@ impl<S: Source> Service<S> {
         // Before the first question: a change while it is answered must be seen afterwards.
         open.changes.mark_unchanged();
         let asked = BootInstant::now();
-        let first = match open.ask::<F>(arrived).await? {
+        let first = match open.ask::<F>(arrived).await.map_err(|end| end.status())? {
             Ok(message) => message,
             Err(Denied::NoIdentity(refusal)) => return Err(open.refuse(&refusal, no_identity)),
             Err(Denied::Unavailable(refusal) | Denied::Ended(refusal)) => {
@@ -153,6 +168,9 @@ impl<S: Source> Service<S> {
 trait Feed: Send + Sync + 'static {
     type Message: Message + Send + 'static;
 
+    /// Whether what is released on it is recorded, and so its end.
+    const RECORDED: bool;
+
     fn ask<S: Source>(
         source: &S,
         peer: &Peer,
@@ -164,6 +182,7 @@ struct X509;
 
 impl Feed for X509 {
     type Message = X509svidResponse;
+    const RECORDED: bool = true;
 
     async fn ask<S: Source>(source: &S, peer: &Peer, arrived: BootInstant) -> Result<Self::Message, Denied> {
         messages::x509(source.x509(peer, arrived).await?)
@@ -174,6 +193,7 @@ struct X509Bundles;
 
 impl Feed for X509Bundles {
     type Message = X509BundlesResponse;
+    const RECORDED: bool = false;
 
     async fn ask<S: Source>(source: &S, peer: &Peer, arrived: BootInstant) -> Result<Self::Message, Denied> {
         messages::bundles(source.bundles(peer, arrived).await?)
@@ -201,15 +221,25 @@ struct Open<S> {
 impl<S: Source> Open<S> {
     /// The next message that differs from the last one, or how the stream ends.
     async fn next<F: Feed>(&mut self) -> Result<F::Message, Status> {
+        match self.following::<F>().await {
+            Ok(message) => Ok(message),
+            Err(end) => {
+                if F::RECORDED && self.sent != [0; 32] {
+                    self.source.ended(&self.caller.peer, &end.refusal).await;
+                }
+                Err(end.status())
+            }
+        }
+    }
+
+    async fn following<F: Feed>(&mut self) -> Result<F::Message, End> {
         loop {
             let at_once = std::mem::take(&mut self.at_once);
             let pause = if at_once { Duration::ZERO } else { self.retry_after() };
             tokio::select! {
                 biased;
-                status = self.caller.over() => return Err(status),
-                changed = self.changes.changed() => if changed.is_err() {
-                    return Err(unavailable(&Refusal::new(codes::DELIVERY_STOPPING, "the agent is stopping")));
-                },
+                end = self.caller.over() => return Err(end),
+                changed = self.changes.changed() => if changed.is_err() { return Err(stopping()) },
                 () = tokio::time::sleep(pause), if self.waiting || at_once => {}
             }
             let asked = self.ask::<F>(BootInstant::now()).await?;
@@ -225,8 +255,14 @@ impl<S: Source> Open<S> {
                 Err(Denied::Unavailable(refusal)) => {
                     tracing::debug!(peer = %self.caller.peer, code = %refusal.code, "an open stream waits");
                 }
-                Err(Denied::NoIdentity(refusal)) => return Err(self.refuse(&refusal, no_identity)),
-                Err(Denied::Ended(refusal)) => return Err(self.refuse(&refusal, unavailable)),
+                Err(Denied::NoIdentity(refusal)) => {
+                    self.refuse(&refusal, no_identity);
+                    return Err(End { refusal, status: no_identity });
+                }
+                Err(Denied::Ended(refusal)) => {
+                    self.refuse(&refusal, unavailable);
+                    return Err(End { refusal, status: unavailable });
+                }
             }
         }
     }
@@ -239,11 +275,11 @@ impl<S: Source> Open<S> {
             && BootInstant::now().since(asked) <= OLD
     }
 
-    async fn ask<F: Feed>(&mut self, arrived: BootInstant) -> Result<Result<F::Message, Denied>, Status> {
+    async fn ask<F: Feed>(&mut self, arrived: BootInstant) -> Result<Result<F::Message, Denied>, End> {
         let peer = self.caller.peer.clone();
         tokio::select! {
             biased;
-            status = self.caller.over() => Err(status),
+            end = self.caller.over() => Err(end),
             answer = F::ask(&*self.source, &peer, arrived) => Ok(answer),
         }
     }

@@ -242,6 +242,7 @@ table! {
     POLICY_DENIED = "policy.denied", "No policy permits it, or one forbids it.";
     POLICY_FAILED = "policy.failed", "The decision can't be made: no valid bundle, or an error in it; that denies.";
     POLICY_GUARDRAIL = "policy.guardrail", "A built-in guardrail forbids it, which no bundle can lift.";
+    POLICY_SCOPE = "policy.scope", "The workload's registration changed: what was issued under the one before is void.";
     POLICY_SUSPENDED = "policy.suspended", "The workload is suspended, or nobody answers for it.";
     POLICY_BUNDLE = "policy.bundle", "The policy bundle can't be read, is not valid, or fails its own tests.";
     POLICY_BUNDLE_SIGNATURE = "policy.bundle_signature", "The policy bundle is not signed by the keys that must sign it.";
@@ -289,6 +290,9 @@ table! {
     TOKEN_AUDIENCE = "token.audience", "The token is for another audience.";
     TOKEN_DENIED = "token.denied", "The token was revoked.";
     TOKEN_REUSED = "token.reused", "The token was used outside its job.";
+
+    APPROVAL_OWN = "approval.own", "Whoever approves must be somebody else than who asked, and not of the workload's owner.";
+    APPROVAL_IDENTITY = "approval.identity", "An approval needs the certificate of whoever gives it.";
 
     AUDIT_UNWRITABLE = "audit.unwritable", "The audit log can't be written: nothing is released.";
     AUDIT_TAMPERED = "audit.tampered", "The audit log was changed: a record was edited, removed or inserted.";

@@ -244,6 +244,9 @@ pub struct ServerConfig {
     /// Which TPMs are known and which nodes may join.
     #[serde(default)]
     pub admission: AdmissionConfig,
+    /// What registrations must keep to.
+    #[serde(default)]
+    pub registry: RegistryConfig,
     /// Who approves reference sets.
     #[serde(default)]
     pub policy: PolicyConfig,
@@ -253,6 +256,9 @@ pub struct ServerConfig {
     /// Logs of nodes.
     #[serde(default)]
     pub logs: ServerLogs,
+    /// Approvals, exceptions and reviews.
+    #[serde(default)]
+    pub governance: GovernanceConfig,
     /// Firmware profiles of your own: TOML files, or directories of them, beside the shipped ones.
     #[serde(default)]
     pub firmware_profiles: Vec<PathBuf>,
@@ -304,6 +310,28 @@ pub struct JoinRule {
     /// The group a joining node is put in.
     #[serde(default)]
     pub group: Option<String>,
+    /// The environment a joining node belongs to, one of `registry.environments`.
+    #[serde(default)]
+    pub environment: String,
+}
+
+/// What registrations must keep to.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RegistryConfig {
+    /// The environments, e.g. `["prod", "staging"]`: with any, each workload's id begins its path with one, and
+    /// nodes and destinations belong to one. Nothing crosses from one to another.
+    pub environments: Vec<String>,
+    /// The purposes a workload may have; with none, any text.
+    pub purposes: Vec<String>,
+    /// The longest lifetime of credentials of third-party programs in seconds, 1 to 3600.
+    pub third_party_ttl_seconds: u64,
+}
+
+impl Default for RegistryConfig {
+    fn default() -> Self {
+        Self { environments: Vec::new(), purposes: Vec::new(), third_party_ttl_seconds: 900 }
+    }
 }
 
 /// What is kept of nodes' logs.
@@ -336,6 +364,28 @@ pub struct PolicyConfig {
 impl Default for PolicyConfig {
     fn default() -> Self {
         Self { keys: Vec::new(), threshold: 1 }
+    }
+}
+
+/// How long what deviates may hold, and how often somebody looks.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GovernanceConfig {
+    /// The longest exception, in days, 1 to 366.
+    pub exception_days: u64,
+    /// The longest approval, in hours, 1 to 720.
+    pub approval_hours: u64,
+    /// Days after which a workload is to be reviewed again, 1 to 1 000.
+    pub review_days: u64,
+    /// Days without a release after which a workload counts as unused, 1 to 1 000.
+    pub unused_days: u64,
+    /// Days after a review was due from which on the workload is suspended; without it none is.
+    pub suspend_overdue_days: Option<u64>,
+}
+
+impl Default for GovernanceConfig {
+    fn default() -> Self {
+        Self { exception_days: 90, approval_hours: 24, review_days: 90, unused_days: 30, suspend_overdue_days: None }
     }
 }
 

@@ -4,7 +4,8 @@
 //!  tls ─▶ routes ─▶ authn ─▶ enrolment    ─▶ verify            admin ◀─ cli
 //!                            attestation  ─▶ verify ─▶ leases    │
 //!                               └ logs ─▶ what is new of them     │
-//!                            credentials  ─▶ policy ─▶ issuer    ▼
+//!                            credentials  ─▶ policy ─▶ issuer    │
+//!                            tokens       ─▶ policy ─▶ JWT keys  ▼
 //!                            events ◀──────────────────────── registry, references
 //!                               all of it in one transaction each ─▶ store, audit
 //! ```
@@ -23,6 +24,7 @@ mod credentials;
 pub mod dev;
 mod enrolment;
 mod events;
+mod governance;
 mod issuer;
 mod keys;
 mod leases;
@@ -42,3 +44,4 @@ mod steady;
 mod store;
 mod tasks;
 mod tls;
+mod tokens;

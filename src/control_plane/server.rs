@@ -8,18 +8,19 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 
-use super::audit;
+use super::audit::{self, heads, heads::Heads};
 use super::basis::Cache;
 use super::ca::{self, Authority};
 use super::credentials::ledger;
 use super::events::{Audience, Hub};
 use super::keys::{self, WrappingKey};
 use super::limiter::Limiter;
+use super::replay::{self, Sealing};
 use super::settings::Settings;
 use super::steady::Steady;
 use super::store::{Epoch, Generation, Store, Transaction, meta, signed};
 use super::tls::{self, Tls};
-use super::{admin, nonces, replay, routes, tasks};
+use super::{admin, governance, nonces, routes, tasks};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::config::ServerConfig;
@@ -47,6 +48,8 @@ pub struct Shared {
     pub authority: Authority,
     /// Wraps secrets in the store.
     pub wrapping: Arc<WrappingKey>,
+    /// Seals answers that hold secrets, while they are kept for a retry.
+    pub sealing: Sealing,
     /// Notices a restored store.
     pub generation: Generation,
     /// Named in leases; a new one after a restore.
@@ -61,6 +64,8 @@ pub struct Shared {
     pub metrics: ServerMetrics,
     /// The time; it never goes back.
     pub clock: Arc<Steady>,
+    /// Signs the log's heads.
+    pub heads: Heads,
     tls: Arc<Tls>,
     server_key: p256::ecdsa::SigningKey,
 }
@@ -115,6 +120,7 @@ pub async fn start_at(config: ServerConfig, now: Now) -> Result<Bound, Refusal> 
     shutdown.tasks.spawn(tls::serve(listener, shared.tls.clone(), router, shutdown.clone()));
     shutdown.tasks.spawn(admin::serve(admin_listener, shared.clone(), shutdown.token.clone()));
     shutdown.tasks.spawn(keep(shared.clone(), shutdown.clone()));
+    shutdown.tasks.spawn(heads::keep(shared.clone(), shutdown.clone()));
     let ca_hash = ca::hash(shared.authority.current().ca.certificate());
     tracing::info!(%addr, admin = %config.admin_socket.display(), ca_hash, "serving");
     Ok(Bound { addr, admin_socket: config.admin_socket, ca_hash, shutdown, _lock: lock })
@@ -163,6 +169,12 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
     let wrapping = Arc::new(WrappingKey::of(config, empty)?);
     let generation = Generation::new(wrapping_path.with_added_extension("generation"));
     let server_key = keys::generate()?;
+    // Before anything is written to the log: whether it is all there.
+    let witness = heads::witness_path(&wrapping_path);
+    let (heads, cut) = store.transaction_blocking(|tx| {
+        let restored = generation.is_behind(tx)?;
+        Heads::open(tx, &wrapping, witness, restored, now())
+    })?;
     let clock = store.transaction_blocking(|tx| Steady::open(tx, now, config.accept_clock))?;
     let time = clock.now();
     let (authority, epoch, configuration) = store.transaction_blocking(|tx| {
@@ -171,7 +183,7 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
             audit::done(tx, time, "clock.accepted", None, serde_json::json!({}))?;
         }
         clock.keep(tx)?;
-        let (epoch, restored) = generation.enter(tx, time)?;
+        let (epoch, restored) = generation.enter(tx, cut, time)?;
         if restored {
             audit::done(
                 tx,
@@ -192,6 +204,7 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
         store,
         authority,
         wrapping,
+        sealing: Sealing::new()?,
         generation,
         epoch,
         hub: Hub::default(),
@@ -199,6 +212,7 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
         documents: Cache::default(),
         metrics: ServerMetrics::default(),
         clock,
+        heads,
         tls,
         server_key,
     })
@@ -249,13 +263,14 @@ async fn keep(shared: Arc<Shared>, shutdown: Shutdown) {
 async fn round(shared: &Arc<Shared>, renew_at: &mut WallTime) -> Result<(), Refusal> {
     let now = shared.now();
     let of_work = shared.clone();
-    let changed = shared
+    let (changed, push) = shared
         .store
         .transaction(move |tx| {
             of_work.clock.keep(tx)?;
             nonces::tidy(tx, now)?;
             tasks::expire(tx, now)?;
             ledger::expire(tx, now)?;
+            let push = governance::round(tx, &of_work, now)?;
             tx.execute("DELETE FROM enrolments WHERE expires_at < ?1", [signed(now.0)])?;
             let changed = of_work.authority.turn(tx, now)?;
             if changed {
@@ -263,9 +278,12 @@ async fn round(shared: &Arc<Shared>, renew_at: &mut WallTime) -> Result<(), Refu
                 replay::forget(tx, None)?;
                 audit::done(tx, now, "ca.turned", None, serde_json::json!({}))?;
             }
-            Ok(changed)
+            Ok((changed, push))
         })
         .await?;
+    for (audience, event) in push {
+        shared.hub.push(audience, event);
+    }
     if changed || now >= *renew_at {
         shared.ca_changed().await?;
         *renew_at = now.after(shared.settings.own_certificates / 2);

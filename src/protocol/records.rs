@@ -27,6 +27,8 @@ pub const LINE_LIMIT: usize = 32 << 10;
 pub const RECORDS_LIMIT: usize = 2048;
 /// See [`RECORDS_LIMIT`].
 pub const LINES_LIMIT: usize = 512 << 10;
+/// The largest such request in bytes: the lines, one more, and the frame.
+pub const BODY_LIMIT: usize = LINES_LIMIT + LINE_LIMIT + (64 << 10);
 
 /// What happened, to whom, and by which decision. No value of a secret is ever in one.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]

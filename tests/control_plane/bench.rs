@@ -84,6 +84,11 @@ impl Server {
         self.bound.as_ref().unwrap()
     }
 
+    /// The server's time.
+    pub fn now(&self) -> WallTime {
+        WallTime(self.clock.load(Ordering::SeqCst))
+    }
+
     /// Lets the server's clock go on.
     pub fn pass(&self, seconds: u64) {
         self.clock.fetch_add(seconds, Ordering::SeqCst);
@@ -125,6 +130,13 @@ impl Server {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
+    /// Runs a command that must end with this exit code; its JSON.
+    pub async fn admin_of(&self, arguments: &[&str], code: i32) -> serde_json::Value {
+        let output = self.run(&[arguments, &["--json"]].concat()).await;
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
     /// What was recorded, oldest first.
     pub async fn recorded(&self) -> Vec<String> {
         let output = self.run(&["--json", "audit", "tail", "--lines", "10000"]).await;
@@ -137,7 +149,9 @@ impl Server {
     pub async fn register(&self, name: &str, node: &str) -> String {
         let id = format!("spiffe://{TRUST_DOMAIN}/{name}");
         self.admin(&["owner", "add", "team"]).await;
-        let place = ["--node", node, "--selector", "unix:uid:1000"];
+        // Two workloads of one node are told apart by something.
+        let program = format!("unix:path:/usr/bin/{}", name.replace('/', "-"));
+        let place = ["--node", node, "--selector", "unix:uid:1000", "--selector", &program];
         self.admin(&[&["workload", "add", "--id", &id, "--owner", "team", "--purpose", "tests"], &place[..]].concat())
             .await;
         id

@@ -14,6 +14,8 @@ mod bench;
 mod command_line;
 mod credentials;
 mod enrolment;
+mod governance;
+mod grants;
 #[path = "../bench/list.rs"]
 mod list;
 mod lists;
@@ -23,6 +25,7 @@ mod logs;
 mod node;
 mod operators;
 mod pushed;
+mod registry;
 mod routes;
 mod sets;
 mod start;

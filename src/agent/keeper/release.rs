@@ -62,7 +62,7 @@ impl Keeper {
         for _ in 0..ROUNDS {
             let permit = self.permit(arrived).await?;
             let lease = permit.lease_sequence();
-            let matching = self.matching(peer).await?;
+            let matching = self.matching(peer).await?.workloads;
             let chosen = chosen(&self.holdings(), &matching, lease)?;
             if noted.as_ref() != Some(&chosen) {
                 self.note_releases(peer, &chosen, lease).await?;

@@ -5,16 +5,23 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::registrations::{destinations, eks, owners, workloads};
 use super::roles::{Action, Actor};
-use super::{nodes, operators, references, registrations, trust};
+use super::{governance, nodes, operators, references, trust};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
-use crate::control_plane::audit;
+use crate::control_plane::audit::listing::{Filter, Of};
+use crate::control_plane::audit::{self, Reading};
 use crate::control_plane::events::Audience;
-use crate::control_plane::registry::workloads::Stated;
+use crate::control_plane::registry::destinations::Destination;
+use crate::control_plane::registry::owners::{Kind, Stated as StatedOwner};
+use crate::control_plane::registry::workloads::{Changes, Stated};
 use crate::control_plane::server::Shared;
 use crate::control_plane::store::Transaction;
 use crate::protocol::Event;
+
+/// The most records of one answer.
+const RECORDS: u64 = 10_000;
 
 /// A command. Nodes are named by their id or the start of one.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -23,14 +30,25 @@ pub enum Command {
     NodeList,
     NodeShow { node: String },
     NodeExplain { node: String },
-    NodeApprove { node: String, group: Option<String>, accept_counts: bool },
+    NodeApprove { node: String, group: Option<String>, environment: Option<String>, accept_counts: bool },
+    NodeSet { node: String, group: Option<String>, environment: Option<String> },
     NodeRevoke { node: String, reason: String },
-    EkAdd(registrations::StatedEk),
+    EkAdd(eks::StatedEk),
     EkList,
     EkRemove { value: String },
-    OwnerAdd { name: String, contact: String },
+    OwnerAdd(StatedOwner),
+    OwnerSet { name: String, contact: Option<String>, kind: Option<Kind> },
+    OwnerRetire { name: String, to: Option<String>, reason: String },
+    OwnerShow { name: String },
     OwnerList,
+    DestinationAdd(Destination),
+    DestinationList,
+    DestinationRemove { name: String },
     WorkloadAdd(Stated),
+    WorkloadSet(Changes),
+    WorkloadSuspend { id: String, reason: String },
+    WorkloadResume { id: String },
+    WorkloadShow { id: String },
     WorkloadList,
     WorkloadRemove { id: String, reason: Option<String> },
     ReferencePreview { node: String },
@@ -46,10 +64,23 @@ pub enum Command {
     CaShow,
     CaPrepare,
     CaRotate { early: bool },
-    AuditTail { after: u64, limit: u64 },
-    OperatorAdd { id: String, role: String },
+    AuditList { of: Of, after: u64, limit: u64, newest: bool, filter: Filter },
+    AuditVerify { node: Option<String> },
+    AuditJoin,
+    OperatorAdd { id: String, role: String, owner: Option<String> },
     OperatorList,
     OperatorRemove { id: String },
+    ApprovalRequest(governance::StatedRequest),
+    ApprovalGrant { id: String, break_glass: bool, reason: String },
+    ApprovalDeny { id: String, reason: String },
+    ApprovalList,
+    ExceptionAdd(governance::StatedException),
+    ExceptionList,
+    ExceptionClose { id: String, reason: String },
+    ReviewDue,
+    ReviewSign { workload: String, note: String },
+    Debt,
+    Report { framework: String },
 }
 
 /// What a committed command still has to do.
@@ -84,7 +115,10 @@ impl Command {
             | Self::NodeShow { .. }
             | Self::NodeExplain { .. }
             | Self::EkList
+            | Self::OwnerShow { .. }
             | Self::OwnerList
+            | Self::DestinationList
+            | Self::WorkloadShow { .. }
             | Self::WorkloadList
             | Self::ReferencePreview { .. }
             | Self::ReferenceList
@@ -92,20 +126,39 @@ impl Command {
             | Self::ReferenceDraft { .. }
             | Self::CaShow
             | Self::OperatorList
-            | Self::AuditTail { .. } => Action::Read,
+            | Self::ApprovalList
+            | Self::ExceptionList
+            | Self::ReviewDue
+            | Self::Debt
+            | Self::Report { .. }
+            | Self::AuditList { .. }
+            | Self::AuditVerify { .. }
+            | Self::AuditJoin => Action::Read,
             Self::NodeApprove { .. }
             | Self::NodeRevoke { .. }
             | Self::EkAdd(_)
             | Self::EkRemove { .. }
-            | Self::OwnerAdd { .. }
+            | Self::NodeSet { .. }
+            | Self::OwnerAdd(_)
+            | Self::OwnerSet { .. }
+            | Self::OwnerRetire { .. }
+            | Self::DestinationAdd(_)
+            | Self::DestinationRemove { .. }
             | Self::WorkloadAdd(_)
+            | Self::WorkloadSet(_)
+            | Self::WorkloadSuspend { .. }
+            | Self::WorkloadResume { .. }
             | Self::WorkloadRemove { .. }
             | Self::ReferenceLearn { .. }
             | Self::ReferenceRetire { .. }
             | Self::ReferenceImport { .. }
             | Self::ReferenceAssign { .. }
             | Self::ReferenceUnassign { .. }
-            | Self::ReferenceRetireSet { .. } => Action::Operate,
+            | Self::ReferenceRetireSet { .. }
+            | Self::ApprovalRequest(_)
+            | Self::ExceptionAdd(_)
+            | Self::ExceptionClose { .. } => Action::Operate,
+            Self::ApprovalGrant { .. } | Self::ApprovalDeny { .. } | Self::ReviewSign { .. } => Action::Approve,
             Self::CaPrepare | Self::CaRotate { .. } | Self::OperatorAdd { .. } | Self::OperatorRemove { .. } => {
                 Action::Administer
             }
@@ -124,7 +177,7 @@ impl Command {
         still: impl FnOnce(&Transaction<'_>, &Shared) -> Result<(), Refusal> + Send + 'static,
     ) -> Result<Value, Refusal> {
         let (of_work, now) = (shared.clone(), shared.now());
-        let name = self.name();
+        let (name, reading) = (self.name(), self.reading());
         if let Err(refusal) = shared.settings.roles.allow(&actor, self.action(), &name) {
             let recorded = refusal.clone();
             shared.store.transaction(move |tx| audit::refused(tx, now, &recorded, None, &name)).await?;
@@ -151,7 +204,26 @@ impl Command {
         if effects.taken {
             shared.witness().await?;
         }
+        if let Some(reading) = reading {
+            let shared = shared.clone();
+            let read = move || reading.read(&shared.store.reader()?, Some(&shared.heads.witness), shared.now());
+            let failed =
+                |e: tokio::task::JoinError| Refusal::new(codes::STORE_FAILED, format!("BUG: it ended early: {e}"));
+            return tokio::task::spawn_blocking(read).await.map_err(failed)?;
+        }
         Ok(facts)
+    }
+
+    /// What takes longer than the one writer should wait: it is read apart, once the command may be carried out.
+    fn reading(&self) -> Option<Reading> {
+        match self.clone() {
+            Self::AuditList { of, after, limit, newest, filter } => {
+                Some(Reading::List { of, after, limit: limit.min(RECORDS), newest, filter })
+            }
+            Self::AuditVerify { node } => Some(Reading::Verify { node }),
+            Self::AuditJoin => Some(Reading::Join),
+            _ => None,
+        }
     }
 
     /// Its name on the wire, e.g. `node_approve`.
@@ -161,21 +233,36 @@ impl Command {
     }
 
     fn apply(self, tx: &Transaction<'_>, shared: &Shared, actor: &Actor, now: WallTime) -> Result<Outcome, Refusal> {
-        let domain = &shared.settings.trust_domain;
+        let rules = &shared.settings.registry;
         match self {
             Self::NodeList => nodes::list(tx, now),
             Self::NodeShow { node } => nodes::show(tx, &node, now),
             Self::NodeExplain { node } => nodes::explain(tx, shared, &node, now),
-            Self::NodeApprove { node, group, accept_counts } => nodes::approve(tx, &node, group, accept_counts, now),
+            Self::NodeApprove { node, group, environment, accept_counts } => {
+                nodes::approve(tx, &node, nodes::Place { group, environment }, accept_counts, rules, now)
+            }
+            Self::NodeSet { node, group, environment } => {
+                nodes::set(tx, &node, nodes::Place { group, environment }, rules, now)
+            }
             Self::NodeRevoke { node, reason } => nodes::revoke(tx, &node, &reason, now),
-            Self::EkAdd(stated) => registrations::ek_add(tx, stated, now),
-            Self::EkList => registrations::ek_list(tx),
-            Self::EkRemove { value } => registrations::ek_remove(tx, &value, now),
-            Self::OwnerAdd { name, contact } => registrations::owner_add(tx, &name, &contact, now),
-            Self::OwnerList => registrations::owner_list(tx),
-            Self::WorkloadAdd(stated) => registrations::workload_add(tx, stated, domain, now),
-            Self::WorkloadList => registrations::workload_list(tx),
-            Self::WorkloadRemove { id, reason } => registrations::workload_remove(tx, &id, reason.as_deref(), now),
+            Self::EkAdd(stated) => eks::add(tx, stated, rules, now),
+            Self::EkList => eks::list(tx),
+            Self::EkRemove { value } => eks::remove(tx, &value, now),
+            Self::OwnerAdd(stated) => owners::add(tx, stated, now),
+            Self::OwnerSet { name, contact, kind } => owners::set(tx, &name, contact, kind, now),
+            Self::OwnerRetire { name, to, reason } => owners::retire(tx, &name, to.as_deref(), &reason, now),
+            Self::OwnerShow { name } => owners::show(tx, &name),
+            Self::OwnerList => owners::list(tx),
+            Self::DestinationAdd(stated) => destinations::add(tx, stated, rules, now),
+            Self::DestinationList => destinations::list(tx),
+            Self::DestinationRemove { name } => destinations::remove(tx, &name, now),
+            Self::WorkloadAdd(stated) => workloads::add(tx, stated, rules, now),
+            Self::WorkloadSet(changes) => workloads::set(tx, changes, rules, now),
+            Self::WorkloadSuspend { id, reason } => workloads::suspend(tx, &id, &reason, now),
+            Self::WorkloadResume { id } => workloads::resume(tx, &id, now),
+            Self::WorkloadShow { id } => workloads::show(tx, &id),
+            Self::WorkloadList => workloads::list(tx),
+            Self::WorkloadRemove { id, reason } => workloads::remove(tx, &id, reason.as_deref(), now),
             Self::ReferencePreview { node } => trust::reference_preview(tx, &shared.settings.policy, &node),
             Self::ReferenceLearn { node, fingerprint } => {
                 trust::reference_learn(tx, &shared.settings.policy, &node, &fingerprint, now)
@@ -197,10 +284,26 @@ impl Command {
             Self::CaShow => trust::ca_show(tx),
             Self::CaPrepare => trust::ca_prepare(tx, &shared.authority, now),
             Self::CaRotate { early } => trust::ca_rotate(tx, &shared.authority, early, now),
-            Self::AuditTail { after, limit } => trust::audit_tail(tx, after, limit),
-            Self::OperatorAdd { id, role } => operators::add(tx, &id, &role, actor, domain, now),
+            // See `reading`.
+            Self::AuditList { .. } | Self::AuditVerify { .. } | Self::AuditJoin => Ok(only(Value::Null)),
+            Self::OperatorAdd { id, role, owner } => {
+                operators::add(tx, &id, &role, owner.as_deref(), actor, &rules.trust_domain, now)
+            }
             Self::OperatorList => operators::list(tx),
             Self::OperatorRemove { id } => operators::remove(tx, &id, now),
+            Self::ApprovalRequest(stated) => governance::approval_request(tx, shared, &stated, actor, now),
+            Self::ApprovalGrant { id, break_glass, reason } => {
+                governance::approval_grant(tx, &id, &reason, break_glass, actor, now)
+            }
+            Self::ApprovalDeny { id, reason } => governance::approval_deny(tx, &id, &reason, actor, now),
+            Self::ApprovalList => governance::approval_list(tx, now),
+            Self::ExceptionAdd(stated) => governance::exception_add(tx, shared, &stated, actor, now),
+            Self::ExceptionList => governance::exception_list(tx, now),
+            Self::ExceptionClose { id, reason } => governance::exception_close(tx, &id, &reason, now),
+            Self::ReviewDue => governance::review_due(tx, shared, now),
+            Self::ReviewSign { workload, note } => governance::review_sign(tx, &workload, &note, actor, now),
+            Self::Debt => governance::debt(tx, now),
+            Self::Report { framework } => governance::report(tx, shared, &framework, now),
         }
     }
 }

@@ -166,7 +166,7 @@ fn advance(tx: &Transaction<'_>, number: u64, chain: Chain) -> Result<(), Refusa
 ///
 /// # Errors
 /// [`codes::STORE_FAILED`].
-fn begin(tx: &Transaction<'_>, now: WallTime) -> Result<Head, Refusal> {
+pub fn start(tx: &Transaction<'_>, now: WallTime) -> Result<Head, Refusal> {
     let writer = Writer::random().map_err(|e| Refusal::new(codes::STORE_FAILED, e.to_string()))?;
     let head = Head::begin(writer);
     tx.execute(

@@ -37,7 +37,8 @@ pub struct Heads {
     key: SigningKey,
     /// SubjectPublicKeyInfo of the key, DER.
     pub spki: Vec<u8>,
-    witness: PathBuf,
+    /// The file outside the store.
+    pub witness: PathBuf,
 }
 
 /// The head outside the store, as JSON: who has it can tell whether a log goes on from there.
@@ -97,7 +98,8 @@ pub fn witness_path(wrapping_key: &Path) -> PathBuf {
 
 impl Heads {
     /// Opens the key, or makes it, and holds the log against the witness: one that was cut or changed since, or
-    /// restored from a backup, is recorded as that.
+    /// restored from a backup, is recorded as that. To be called before anything is written to the log. Also says
+    /// whether its end is missing.
     ///
     /// # Errors
     /// [`codes::STORE_FAILED`].
@@ -107,7 +109,7 @@ impl Heads {
         witness: PathBuf,
         restored: bool,
         now: WallTime,
-    ) -> Result<Self, Refusal> {
+    ) -> Result<(Self, bool), Refusal> {
         if chain::head(tx)?.is_none() {
             chain::start(tx, now)?;
         }
@@ -127,38 +129,38 @@ impl Heads {
         };
         let spki = super::super::issuer::spki_of_key(&key)?;
         let heads = Self { key, spki, witness };
-        heads.hold_against_witness(tx, restored, now)?;
-        Ok(heads)
+        let cut = heads.hold_against_witness(tx, restored, now)?;
+        Ok((heads, cut))
     }
 
-    /// Holds the log against the file outside.
-    fn hold_against_witness(&self, tx: &Transaction<'_>, restored: bool, now: WallTime) -> Result<(), Refusal> {
+    /// Holds the log against the file outside; says whether the log ends before it.
+    fn hold_against_witness(&self, tx: &Transaction<'_>, restored: bool, now: WallTime) -> Result<bool, Refusal> {
+        let tampered = codes::AUDIT_TAMPERED;
         let witnessed = match Witness::read(&self.witness).and_then(|found| found.map(|w| w.signed()).transpose()) {
-            Ok(None) => return Ok(()),
-            Ok(Some((witnessed, key))) if key == self.spki => witnessed,
+            Ok(None) => return Ok(false),
+            Ok(Some((witnessed, key))) if key == self.spki => witnessed.head,
             Ok(Some((witnessed, _))) => {
                 let found = format!("it is of another key, for record {}", witnessed.head.number);
-                return self.found(tx, codes::AUDIT_TAMPERED, witnessed.head.number, &found, now);
+                return self.found(tx, tampered, witnessed.head.number, &found, now).map(|()| false);
             }
-            Err(refusal) => return self.found(tx, codes::AUDIT_TAMPERED, 0, &refusal.to_string(), now),
+            Err(refusal) => return self.found(tx, tampered, 0, &refusal.to_string(), now).map(|()| false),
         };
-        let Some(head) = chain::head(tx)? else { return Ok(()) };
-        let last = last_number(tx)?;
-        let number = witnessed.head.number;
-        if number > head.number || number > last {
-            chain::skip_to(tx, number)?;
-            let (first, what) =
-                (last.saturating_add(1), if restored { "audit.restored" } else { codes::AUDIT_GAP.as_str() });
-            tracing::error!(from = first, to = number, what, "records are missing from the log");
-            let detail = serde_json::json!({ "from": first, "to": number, "chain": witnessed.head.chain.to_string() });
+        let Some(head) = chain::head(tx)? else { return Ok(false) };
+        let (last, number) = (last_number(tx)?, witnessed.number);
+        if number > last {
+            chain::skip_to(tx, number.max(head.number))?;
+            let what = if restored { "audit.restored" } else { codes::AUDIT_GAP.as_str() };
+            let (from, to) = (last.saturating_add(1), number.max(head.number));
+            tracing::error!(from, to, what, "records are missing from the log");
+            let detail = serde_json::json!({ "from": from, "to": to, "chain": witnessed.chain.to_string() });
             chain::append(tx, now, what, &Subject::default(), detail)?;
-            return Ok(());
+            return Ok(true);
         }
-        if chain::chain_at(tx, number)? != Some(witnessed.head.chain) {
+        if chain::chain_at(tx, number)? != Some(witnessed.chain) {
             let found = format!("record {number} or one before it was changed");
-            return self.found(tx, codes::AUDIT_TAMPERED, number, &found, now);
+            self.found(tx, tampered, number, &found, now)?;
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Records, and keeps beside itself, what the witness says otherwise than the log.

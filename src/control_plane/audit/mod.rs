@@ -18,12 +18,13 @@ mod tests;
 pub mod verify;
 
 use std::cell::RefCell;
+use std::path::Path;
 
 use super::registry::nodes::Node;
 use super::registry::ownership::Claim;
-use super::store::Transaction;
+use super::store::{Transaction, unsigned};
 use crate::clock::WallTime;
-use crate::codes::Refusal;
+use crate::codes::{self, Refusal};
 use crate::identity::NodeId;
 use crate::protocol::records::printable;
 
@@ -147,6 +148,54 @@ pub fn claimed_eks(tx: &Transaction<'_>, now: WallTime, node: &Node, claims: &[C
         done(tx, now, "node.ek_conflict", Some(node.id), detail)?;
     }
     Ok(())
+}
+
+/// When each workload's credentials were last released, as its nodes recorded it.
+///
+/// # Errors
+/// [`crate::codes::STORE_FAILED`].
+pub fn released(tx: &Transaction<'_>) -> Result<Vec<(String, WallTime)>, Refusal> {
+    let mut statement = tx.prepare(
+        "SELECT json_extract(record, '$.workload'), max(json_extract(record, '$.time')) FROM node_records
+         WHERE json_valid(record) AND json_extract(record, '$.what') = 'credential.released'
+         AND json_extract(record, '$.workload') IS NOT NULL GROUP BY 1",
+    )?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, WallTime(unsigned(row.get(1)?)))))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// What is only read, on a connection of its own.
+#[derive(Clone, Debug)]
+pub enum Reading {
+    /// Lists records.
+    List { of: listing::Of, after: u64, limit: u64, newest: bool, filter: listing::Filter },
+    /// Verifies them; of nodes, this one's or all.
+    Verify { node: Option<String> },
+    /// Joins them.
+    Join,
+}
+
+impl Reading {
+    /// Reads; gives back the facts.
+    ///
+    /// # Errors
+    /// [`codes::STORE_FAILED`].
+    pub fn read(
+        &self,
+        connection: &rusqlite::Connection,
+        witness: Option<&Path>,
+        now: WallTime,
+    ) -> Result<serde_json::Value, Refusal> {
+        let facts = match self {
+            Self::List { of, after, limit, newest, filter } => {
+                let records = listing::list(connection, *of, *after, *limit, *newest, filter)?;
+                Ok(serde_json::json!({ "schema": 1, "records": records }))
+            }
+            Self::Verify { node } => serde_json::to_value(verify::verify(connection, witness, node.as_deref())?),
+            Self::Join => serde_json::to_value(joins::join(connection, now)?),
+        };
+        facts.map_err(|e| Refusal::new(codes::STORE_FAILED, e.to_string()))
+    }
 }
 
 /// `text`, cut at a character boundary to what a record keeps.

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::Connection;
 use serde::Serialize;
 
 use super::super::store::{damaged, fixed, unsigned};
@@ -59,21 +59,6 @@ pub struct Finding {
     pub code: Code,
     /// What.
     pub found: String,
-}
-
-/// Opens a store to read it only.
-///
-/// # Errors
-/// [`codes::STORE_FAILED`].
-pub fn open(path: &Path) -> Result<Connection, Refusal> {
-    let at = |refusal: Refusal| refusal.at(path.display().to_string());
-    if !path.exists() {
-        return Err(at(Refusal::new(codes::STORE_FAILED, "there is no such file")));
-    }
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags).map_err(|e| at(e.into()))?;
-    connection.busy_timeout(std::time::Duration::from_secs(5)).map_err(|e| at(e.into()))?;
-    Ok(connection)
 }
 
 /// Verifies the store behind `connection`; `witness` is the file outside, if it is at hand; `node` narrows the

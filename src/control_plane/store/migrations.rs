@@ -17,7 +17,9 @@ const STEPS: &[&str] = &[
     include_str!("steps/06-policy.sql"),
     include_str!("steps/07-audit.sql"),
     include_str!("steps/08-tenure.sql"),
+    include_str!("steps/09-tokens.sql"),
     include_str!("steps/10-operators.sql"),
+    include_str!("steps/11-governance.sql"),
 ];
 
 /// Brings the schema up to date, in one transaction.

@@ -1,5 +1,6 @@
 //! The command line of `leasehold-agent`.
 
+mod audit;
 mod doctor;
 mod evidence;
 mod log;
@@ -99,6 +100,9 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
     },
+    /// The node's own record of what it released: verify it, or print it. Needs no TPM and no running agent.
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
     /// Read a measurement log, of this node or in a file. Needs no TPM and no configuration.
     #[command(subcommand)]
     Log(log::LogCommand),
@@ -147,6 +151,7 @@ async fn carry_out(arguments: Arguments) -> anyhow::Result<u8> {
                 evidence::Wanted { nonce: nonce.as_deref(), pcrs: pcrs.as_deref(), profile: profile.as_deref() };
             evidence::write(config()?, wanted, &out).await
         }
+        Command::Audit(command) => audit::run(command, &config()?.state_dir).await,
         Command::Log(command) => log::show(&command),
     }
 }

@@ -28,7 +28,7 @@ use tokio::sync::{oneshot, watch};
 use crate::codes::{self, Code, Refusal};
 use crate::protocol::{Head, Record};
 
-pub use courier::Courier;
+pub use courier::{BETWEEN, Courier};
 pub use repeats::WINDOW;
 pub use thread::JournalThread;
 

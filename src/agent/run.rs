@@ -14,6 +14,7 @@ use super::sources::Sources;
 use super::state::Memory;
 use super::status::Status;
 use super::tenancy::Tenancy;
+use super::withdrawals::Withdrawals;
 use crate::codes::{self, Refusal};
 use crate::config::{AgentConfig, ControlPlaneConfig};
 use crate::delivery::socket::BoundSocket;
@@ -98,10 +99,12 @@ pub async fn start(config: AgentConfig) -> anyhow::Result<Agent> {
     let attest_now = Arc::new(Notify::new());
     let courier = Courier { journal: journal.clone(), tpm: tpm.clone(), client: client_seen.clone() };
     shutdown.tasks.spawn(courier.run(token.clone()));
+    let withdrawals = Arc::new(Withdrawals::new(keeper.clone(), journal.clone(), memory.beside("withdrawals.cbor")));
     let tenancy = Tenancy {
         tpm,
         watcher,
         keeper: keeper.clone(),
+        withdrawals: withdrawals.clone(),
         unenrolled: Unenrolled::new(&config.control_plane.address, config.trust_domain.clone(), anchors),
         memory,
         sources,
@@ -113,7 +116,8 @@ pub async fn start(config: AgentConfig) -> anyhow::Result<Agent> {
         node,
     };
     shutdown.tasks.spawn(tenancy.run(token.clone()));
-    shutdown.tasks.spawn(events::follow(keeper.clone(), attest_now, client_seen, token.clone()));
+    shutdown.tasks.spawn(withdrawals.clone().acknowledge(client_seen.clone(), token.clone()));
+    shutdown.tasks.spawn(events::follow(keeper.clone(), withdrawals, attest_now, client_seen, token.clone()));
 
     let trust_domain = config.trust_domain.to_string();
     let admin_listener = admin_socket.take();

@@ -7,7 +7,7 @@ use reqwest::{Client, Method, StatusCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::grants::{GrantAnswer, GrantRequest, Noted, TasksEnded};
+use super::grants::{GrantAnswer, GrantRequest, Noted, TasksEnded, WithdrawalsApplied};
 use super::messages::*;
 use super::records::{RecordsAnswer, RecordsRequest};
 use super::tls::{TrustAnchors, client_config, node_identity};
@@ -203,6 +203,14 @@ impl Enrolled {
         post(&self.client, &self.place, "records", request).await
     }
 
+    /// Says which withdrawals were applied here.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn withdrawn(&self, applied: &WithdrawalsApplied) -> Result<Noted, Failure> {
+        post(&self.client, &self.place, "withdrawals", applied).await
+    }
+
     /// Says which tasks ended, and that none of an earlier run of this agent is left.
     ///
     /// # Errors
@@ -269,8 +277,8 @@ pub struct Events {
 }
 
 impl Events {
-    /// The largest event in bytes.
-    const LIMIT: usize = 64 << 10;
+    /// The largest event in bytes: a withdrawal of some ten thousand workloads.
+    const LIMIT: usize = 1 << 20;
 
     /// The next event.
     ///

@@ -65,7 +65,8 @@ async fn denials_and_ends_are_recorded() {
     let ended: Vec<_> = kept.iter().filter(|record| record["what"] == "release.ended").collect();
     assert_eq!(ended.len(), 1, "{kept:?}");
     assert_eq!(ended[0]["code"], "workload.no_match");
-    let denied = kept.iter().filter(|record| record["what"] == "credential.denied" && record["code"] == "workload.no_match");
+    let denied =
+        kept.iter().filter(|record| record["what"] == "credential.denied" && record["code"] == "workload.no_match");
     let (mut records, mut count) = (0, 0);
     for record in denied {
         records += 1;

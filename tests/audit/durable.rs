@@ -138,7 +138,9 @@ async fn a_changed_journal_is_told_from_a_torn_one() {
     node.until(holds_svid).await;
     node.fetch().await.expect("the change is reported, and no workload is stopped by it");
     all_delivered(&node).await;
-    assert!(delivered(&server).iter().any(|record| record["what"] == "audit.tampered" && record["detail"]["record"] == 1));
+    assert!(
+        delivered(&server).iter().any(|record| record["what"] == "audit.tampered" && record["detail"]["record"] == 1)
+    );
     let verified = server.try_admin(&["audit", "verify"]);
     let printed = String::from_utf8(verified.stdout).unwrap();
     assert_eq!(verified.status.code(), Some(3), "found before, and it stays to be seen: {printed}");

@@ -103,7 +103,10 @@ async fn each_record_arrives_once_whatever_is_repeated_or_killed() {
     let (code, report) = verify(&server).await;
     assert_eq!((code, &report["holds"]), (0, &Value::Bool(true)), "{report:#}");
     let theirs = &report["writers"][1];
-    assert_eq!((theirs["node"].as_str(), &theirs["last"], &theirs["signed"]), (Some(&*member.id()), &10.into(), &10.into()));
+    assert_eq!(
+        (theirs["node"].as_str(), &theirs["last"], &theirs["signed"]),
+        (Some(&*member.id()), &10.into(), &10.into())
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -225,7 +228,8 @@ async fn records_that_join_nothing_are_orphans() {
     let workload = server.register("web", &member.id()).await;
     let (answer, _) = member.credential(&workload).await.unwrap();
     let issued = server.run(&["--json", "audit", "tail", "--what", "credential.issued"]).await;
-    let issued: Value = serde_json::from_str(String::from_utf8(issued.stdout).unwrap().lines().last().unwrap()).unwrap();
+    let issued: Value =
+        serde_json::from_str(String::from_utf8(issued.stdout).unwrap().lines().last().unwrap()).unwrap();
     let (credential, decision) = (issued["credential"].as_str().unwrap(), answer.answers[0].decision.clone());
     let check = async || {
         let output = server.run(&["audit", "check", "--json"]).await;

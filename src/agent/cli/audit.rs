@@ -159,7 +159,10 @@ impl Report {
             "of a process's repeats, the numbers of the last {} s before a kill -9; never its first release",
             WINDOW.as_secs()
         ));
-        unprotected.push("root of this node can have the TPM sign: what the control plane doesn't have yet is root's word".to_owned());
+        unprotected.push(
+            "root of this node can have the TPM sign: what the control plane doesn't have yet is root's word"
+                .to_owned(),
+        );
         let torn = found.torn.as_ref().map(|torn| Finding {
             number: torn.number,
             code: codes::AUDIT_TORN,

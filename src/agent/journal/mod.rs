@@ -207,9 +207,15 @@ impl Journal {
             self.shared.repeats().bounded(note, nearly_full)
         };
         if !self.shared.repeats().again(&note) {
-            // A journal that has ended is one of an agent that is ending.
-            let _ = self.asks.send(Ask::Write(note, None));
+            self.say(note);
         }
+    }
+
+    /// Writes a note soon, and doesn't wait: nothing leaves with it. If it can't be written it is kept in memory
+    /// until it can.
+    pub fn say(&self, note: Note) {
+        // A journal that has ended is one of an agent that is ending.
+        let _ = self.asks.send(Ask::Write(note, None));
     }
 
     /// How the journal stands, and when that changes.

@@ -114,8 +114,11 @@ impl Thread {
         let now = BootInstant::now();
         let due = self.shared.repeats().due(now, all);
         let mut once: Vec<(Note, u64)> = Vec::new();
-        let mut waiting = Vec::new();
+        let (mut waiting, mut said) = (Vec::new(), Vec::new());
         for (note, reply) in group {
+            if reply.is_none() {
+                said.push((note.clone(), 1));
+            }
             match once.iter_mut().find(|(written, _)| *written == note) {
                 Some((_, count)) => *count += 1,
                 None => once.push((note, 1)),
@@ -134,8 +137,8 @@ impl Thread {
                 once.iter().for_each(|(note, _)| repeats.written(note, now));
             }
             Err(_) => {
-                let denials = once.into_iter().filter(|(note, _)| note.what == super::What::Deny);
-                self.shared.repeats().undo(due.into_iter().chain(denials).collect(), now);
+                // Whoever waits is refused; what was only said is said later.
+                self.shared.repeats().undo(due.into_iter().chain(said).collect(), now);
             }
         }
         if !nothing {

@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 
 use futures_util::future::try_join_all;
-use tokio::sync::watch;
 
 use super::{Holdings, Keeper, Registered, denied, starting};
 use crate::agent::journal::{Note, What};
 use crate::clock::BootInstant;
 use crate::codes::{self, Refusal};
 use crate::credentials::{Held, X509Svid};
-use crate::delivery::workload_api::{Bundles, Denied, Source, X509Context, X509Item};
+use crate::delivery::workload_api::{Bundles, Changes, Denied, Source, X509Context, X509Item};
 use crate::gate::Released;
 use crate::telemetry::ByCode;
 use crate::workload::Peer;
@@ -27,16 +26,13 @@ impl Source for Keeper {
         self.counted(peer, self.release_bundles(peer, arrived).await)
     }
 
-    fn changes(&self) -> watch::Receiver<u64> {
-        self.changes.subscribe()
+    fn changes(&self) -> Changes {
+        self.changes.follow()
     }
 
-    async fn ended(&self, peer: &Peer, refusal: &Refusal) {
-        let note = Note { what: What::End, ..self.note(peer.described(), refusal) };
-        // The stream ends whether or not that can be written.
-        if let Err(error) = self.journal.write(note).await {
-            tracing::warn!(%peer, code = %refusal.code, %error, "a stream's end can't be recorded");
-        }
+    fn ended(&self, peer: &Peer, refusal: &Refusal) {
+        // Not waited for: a stream ends whatever the disk does.
+        self.journal.say(Note { what: What::End, ..self.note(peer.described(), refusal) });
     }
 }
 
@@ -57,7 +53,11 @@ impl Keeper {
         }
         // Who is asking, before the TPM is troubled; and again after it answered, since the caller
         // may have become another program meanwhile.
-        self.matching(peer).await?;
+        let matching = self.matching(peer).await?;
+        // What is refused needs no reading: a withdrawal ends streams also while the TPM is away.
+        if let Some(refusal) = self.holdings().all_refused(&matching.workloads) {
+            return Err(Denied::NoIdentity(refusal));
+        }
         let mut noted = None;
         for _ in 0..ROUNDS {
             let permit = self.permit(arrived).await?;
@@ -189,8 +189,7 @@ fn chosen(holdings: &Holdings, matching: &[Registered], lease: u64) -> Result<Ve
         }
     }
     if chosen.is_empty() {
-        let refusal = matching.first().and_then(|entry| holdings.refused.get(&entry.id)).cloned();
-        return Err(refusal.map_or_else(starting, Denied::NoIdentity));
+        return Err(holdings.all_refused(matching).map_or_else(starting, Denied::NoIdentity));
     }
     Ok(chosen)
 }

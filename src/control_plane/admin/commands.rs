@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use super::registrations::{destinations, eks, owners, workloads};
 use super::roles::{Action, Actor};
-use super::{governance, nodes, operators, references, trust};
-use crate::clock::WallTime;
+use super::{governance, nodes, operators, references, revocations, trust};
+use crate::clock::{BootInstant, WallTime};
 use crate::codes::{self, Refusal};
 use crate::control_plane::audit::listing::{Filter, Of};
 use crate::control_plane::audit::{self, Reading};
@@ -32,7 +32,6 @@ pub enum Command {
     NodeExplain { node: String },
     NodeApprove { node: String, group: Option<String>, environment: Option<String>, accept_counts: bool },
     NodeSet { node: String, group: Option<String>, environment: Option<String> },
-    NodeRevoke { node: String, reason: String },
     EkAdd(eks::StatedEk),
     EkList,
     EkRemove { value: String },
@@ -51,6 +50,9 @@ pub enum Command {
     WorkloadShow { id: String },
     WorkloadList,
     WorkloadRemove { id: String, reason: Option<String> },
+    Revoke(revocations::Stated),
+    RevocationList,
+    RevocationShow { number: u64 },
     ReferencePreview { node: String },
     ReferenceLearn { node: String, fingerprint: String },
     ReferenceList,
@@ -131,11 +133,13 @@ impl Command {
             | Self::ReviewDue
             | Self::Debt
             | Self::Report { .. }
+            | Self::RevocationList
+            | Self::RevocationShow { .. }
+            | Self::Revoke(revocations::Stated { explain: true, .. })
             | Self::AuditList { .. }
             | Self::AuditVerify { .. }
             | Self::AuditJoin => Action::Read,
             Self::NodeApprove { .. }
-            | Self::NodeRevoke { .. }
             | Self::EkAdd(_)
             | Self::EkRemove { .. }
             | Self::NodeSet { .. }
@@ -149,6 +153,7 @@ impl Command {
             | Self::WorkloadSuspend { .. }
             | Self::WorkloadResume { .. }
             | Self::WorkloadRemove { .. }
+            | Self::Revoke(_)
             | Self::ReferenceLearn { .. }
             | Self::ReferenceRetire { .. }
             | Self::ReferenceImport { .. }
@@ -176,7 +181,7 @@ impl Command {
         actor: Actor,
         still: impl FnOnce(&Transaction<'_>, &Shared) -> Result<(), Refusal> + Send + 'static,
     ) -> Result<Value, Refusal> {
-        let (of_work, now) = (shared.clone(), shared.now());
+        let (of_work, now, came) = (shared.clone(), shared.now(), BootInstant::now());
         let (name, reading) = (self.name(), self.reading());
         if let Err(refusal) = shared.settings.roles.allow(&actor, self.action(), &name) {
             let recorded = refusal.clone();
@@ -187,7 +192,7 @@ impl Command {
             .store
             .transaction(move |tx| {
                 still(tx, &of_work)?;
-                let (facts, effects) = audit::acting(&actor.name, || self.apply(tx, &of_work, &actor, now))?;
+                let (facts, effects) = audit::acting(&actor.name, || self.apply(tx, &of_work, &actor, came, now))?;
                 if effects.taken {
                     of_work.generation.advance(tx)?;
                 }
@@ -232,7 +237,14 @@ impl Command {
         value.get("command").and_then(Value::as_str).unwrap_or("?").to_owned()
     }
 
-    fn apply(self, tx: &Transaction<'_>, shared: &Shared, actor: &Actor, now: WallTime) -> Result<Outcome, Refusal> {
+    fn apply(
+        self,
+        tx: &Transaction<'_>,
+        shared: &Shared,
+        actor: &Actor,
+        came: BootInstant,
+        now: WallTime,
+    ) -> Result<Outcome, Refusal> {
         let rules = &shared.settings.registry;
         match self {
             Self::NodeList => nodes::list(tx, now),
@@ -244,7 +256,6 @@ impl Command {
             Self::NodeSet { node, group, environment } => {
                 nodes::set(tx, &node, nodes::Place { group, environment }, rules, now)
             }
-            Self::NodeRevoke { node, reason } => nodes::revoke(tx, &node, &reason, now),
             Self::EkAdd(stated) => eks::add(tx, stated, rules, now),
             Self::EkList => eks::list(tx),
             Self::EkRemove { value } => eks::remove(tx, &value, now),
@@ -263,6 +274,9 @@ impl Command {
             Self::WorkloadShow { id } => workloads::show(tx, &id),
             Self::WorkloadList => workloads::list(tx),
             Self::WorkloadRemove { id, reason } => workloads::remove(tx, &id, reason.as_deref(), now),
+            Self::Revoke(stated) => revocations::revoke(tx, shared, &stated, came, now),
+            Self::RevocationList => revocations::list(tx),
+            Self::RevocationShow { number } => revocations::show(tx, shared, number),
             Self::ReferencePreview { node } => trust::reference_preview(tx, &shared.settings.policy, &node),
             Self::ReferenceLearn { node, fingerprint } => {
                 trust::reference_learn(tx, &shared.settings.policy, &node, &fingerprint, now)

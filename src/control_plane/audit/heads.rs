@@ -176,7 +176,7 @@ impl Heads {
     }
 
     /// Signs the head if it is a new one, keeps it in the store, and gives it back for the witness.
-    fn sign(&self, tx: &Transaction<'_>, now: WallTime) -> Result<Option<SignedHead>, Refusal> {
+    pub(super) fn sign(&self, tx: &Transaction<'_>, now: WallTime) -> Result<Option<SignedHead>, Refusal> {
         let Some(head) = chain::head(tx)? else { return Ok(None) };
         let last = last(tx)?;
         if head.number == 0 || last.as_ref().is_some_and(|last| last.head.number >= head.number) {
@@ -203,7 +203,7 @@ impl Heads {
         Ok(Some(fresh))
     }
 
-    fn write_witness(&self, head: &SignedHead) -> std::io::Result<()> {
+    pub(super) fn write_witness(&self, head: &SignedHead) -> std::io::Result<()> {
         let mut text = serde_json::to_vec(&Witness::of(head, &self.spki)).map_err(std::io::Error::other)?;
         text.push(b'\n');
         secret::write_atomically(&self.witness, &text)

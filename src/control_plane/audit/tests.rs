@@ -53,7 +53,13 @@ impl Bench {
                         credential: Some("aa"),
                         task: Some(&task),
                     };
-                    about(tx, WallTime(n + 1000), "credential.issued", &subject, serde_json::json!({"n": n, "é": "é"}))?;
+                    about(
+                        tx,
+                        WallTime(n + 1000),
+                        "credential.issued",
+                        &subject,
+                        serde_json::json!({"n": n, "é": "é"}),
+                    )?;
                 }
                 Ok(())
             })
@@ -111,8 +117,9 @@ fn a_changed_byte_in_any_column_is_found_and_named() {
             connection.execute(&write, rusqlite::params![number, bytes]).unwrap();
         }
         for column in ["time", "lease"] {
-            let value: i64 =
-                connection.query_row(&format!("SELECT {column} FROM log WHERE id = ?1"), [number], |r| r.get(0)).unwrap();
+            let value: i64 = connection
+                .query_row(&format!("SELECT {column} FROM log WHERE id = ?1"), [number], |r| r.get(0))
+                .unwrap();
             let write = format!("UPDATE log SET {column} = ?2 WHERE id = ?1");
             for bit in 0..63 {
                 connection.execute(&write, rusqlite::params![number, value ^ (1 << bit)]).unwrap();
@@ -123,11 +130,14 @@ fn a_changed_byte_in_any_column_is_found_and_named() {
         }
         // A value that is taken away.
         for column in ["node", "workload", "lease", "decision", "credential", "task"] {
-            let keep: rusqlite::types::Value =
-                connection.query_row(&format!("SELECT {column} FROM log WHERE id = ?1"), [number], |r| r.get(0)).unwrap();
+            let keep: rusqlite::types::Value = connection
+                .query_row(&format!("SELECT {column} FROM log WHERE id = ?1"), [number], |r| r.get(0))
+                .unwrap();
             connection.execute(&format!("UPDATE log SET {column} = NULL WHERE id = ?1"), [number]).unwrap();
             assert_eq!(bench.first().0, number.cast_unsigned());
-            connection.execute(&format!("UPDATE log SET {column} = ?2 WHERE id = ?1"), rusqlite::params![number, keep]).unwrap();
+            connection
+                .execute(&format!("UPDATE log SET {column} = ?2 WHERE id = ?1"), rusqlite::params![number, keep])
+                .unwrap();
         }
     }
     assert!(bench.verify().holds, "everything is as it was");
@@ -143,9 +153,17 @@ fn cuts_gaps_and_chains_computed_anew_are_found() {
         ("DELETE FROM log WHERE id = 1", 1, codes::AUDIT_GAP),
         ("DELETE FROM log WHERE id = 4", 4, codes::AUDIT_GAP),
         // The store's own word of its head changed with it: the heads that were signed remain.
-        ("DELETE FROM log WHERE id > 4; UPDATE log_chain SET number = 4, chain = (SELECT chain FROM log WHERE id = 4)", 5, codes::AUDIT_GAP),
+        (
+            "DELETE FROM log WHERE id > 4; UPDATE log_chain SET number = 4, chain = (SELECT chain FROM log WHERE id = 4)",
+            5,
+            codes::AUDIT_GAP,
+        ),
         // And those removed, too: the one outside remains.
-        ("DELETE FROM log WHERE id > 4; UPDATE log_chain SET number = 4, chain = (SELECT chain FROM log WHERE id = 4); DELETE FROM log_heads", 5, codes::AUDIT_GAP),
+        (
+            "DELETE FROM log WHERE id > 4; UPDATE log_chain SET number = 4, chain = (SELECT chain FROM log WHERE id = 4); DELETE FROM log_heads",
+            5,
+            codes::AUDIT_GAP,
+        ),
     ];
     for (statement, number, code) in cases {
         let bench = Bench::new();
@@ -161,7 +179,8 @@ fn cuts_gaps_and_chains_computed_anew_are_found() {
     let mut chain = crate::protocol::Chain::begin(&chain::head(&connection).unwrap().unwrap().writer);
     let columns = chain::COLUMNS;
     for id in 1..=6 {
-        let row = connection.query_row(&format!("SELECT {columns} FROM log WHERE id = ?1"), [id], chain::Row::read).unwrap();
+        let row =
+            connection.query_row(&format!("SELECT {columns} FROM log WHERE id = ?1"), [id], chain::Row::read).unwrap();
         chain = chain.then(&row.record.unwrap().line());
         connection.execute("UPDATE log SET chain = ?2 WHERE id = ?1", rusqlite::params![id, chain.as_bytes()]).unwrap();
     }
@@ -214,8 +233,12 @@ fn an_older_store_says_what_it_lacks() {
         assert_eq!(bench.first(), (7, codes::AUDIT_GAP));
         let (store, heads, cut) = bench.open(restored);
         assert!(cut);
-        let records = listing::list(&open_reader(&bench.path()).unwrap(), Of::Log, 6, 10, false, &Filter::default()).unwrap();
-        assert_eq!((records[0].number, records[0].what.as_str()), (8, if restored { "audit.restored" } else { "audit.gap" }));
+        let records =
+            listing::list(&open_reader(&bench.path()).unwrap(), Of::Log, 6, 10, false, &Filter::default()).unwrap();
+        assert_eq!(
+            (records[0].number, records[0].what.as_str()),
+            (8, if restored { "audit.restored" } else { "audit.gap" })
+        );
         assert_eq!((records[0].detail["from"].as_u64(), records[0].detail["to"].as_u64()), (Some(7), Some(7)));
         let signed = store.transaction_blocking(|tx| heads.sign(tx, WallTime(2002))).unwrap().unwrap();
         heads.write_witness(&signed).unwrap();
@@ -242,7 +265,8 @@ fn records_of_a_store_without_a_chain_are_taken_into_it() {
             .unwrap();
     }
     bench.open(false);
-    let records = listing::list(&open_reader(&bench.path()).unwrap(), Of::Log, 0, 10, false, &Filter::default()).unwrap();
+    let records =
+        listing::list(&open_reader(&bench.path()).unwrap(), Of::Log, 0, 10, false, &Filter::default()).unwrap();
     let what: Vec<&str> = records.iter().map(|record| record.what.as_str()).collect();
     assert_eq!(what, ["a", "b", "c", "audit.began"]);
     assert!(bench.verify().holds);
@@ -255,7 +279,8 @@ fn records_of_a_store_without_a_chain_are_taken_into_it() {
 fn hostile_words_are_words() {
     let bench = Bench::new();
     let (store, ..) = bench.open(false);
-    let pieces = ["\n", "\r\n", "\0", "\u{1b}[2J", "\u{202e}", "\u{2028}", "\"}", "\\u0041", "{\"id\":1}", "é", "😀", "';--"];
+    let pieces =
+        ["\n", "\r\n", "\0", "\u{1b}[2J", "\u{202e}", "\u{2028}", "\"}", "\\u0041", "{\"id\":1}", "é", "😀", "';--"];
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut next = move || {
         state ^= state << 13;
@@ -293,11 +318,13 @@ fn hostile_words_are_words() {
         })
         .unwrap();
     assert!(bench.verify().holds);
-    let records = listing::list(&open_reader(&bench.path()).unwrap(), Of::Log, 0, u64::MAX, false, &Filter::default()).unwrap();
+    let records =
+        listing::list(&open_reader(&bench.path()).unwrap(), Of::Log, 0, u64::MAX, false, &Filter::default()).unwrap();
     assert_eq!(records.len(), given.len());
     for (record, texts) in records.iter().zip(&given) {
         let [workload, decision, credential, task, what, detail] = texts;
-        let found = [&record.workload, &record.decision, &record.credential, &record.task].map(|text| text.clone().unwrap());
+        let found =
+            [&record.workload, &record.decision, &record.credential, &record.task].map(|text| text.clone().unwrap());
         assert_eq!(found, [workload, decision, credential, task].map(String::clone));
         assert_eq!((&record.what, &record.detail[detail]), (what, &serde_json::Value::String(detail.clone())));
         let line = printable(record);
@@ -313,7 +340,13 @@ fn refusals_are_clipped_and_filters_find() {
     let text = "é".repeat(3000);
     store
         .transaction_blocking(|tx| {
-            refused(tx, WallTime(10), &Refusal::new(codes::PROTOCOL_MALFORMED, &text), Some(NodeId::from_bytes([1; 32])), "t")?;
+            refused(
+                tx,
+                WallTime(10),
+                &Refusal::new(codes::PROTOCOL_MALFORMED, &text),
+                Some(NodeId::from_bytes([1; 32])),
+                "t",
+            )?;
             let subject = Subject { credential: Some("c1"), workload: Some("w"), ..Subject::default() };
             about(tx, WallTime(20), "credential.issued", &subject, serde_json::json!({}))?;
             about(tx, WallTime(30), "credential.expired", &subject, serde_json::json!({}))

@@ -10,6 +10,7 @@ mod print;
 mod reference;
 mod registry;
 mod remote;
+mod revoke;
 mod run;
 
 use std::io::{BufRead, IsTerminal};
@@ -19,7 +20,7 @@ use clap::Parser;
 use serde_json::Value;
 
 pub use args::Cli;
-use args::{CaCommand, Command, RevokeCommand, Shared};
+use args::{CaCommand, Command, Shared};
 
 use super::admin;
 use crate::codes::exit::{CONTRAINDICATED, DONE, FAILED, UNAVAILABLE, USAGE, WARNING};
@@ -59,6 +60,11 @@ fn administer(cli: &Shared, command: Command) -> Result<u8, Refusal> {
     let command = match command {
         Command::Audit(command) => return audit::run(cli, &client, command),
         Command::Reference(command) => return reference::run(cli, &client, command),
+        Command::Revoke(command) => return revoke::revoke(cli, &client, command),
+        Command::Node(registry::NodeCommand::Revoke(stated)) => {
+            return revoke::revoke(cli, &client, revoke::RevokeCommand::Node(stated));
+        }
+        Command::Revocation(command) => return revoke::revocation(cli, &client, command),
         command => request(command)?,
     };
     let explains = matches!(command, admin::Command::NodeExplain { .. });
@@ -82,8 +88,6 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         Command::Owner(command) => registry::owner(command),
         Command::Destination(command) => registry::destination(command),
         Command::Workload(command) => registry::workload(command),
-        Command::Revoke(RevokeCommand::Node { node, reason }) => Admin::NodeRevoke { node, reason },
-        Command::Revoke(RevokeCommand::Workload { id, reason }) => Admin::WorkloadRemove { id, reason: Some(reason) },
         Command::Operator(command) => operator::request(command),
         Command::Approval(command) => governance::approval(command)?,
         Command::Exception(command) => governance::exception(command)?,
@@ -93,7 +97,13 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         Command::Ca(CaCommand::Show) => Admin::CaShow,
         Command::Ca(CaCommand::Prepare) => Admin::CaPrepare,
         Command::Ca(CaCommand::Rotate { early }) => Admin::CaRotate { early },
-        Command::Run { .. } | Command::Dev(_) | Command::Appraise(_) | Command::Audit(_) | Command::Reference(_) => {
+        Command::Run { .. }
+        | Command::Dev(_)
+        | Command::Appraise(_)
+        | Command::Audit(_)
+        | Command::Reference(_)
+        | Command::Revoke(_)
+        | Command::Revocation(_) => {
             return Err(Refusal::new(codes::ADMIN_INVALID, "BUG: this command is carried out elsewhere"));
         }
     })

@@ -17,7 +17,7 @@ use super::generated::{
 };
 use super::limits::Slot;
 use super::repeats::Repeats;
-use super::{CODE_METADATA, Denied, NO_IDENTITY, Source, messages};
+use super::{CODE_METADATA, Changes, Denied, NO_IDENTITY, Source, messages};
 use crate::clock::BootInstant;
 use crate::codes::{self, Refusal};
 use crate::shutdown::CancellationToken;
@@ -124,6 +124,7 @@ impl<S: Source> Service<S> {
         let caller = caller.ok_or_else(|| Status::internal("BUG: a request without its connection's caller"))?;
         let arrived = caller.arrived;
         let mut open = Open {
+            // Before the first question: a change while it is answered must be seen afterwards.
             changes: self.source.changes(),
             source: Arc::clone(&self.source),
             caller,
@@ -133,8 +134,6 @@ impl<S: Source> Service<S> {
             at_once: false,
             sent: [0; 32],
         };
-        // Before the first question: a change while it is answered must be seen afterwards.
-        open.changes.mark_unchanged();
         let asked = BootInstant::now();
         let first = match open.ask::<F>(arrived).await.map_err(|end| end.status())? {
             Ok(message) => message,
@@ -207,7 +206,7 @@ impl Feed for X509Bundles {
 struct Open<S> {
     source: Arc<S>,
     caller: Caller,
-    changes: watch::Receiver<u64>,
+    changes: Changes,
     retry: Duration,
     repeats: Arc<Repeats>,
     /// The last question had no answer: ask again without a change, too.
@@ -225,7 +224,7 @@ impl<S: Source> Open<S> {
             Ok(message) => Ok(message),
             Err(end) => {
                 if F::RECORDED && self.sent != [0; 32] {
-                    self.source.ended(&self.caller.peer, &end.refusal).await;
+                    self.source.ended(&self.caller.peer, &end.refusal);
                 }
                 Err(end.status())
             }
@@ -234,12 +233,14 @@ impl<S: Source> Open<S> {
 
     async fn following<F: Feed>(&mut self) -> Result<F::Message, End> {
         loop {
+            // What was answered before has been taken, or there was nothing to take.
+            self.changes.dealt_with();
             let at_once = std::mem::take(&mut self.at_once);
             let pause = if at_once { Duration::ZERO } else { self.retry_after() };
             tokio::select! {
                 biased;
                 end = self.caller.over() => return Err(end),
-                changed = self.changes.changed() => if changed.is_err() { return Err(stopping()) },
+                changed = self.changes.changed() => if !changed { return Err(stopping()) },
                 () = tokio::time::sleep(pause), if self.waiting || at_once => {}
             }
             let asked = self.ask::<F>(BootInstant::now()).await?;
@@ -271,7 +272,7 @@ impl<S: Source> Open<S> {
     fn holds(&self, asked: BootInstant) -> bool {
         !self.caller.stopping.is_cancelled()
             && self.caller.lost.borrow().is_none()
-            && self.changes.has_changed().is_ok_and(|changed| !changed)
+            && self.changes.unchanged()
             && BootInstant::now().since(asked) <= OLD
     }
 

@@ -7,6 +7,7 @@ mod log;
 mod log_ima;
 mod probe;
 mod profile;
+mod svid;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -103,6 +104,9 @@ enum Command {
     /// The node's own record of what it released: verify it, or print it. Needs no TPM and no running agent.
     #[command(subcommand)]
     Audit(audit::AuditCommand),
+    /// Fetch what a workload gets, over the Workload API and as the process that asks: for a look, and for scripts.
+    #[command(subcommand)]
+    Svid(svid::SvidCommand),
     /// Read a measurement log, of this node or in a file. Needs no TPM and no configuration.
     #[command(subcommand)]
     Log(log::LogCommand),
@@ -152,6 +156,7 @@ async fn carry_out(arguments: Arguments) -> anyhow::Result<u8> {
             evidence::write(config()?, wanted, &out).await
         }
         Command::Audit(command) => audit::run(command, &config()?.state_dir).await,
+        Command::Svid(command) => svid::carry_out(command, &arguments.config).await,
         Command::Log(command) => log::show(&command),
     }
 }

@@ -8,8 +8,11 @@ use super::{Holdings, Keeper, Registered, denied, starting};
 use crate::agent::journal::{Note, What};
 use crate::clock::BootInstant;
 use crate::codes::{self, Refusal};
+use crate::credentials::token::Verified;
 use crate::credentials::{Held, X509Svid};
-use crate::delivery::workload_api::{Bundles, Changes, Denied, Source, X509Context, X509Item};
+use crate::delivery::workload_api::{
+    Bundles, Changes, Denied, JwtAsked, JwtBundles, JwtContext, Source, Unaccepted, X509Context, X509Item,
+};
 use crate::gate::Released;
 use crate::telemetry::ByCode;
 use crate::workload::Peer;
@@ -24,6 +27,18 @@ impl Source for Keeper {
 
     async fn bundles(&self, peer: &Peer, arrived: BootInstant) -> Result<Released<Bundles>, Denied> {
         self.counted(peer, self.release_bundles(peer, arrived).await)
+    }
+
+    async fn jwt(&self, peer: &Peer, arrived: BootInstant, asked: &JwtAsked) -> Result<Released<JwtContext>, Denied> {
+        self.counted(peer, self.release_jwt(peer, arrived, asked).await)
+    }
+
+    async fn jwt_bundles(&self, peer: &Peer, arrived: BootInstant) -> Result<Released<JwtBundles>, Denied> {
+        self.counted(peer, self.release_jwt_bundles(peer, arrived).await)
+    }
+
+    async fn validate(&self, peer: &Peer, audience: &str, token: &str) -> Result<Verified, Unaccepted> {
+        self.judge_token(peer, audience, token).await
     }
 
     fn changes(&self) -> Changes {

@@ -12,6 +12,7 @@ mod registry;
 mod remote;
 mod revoke;
 mod run;
+mod task;
 
 use std::io::{BufRead, IsTerminal};
 use std::process::ExitCode;
@@ -93,6 +94,7 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         Command::Exception(command) => governance::exception(command)?,
         Command::Review(command) => governance::review(command),
         Command::Debt => Admin::Debt,
+        Command::Task(command) => task::request(command),
         Command::Report { framework } => Admin::Report { framework },
         Command::Ca(CaCommand::Show) => Admin::CaShow,
         Command::Ca(CaCommand::Prepare) => Admin::CaPrepare,

@@ -91,6 +91,31 @@ pub struct AgentConfig {
     /// The logs of what was measured.
     #[serde(default)]
     pub logs: AgentLogs,
+    /// The record of what was released.
+    #[serde(default)]
+    pub journal: JournalConfig,
+}
+
+/// The agent's own record, in the state directory.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct JournalConfig {
+    /// The most that may wait for the control plane, in MiB, 1 to 16 384; then nothing is released until it was
+    /// delivered. A process that fetches without end takes about 8 MiB a day.
+    pub max_mib: u64,
+}
+
+impl Default for JournalConfig {
+    fn default() -> Self {
+        Self { max_mib: 256 }
+    }
+}
+
+impl JournalConfig {
+    /// The limit in bytes, kept within its range.
+    pub fn limit(&self) -> u64 {
+        self.max_mib.clamp(1, 16_384) << 20
+    }
 }
 
 /// How the agent reaches and knows its control plane: no trust on first use.

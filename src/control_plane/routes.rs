@@ -25,6 +25,7 @@ use super::{admin, attestation, audit, basis, credentials, enrolment, tasks, tok
 use crate::clock::WallTime;
 use crate::codes::{self, Code, Refusal};
 use crate::identity::NodeId;
+use crate::protocol::records;
 use crate::protocol::{
     self, AttestRequest, BODY_LIMIT, CredentialRequest, Event, FreshNonce, GrantRequest, MEDIA_TYPE, Noted, Refused,
     WithdrawalsApplied,
@@ -69,6 +70,13 @@ pub const ROUTES: &[Route] = &[
     },
     Route { method: Method::POST, path: "/v1/grants", access: Access::Node, limit: 64 << 10, call: Call::Grants },
     Route { method: Method::POST, path: "/v1/tasks/end", access: Access::Node, limit: 1 << 20, call: Call::TasksEnd },
+    Route {
+        method: Method::POST,
+        path: "/v1/records",
+        access: Access::Node,
+        limit: records::BODY_LIMIT,
+        call: Call::Records,
+    },
     Route { method: Method::GET, path: "/v1/events", access: Access::Node, limit: 0, call: Call::Events },
     Route {
         method: Method::POST,
@@ -102,6 +110,7 @@ enum Call {
     Credentials,
     Grants,
     TasksEnd,
+    Records,
     Events,
     Admin,
     /// The one call that a revoked node is served: it says that it applied that.
@@ -257,6 +266,12 @@ impl Server {
                 self.for_node(route, peer, body, |tx, _, node, _, body, now| {
                     tasks::ended(tx, node.id, &protocol::decode(body)?, now)?;
                     protocol::encode(&Noted {})
+                })
+                .await
+            }
+            (Call::Records, Some(peer)) => {
+                self.for_node(route, peer, body, |tx, shared, node, _, body, now| {
+                    protocol::encode(&audit::journals::receive(tx, shared, node, &protocol::decode(body)?, now)?)
                 })
                 .await
             }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 
-use super::audit;
+use super::audit::{self, heads, heads::Heads};
 use super::basis::Cache;
 use super::ca::{self, Authority};
 use super::credentials::ledger;
@@ -67,6 +67,8 @@ pub struct Shared {
     pub metrics: ServerMetrics,
     /// The time; it never goes back.
     pub clock: Arc<Steady>,
+    /// Signs the log's heads.
+    pub heads: Heads,
     tls: Arc<Tls>,
     server_key: p256::ecdsa::SigningKey,
 }
@@ -121,6 +123,7 @@ pub async fn start_at(config: ServerConfig, now: Now) -> Result<Bound, Refusal> 
     shutdown.tasks.spawn(tls::serve(listener, shared.tls.clone(), router, shutdown.clone()));
     shutdown.tasks.spawn(admin::serve(admin_listener, shared.clone(), shutdown.token.clone()));
     shutdown.tasks.spawn(keep(shared.clone(), shutdown.clone()));
+    shutdown.tasks.spawn(heads::keep(shared.clone(), shutdown.clone()));
     shutdown.tasks.spawn(words::write(shared.clone(), shutdown.token.clone()));
     let ca_hash = ca::hash(shared.authority.current().ca.certificate());
     tracing::info!(%addr, admin = %config.admin_socket.display(), ca_hash, "serving");
@@ -170,6 +173,12 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
     let wrapping = Arc::new(WrappingKey::of(config, empty)?);
     let generation = Generation::new(wrapping_path.with_added_extension("generation"));
     let server_key = keys::generate()?;
+    // Before anything is written to the log: whether it is all there.
+    let witness = heads::witness_path(&wrapping_path);
+    let (heads, cut) = store.transaction_blocking(|tx| {
+        let restored = generation.is_behind(tx)?;
+        Heads::open(tx, &wrapping, witness, restored, now())
+    })?;
     let clock = store.transaction_blocking(|tx| Steady::open(tx, now, config.accept_clock))?;
     let time = clock.now();
     let (authority, epoch, configuration) = store.transaction_blocking(|tx| {
@@ -178,7 +187,7 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
             audit::done(tx, time, "clock.accepted", None, serde_json::json!({}))?;
         }
         clock.keep(tx)?;
-        let (epoch, restored) = generation.enter(tx, time)?;
+        let (epoch, restored) = generation.enter(tx, cut, time)?;
         if restored {
             audit::done(
                 tx,
@@ -208,6 +217,7 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
         documents: Cache::default(),
         metrics: ServerMetrics::default(),
         clock,
+        heads,
         tls,
         server_key,
     })

@@ -10,7 +10,8 @@ use super::roles::{Action, Actor};
 use super::{governance, nodes, operators, references, revocations, tasks, trust};
 use crate::clock::{BootInstant, WallTime};
 use crate::codes::{self, Refusal};
-use crate::control_plane::audit;
+use crate::control_plane::audit::listing::{Filter, Of};
+use crate::control_plane::audit::{self, Reading};
 use crate::control_plane::events::Audience;
 use crate::control_plane::registry::destinations::Destination;
 use crate::control_plane::registry::owners::{Kind, Stated as StatedOwner};
@@ -18,6 +19,9 @@ use crate::control_plane::registry::workloads::{Changes, Stated};
 use crate::control_plane::server::Shared;
 use crate::control_plane::store::Transaction;
 use crate::protocol::Event;
+
+/// The most records of one answer.
+const RECORDS: u64 = 10_000;
 
 /// A command. Nodes are named by their id or the start of one.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -62,7 +66,9 @@ pub enum Command {
     CaShow,
     CaPrepare,
     CaRotate { early: bool },
-    AuditTail { after: u64, limit: u64 },
+    AuditList { of: Of, after: u64, limit: u64, newest: bool, filter: Filter },
+    AuditVerify { node: Option<String> },
+    AuditJoin,
     TaskList { all: bool },
     TaskShow { id: String },
     OperatorAdd { id: String, role: String, owner: Option<String> },
@@ -134,7 +140,9 @@ impl Command {
             | Self::RevocationList
             | Self::RevocationShow { .. }
             | Self::Revoke(revocations::Stated { explain: true, .. })
-            | Self::AuditTail { .. } => Action::Read,
+            | Self::AuditList { .. }
+            | Self::AuditVerify { .. }
+            | Self::AuditJoin => Action::Read,
             Self::NodeApprove { .. }
             | Self::EkAdd(_)
             | Self::EkRemove { .. }
@@ -178,7 +186,7 @@ impl Command {
         still: impl FnOnce(&Transaction<'_>, &Shared) -> Result<(), Refusal> + Send + 'static,
     ) -> Result<Value, Refusal> {
         let (of_work, now, came) = (shared.clone(), shared.now(), BootInstant::now());
-        let name = self.name();
+        let (name, reading) = (self.name(), self.reading());
         if let Err(refusal) = shared.settings.roles.allow(&actor, self.action(), &name) {
             let recorded = refusal.clone();
             shared.store.transaction(move |tx| audit::refused(tx, now, &recorded, None, &name)).await?;
@@ -205,7 +213,26 @@ impl Command {
         if effects.taken {
             shared.witness().await?;
         }
+        if let Some(reading) = reading {
+            let shared = shared.clone();
+            let read = move || reading.read(&shared.store.reader()?, Some(&shared.heads.witness), shared.now());
+            let failed =
+                |e: tokio::task::JoinError| Refusal::new(codes::STORE_FAILED, format!("BUG: it ended early: {e}"));
+            return tokio::task::spawn_blocking(read).await.map_err(failed)?;
+        }
         Ok(facts)
+    }
+
+    /// What takes longer than the one writer should wait: it is read apart, once the command may be carried out.
+    fn reading(&self) -> Option<Reading> {
+        match self.clone() {
+            Self::AuditList { of, after, limit, newest, filter } => {
+                Some(Reading::List { of, after, limit: limit.min(RECORDS), newest, filter })
+            }
+            Self::AuditVerify { node } => Some(Reading::Verify { node }),
+            Self::AuditJoin => Some(Reading::Join),
+            _ => None,
+        }
     }
 
     /// Its name on the wire, e.g. `node_approve`.
@@ -275,7 +302,8 @@ impl Command {
             Self::CaShow => trust::ca_show(tx),
             Self::CaPrepare => trust::ca_prepare(tx, &shared.authority, now),
             Self::CaRotate { early } => trust::ca_rotate(tx, &shared.authority, early, now),
-            Self::AuditTail { after, limit } => trust::audit_tail(tx, after, limit),
+            // See `reading`.
+            Self::AuditList { .. } | Self::AuditVerify { .. } | Self::AuditJoin => Ok(only(Value::Null)),
             Self::OperatorAdd { id, role, owner } => {
                 operators::add(tx, &id, &role, owner.as_deref(), actor, &rules.trust_domain, now)
             }

@@ -2,6 +2,7 @@
 
 mod appraise;
 mod args;
+mod audit;
 mod client;
 mod governance;
 mod operator;
@@ -20,7 +21,7 @@ use clap::Parser;
 use serde_json::Value;
 
 pub use args::Cli;
-use args::{AuditCommand, CaCommand, Command, Shared};
+use args::{CaCommand, Command, Shared};
 
 use super::admin;
 use crate::codes::exit::{CONTRAINDICATED, DONE, FAILED, UNAVAILABLE, USAGE, WARNING};
@@ -58,9 +59,7 @@ fn administer(cli: &Shared, command: Command) -> Result<u8, Refusal> {
     }
     let client = cli.client()?;
     let command = match command {
-        Command::Audit(AuditCommand::Tail { after, lines, follow }) => {
-            return tail(cli, &client, after, lines, follow);
-        }
+        Command::Audit(command) => return audit::run(cli, &client, command),
         Command::Reference(command) => return reference::run(cli, &client, command),
         Command::Revoke(command) => return revoke::revoke(cli, &client, command),
         Command::Node(registry::NodeCommand::Revoke(stated)) => {
@@ -134,22 +133,6 @@ fn learn(cli: &Shared, client: &client::Client, node: String, yes: bool) -> Resu
     let command = admin::Command::ReferenceLearn { node: text("node"), fingerprint: text("fingerprint") };
     print::facts(&client.call(&command)?, cli.json);
     Ok(DONE)
-}
-
-/// Prints records, one a line, and goes on with new ones if asked to.
-fn tail(cli: &Shared, client: &client::Client, mut after: u64, mut limit: u64, follow: bool) -> Result<u8, Refusal> {
-    loop {
-        let facts = client.call(&admin::Command::AuditTail { after, limit })?;
-        for record in facts.get("records").and_then(Value::as_array).into_iter().flatten() {
-            print::record(record, cli.json);
-            after = record.get("id").and_then(Value::as_u64).unwrap_or(after);
-        }
-        if !follow || !output::is_open() {
-            return Ok(DONE);
-        }
-        limit = u64::MAX;
-        std::thread::sleep(std::time::Duration::from_secs(1));
-    }
 }
 
 fn all_hold(facts: &Value) -> bool {

@@ -279,7 +279,8 @@ table! {
     TASK_OUT_OF_MEMORY = "task.out_of_memory", "The kernel killed the task's process for want of memory.";
     TASK_HEARTBEAT = "task.heartbeat", "The task wasn't heard of in time.";
     TASK_SCOPE = "task.scope", "The task's process is no longer what it was: another program, user, cgroup or unit.";
-    TASK_UNKNOWN = "task.unknown", "There is no such task, or it is another process's.";
+    TASK_ABANDONED = "task.abandoned", "The agent that held the task is gone, and what it held with it.";
+    TASK_UNKNOWN = "task.unknown", "There is no such live task, or it is another process's.";
     TASK_INVALID = "task.invalid", "The task can't be begun as stated.";
 
     TOKEN_MALFORMED = "token.malformed", "The text is no JWT-SVID.";

@@ -1,6 +1,8 @@
 //! The record of what was decided: every refusal, admission, lease and certificate, in the same
 //! transaction as the thing itself.
 
+use std::cell::RefCell;
+
 use serde::{Deserialize, Serialize};
 
 use super::registry::nodes::Node;
@@ -28,6 +30,25 @@ pub struct Record {
     pub decision: Option<String>,
     /// Further facts.
     pub detail: serde_json::Value,
+}
+
+thread_local! {
+    /// Whoever gives the command that is carried out on this thread: a command is one closure on one
+    /// thread, and records are written in dozens of places, none of which may forget to say who it was.
+    static ACTING: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Does `work`; the records that it writes say that it was done by `actor`.
+pub fn acting<T>(actor: &str, work: impl FnOnce() -> T) -> T {
+    struct Until;
+    impl Drop for Until {
+        fn drop(&mut self) {
+            ACTING.take();
+        }
+    }
+    ACTING.set(Some(actor.to_owned()));
+    let _until = Until;
+    work()
 }
 
 /// Records that something was done.
@@ -163,8 +184,11 @@ fn write(
     now: WallTime,
     what: &str,
     subject: &Subject<'_>,
-    detail: serde_json::Value,
+    mut detail: serde_json::Value,
 ) -> Result<(), Refusal> {
+    if let (Some(actor), Some(detail)) = (ACTING.with_borrow(Clone::clone), detail.as_object_mut()) {
+        detail.insert("by".to_owned(), actor.into());
+    }
     let Subject { node, workload, lease, decision, credential, task } = *subject;
     tx.prepare_cached(
         "INSERT INTO log(time, what, node, decision, detail, workload, lease, credential, task)

@@ -40,4 +40,5 @@ mod settings;
 mod sources;
 mod steady;
 mod store;
+mod tasks;
 mod tls;

@@ -20,11 +20,11 @@ use super::replay;
 use super::server::Shared;
 use super::store::Transaction;
 use super::tls::Channel;
-use super::{attestation, audit, basis, credentials, enrolment};
+use super::{admin, attestation, audit, basis, credentials, enrolment, tasks};
 use crate::clock::WallTime;
 use crate::codes::{self, Code, Refusal};
 use crate::identity::NodeId;
-use crate::protocol::{self, AttestRequest, BODY_LIMIT, CredentialRequest, FreshNonce, MEDIA_TYPE, Refused};
+use crate::protocol::{self, AttestRequest, BODY_LIMIT, CredentialRequest, FreshNonce, MEDIA_TYPE, Noted, Refused};
 use crate::shutdown::CancellationToken;
 use crate::telemetry::ByRoute;
 
@@ -35,8 +35,8 @@ pub struct Route {
     pub method: Method,
     /// Its path.
     pub path: &'static str,
-    /// Whether it needs the client certificate of an admitted node.
-    pub needs_node: bool,
+    /// Who may call it.
+    pub access: Access,
     /// The largest body it reads, in bytes.
     pub limit: usize,
     call: Call,
@@ -44,15 +44,40 @@ pub struct Route {
 
 /// Every route. One that isn't here doesn't exist.
 pub const ROUTES: &[Route] = &[
-    Route { method: Method::POST, path: "/v1/enrol", needs_node: false, limit: 64 << 10, call: Call::Enrol },
-    Route { method: Method::POST, path: "/v1/enrol/answer", needs_node: false, limit: 256 << 10, call: Call::Answer },
-    Route { method: Method::GET, path: "/v1/nonce", needs_node: true, limit: 0, call: Call::Nonce },
-    Route { method: Method::POST, path: "/v1/logs", needs_node: true, limit: BODY_LIMIT, call: Call::Logs },
-    Route { method: Method::GET, path: "/v1/references", needs_node: true, limit: 0, call: Call::References },
-    Route { method: Method::POST, path: "/v1/attest", needs_node: true, limit: BODY_LIMIT, call: Call::Attest },
-    Route { method: Method::POST, path: "/v1/credentials", needs_node: true, limit: 1 << 20, call: Call::Credentials },
-    Route { method: Method::GET, path: "/v1/events", needs_node: true, limit: 0, call: Call::Events },
+    Route { method: Method::POST, path: "/v1/enrol", access: Access::Anyone, limit: 64 << 10, call: Call::Enrol },
+    Route {
+        method: Method::POST,
+        path: "/v1/enrol/answer",
+        access: Access::Anyone,
+        limit: 256 << 10,
+        call: Call::Answer,
+    },
+    Route { method: Method::GET, path: "/v1/nonce", access: Access::Node, limit: 0, call: Call::Nonce },
+    Route { method: Method::POST, path: "/v1/logs", access: Access::Node, limit: BODY_LIMIT, call: Call::Logs },
+    Route { method: Method::GET, path: "/v1/references", access: Access::Node, limit: 0, call: Call::References },
+    Route { method: Method::POST, path: "/v1/attest", access: Access::Node, limit: BODY_LIMIT, call: Call::Attest },
+    Route {
+        method: Method::POST,
+        path: "/v1/credentials",
+        access: Access::Node,
+        limit: 1 << 20,
+        call: Call::Credentials,
+    },
+    Route { method: Method::POST, path: "/v1/tasks/end", access: Access::Node, limit: 1 << 20, call: Call::TasksEnd },
+    Route { method: Method::GET, path: "/v1/events", access: Access::Node, limit: 0, call: Call::Events },
+    Route { method: Method::POST, path: admin::PATH, access: Access::Operator, limit: admin::LIMIT, call: Call::Admin },
 ];
+
+/// Whom a route is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// Whoever connects: there is no certificate yet, or none is needed.
+    Anyone,
+    /// Admitted nodes.
+    Node,
+    /// Operators; their role says which commands.
+    Operator,
+}
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Call {
@@ -63,7 +88,9 @@ enum Call {
     References,
     Attest,
     Credentials,
+    TasksEnd,
     Events,
+    Admin,
 }
 
 /// From a body to the answer's.
@@ -128,15 +155,23 @@ struct Server {
 impl Server {
     /// Who calls, then what is sent, then the work: in this order for every route.
     async fn serve(&self, route: &'static Route, request: Request) -> Result<Response, Refused> {
-        let peer = match (route.needs_node, request.extensions().get::<Channel>()) {
-            (false, _) => None,
-            (true, Some(Channel::Certified(peer))) => {
+        let peer = match (route.access, request.extensions().get::<Channel>()) {
+            (Access::Anyone, _) => None,
+            (Access::Operator, channel) => {
+                let channel = channel.cloned();
+                return Ok(self.command(channel, request, route.path).await);
+            }
+            (Access::Node, Some(Channel::Certified(peer))) => {
                 // Before the body: a revoked node sends no four megabytes.
                 self.standing(peer.clone(), route.path).await?;
                 Some(peer.clone())
             }
-            (true, Some(Channel::Refused(why))) => return Err(self.stranger((**why).clone(), route.path).await),
-            (true, Some(Channel::Stranger) | None) => return Err(self.stranger(no_certificate(), route.path).await),
+            (Access::Node, Some(Channel::Refused(why))) => {
+                return Err(self.stranger((**why).clone(), route.path).await);
+            }
+            (Access::Node, Some(Channel::Stranger) | None) => {
+                return Err(self.stranger(no_certificate(), route.path).await);
+            }
         };
         let room = if peer.is_some() { &self.nodes_bodies } else { &self.strangers_bodies };
         let (body, _room) = match room.read(request, route.limit).await {
@@ -191,10 +226,29 @@ impl Server {
                 })
                 .await
             }
+            (Call::TasksEnd, Some(peer)) => {
+                self.for_node(route, peer, body, |tx, _, node, _, body, now| {
+                    tasks::ended(tx, node.id, &protocol::decode(body)?, now)?;
+                    protocol::encode(&Noted {})
+                })
+                .await
+            }
             (Call::Events, Some(peer)) => self.events(peer, route.path).await,
-            // `needs_node` and the calls are of one table; a route wrongly marked stays closed.
-            (_, None) => Err(self.stranger(no_certificate(), route.path).await),
+            // `access` and the calls are of one table; a route wrongly marked stays closed.
+            (_, None) | (Call::Admin, _) => Err(self.stranger(no_certificate(), route.path).await),
         }
+    }
+
+    /// An operator's command; its answers are JSON.
+    async fn command(&self, channel: Option<Channel>, request: Request, path: &'static str) -> Response {
+        let refusal = match channel {
+            Some(Channel::Certified(peer)) => return admin::remote::serve(&self.shared, &peer, request).await,
+            Some(Channel::Refused(why)) => (*why).clone(),
+            Some(Channel::Stranger) | None => {
+                no_certificate().expected("an operator's certificate; see `leasehold-server operator list`")
+            }
+        };
+        admin::refused(&self.stranger(refusal, path).await.refusal)
     }
 
     /// Runs a stranger's call in one transaction.
@@ -226,7 +280,7 @@ impl Server {
     ) -> Result<Response, Refused> {
         let (shared, now) = (self.shared.clone(), self.shared.now());
         let done = self.shared.store.transaction(move |tx| {
-            let node = match authn::admitted(tx, &peer, &shared.settings.trust_domain, now) {
+            let node = match node_of(tx, &shared, &peer, now) {
                 Ok(node) => node,
                 Err(refusal) if refusal.code == codes::STORE_FAILED => return Err(refusal),
                 // Revoked since it was let in.
@@ -258,7 +312,7 @@ impl Server {
         loop {
             let (shared, peer, now) = (self.shared.clone(), peer.clone(), self.shared.now());
             let piece = self.shared.store.transaction(move |tx| {
-                match settled(authn::admitted(tx, &peer, &shared.settings.trust_domain, now))? {
+                match settled(node_of(tx, &shared, &peer, now))? {
                     Ok(node) => attestation::catch_up(tx, &shared, &node),
                     // Said by the call itself.
                     Err(_) => Ok(false),
@@ -285,10 +339,7 @@ impl Server {
     async fn standing(&self, peer: Arc<Peer>, path: &'static str) -> Result<Node, Refused> {
         let shared = self.shared.clone();
         let now = self.shared.now();
-        let standing = self
-            .shared
-            .store
-            .transaction(move |tx| settled(authn::admitted(tx, &peer, &shared.settings.trust_domain, now)));
+        let standing = self.shared.store.transaction(move |tx| settled(node_of(tx, &shared, &peer, now)));
         match standing.await.and_then(|standing| standing) {
             Ok(node) => Ok(node),
             Err(refusal) => Err(self.stranger(refusal, path).await),
@@ -314,6 +365,11 @@ impl Server {
     }
 }
 
+/// The admitted node behind `peer`, now.
+fn node_of(tx: &Transaction<'_>, shared: &Shared, peer: &Peer, now: WallTime) -> Result<Node, Refusal> {
+    authn::authenticate(tx, peer, &shared.settings.trust_domain, now)?.node()
+}
+
 /// Whether a node may still be served, asked by its stream of events.
 struct Ask {
     shared: Arc<Shared>,
@@ -323,10 +379,7 @@ struct Ask {
 impl Standing for Ask {
     async fn check(&self) -> Result<(), Refusal> {
         let (shared, peer, now) = (self.shared.clone(), self.peer.clone(), self.shared.now());
-        self.shared
-            .store
-            .transaction(move |tx| authn::admitted(tx, &peer, &shared.settings.trust_domain, now).map(drop))
-            .await
+        self.shared.store.transaction(move |tx| node_of(tx, &shared, &peer, now).map(drop)).await
     }
 }
 

@@ -19,7 +19,7 @@ use super::settings::Settings;
 use super::steady::Steady;
 use super::store::{Epoch, Generation, Store, Transaction, meta, signed};
 use super::tls::{self, Tls};
-use super::{admin, nonces, replay, routes};
+use super::{admin, nonces, replay, routes, tasks};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::config::ServerConfig;
@@ -254,6 +254,7 @@ async fn round(shared: &Arc<Shared>, renew_at: &mut WallTime) -> Result<(), Refu
         .transaction(move |tx| {
             of_work.clock.keep(tx)?;
             nonces::tidy(tx, now)?;
+            tasks::expire(tx, now)?;
             ledger::expire(tx, now)?;
             tx.execute("DELETE FROM enrolments WHERE expires_at < ?1", [signed(now.0)])?;
             let changed = of_work.authority.turn(tx, now)?;

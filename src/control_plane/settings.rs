@@ -7,6 +7,7 @@ use std::time::Duration;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
+use super::admin::roles::Roles;
 use super::ca::CaTerms;
 use super::keys;
 use super::registry::workloads::check_group;
@@ -58,6 +59,8 @@ pub struct Settings {
     pub own_certificates: Duration,
     /// The most bytes of logs that are kept of one node.
     pub node_logs: u64,
+    /// Which operator may give which command.
+    pub roles: Roles,
 }
 
 /// A join rule.
@@ -105,6 +108,7 @@ impl Settings {
             // A quarter of a CA's life is what it has left when the next one takes over.
             own_certificates: (lifetime / 4).min(Duration::from_secs(7 * DAY)),
             node_logs: config.logs.node_mib << 20,
+            roles: Roles::shipped()?,
         })
     }
 }

@@ -7,8 +7,9 @@ use reqwest::{Client, Method, StatusCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::grants::{Noted, TasksEnded};
 use super::messages::*;
-use super::tls::{TrustAnchors, client_config};
+use super::tls::{TrustAnchors, client_config, node_identity};
 use crate::codes::{self, Refusal};
 use crate::identity::{NodeId, TrustDomain, server_id};
 use crate::tpm::Tpm;
@@ -193,6 +194,14 @@ impl Enrolled {
         }
     }
 
+    /// Says which tasks ended, and that none of an earlier run of this agent is left.
+    ///
+    /// # Errors
+    /// [`Failure`]; then it is to be said again, which is harmless.
+    pub async fn tasks_ended(&self, told: &TasksEnded) -> Result<Noted, Failure> {
+        post(&self.client, &self.place, "tasks/end", told).await
+    }
+
     /// The right to ask for credentials under the lease of this sequence number.
     pub const fn leased(&self, lease_sequence: u64) -> Leased<'_> {
         Leased { enrolled: self, lease_sequence }
@@ -273,8 +282,9 @@ impl Events {
 }
 
 fn connect(place: &Place, node: Option<(Vec<Vec<u8>>, Tpm)>) -> Result<Client, Failure> {
+    let identity = node.map(|(chain, tpm)| node_identity(chain, tpm));
     let tls =
-        client_config(place.anchors.clone(), server_id(&place.trust_domain), node).map_err(Failure::Unreachable)?;
+        client_config(place.anchors.clone(), server_id(&place.trust_domain), identity).map_err(Failure::Unreachable)?;
     Client::builder()
         .tls_backend_preconfigured(tls)
         .https_only(true)

@@ -9,7 +9,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::codes::Refusal;
+use crate::codes::{self, Refusal};
 
 /// Asks for credentials for a process that waits for them.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -58,16 +58,56 @@ pub struct CallerClaims {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TaskStatement {
-    /// The task's id, chosen by the caller: 1 to 128 of `A–Z a–z 0–9 . _ : -`, once on a node.
+    /// The task's id, chosen by the caller: 1 to 128 of `A–Z a–z 0–9 . _ : -`. One on a node lives at a time.
     pub id: String,
+    /// Drawn by the agent when it starts: which run of it holds the task. What an earlier run held has ended.
+    #[serde(with = "serde_bytes")]
+    pub run: [u8; 16],
+    /// Which task of that run; asked for again with the same number, a task is renewed.
+    pub number: u64,
     /// What it means to do, at most 256 bytes; may be empty.
     pub intent: String,
     /// A purpose narrower than the registered one; may be empty.
     pub purpose: String,
     /// Seconds within which it must be heard of again; 0 where its process alone is watched.
     pub heartbeat_seconds: u64,
-    /// The longest lifetime it asks for, in seconds; 0 for what policy allows.
+    /// The longest lifetime it asks for, in seconds; 0 for what policy allows. Each renewal has it anew.
     pub term_seconds: u64,
+}
+
+impl TaskStatement {
+    /// The longest id, in bytes.
+    const LONGEST_ID: usize = 128;
+    /// The longest intent and purpose, in bytes.
+    const LONGEST_TEXT: usize = 256;
+    /// The longest time between two signs of life, in seconds: an hour.
+    const LONGEST_HEARTBEAT: u64 = 3600;
+
+    /// Whether it keeps to the bounds that its fields name.
+    ///
+    /// # Errors
+    /// [`codes::TASK_INVALID`], at the field.
+    pub fn check(&self) -> Result<(), Refusal> {
+        let refuse = |field: &str, found: String, expected: String| {
+            Err(Refusal::new(codes::TASK_INVALID, found).at(field).expected(expected))
+        };
+        let named = |c: char| c.is_ascii_alphanumeric() || ".:_-".contains(c);
+        if self.id.is_empty() || self.id.len() > Self::LONGEST_ID || !self.id.chars().all(named) {
+            let found = format!("{} bytes", self.id.len());
+            return refuse("task_id", found, format!("1 to {} of A–Z a–z 0–9 . _ : -", Self::LONGEST_ID));
+        }
+        for (field, text) in [("intent", &self.intent), ("purpose", &self.purpose)] {
+            if text.len() > Self::LONGEST_TEXT || text.chars().any(char::is_control) {
+                let found = format!("{} bytes", text.len());
+                return refuse(field, found, format!("at most {}, no control characters", Self::LONGEST_TEXT));
+            }
+        }
+        if self.heartbeat_seconds > Self::LONGEST_HEARTBEAT {
+            let found = self.heartbeat_seconds.to_string();
+            return refuse("heartbeat_seconds", found, format!("at most {}", Self::LONGEST_HEARTBEAT));
+        }
+        Ok(())
+    }
 }
 
 /// One thing that a caller means to do (RFC 9396, 2 and 2.2).
@@ -109,7 +149,10 @@ pub struct GrantAnswer {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TasksEnded {
-    /// At most 256.
+    /// The agent's present run; whatever an earlier one began on the node has ended with it.
+    #[serde(with = "serde_bytes")]
+    pub run: [u8; 16],
+    /// At most 256; none at all is how a starting agent says that it holds nothing.
     pub tasks: Vec<TaskEnd>,
 }
 
@@ -117,8 +160,8 @@ pub struct TasksEnded {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TaskEnd {
-    /// The task's id.
-    pub id: String,
+    /// Its number in the run.
+    pub number: u64,
     /// Why, as a refusal of what comes after: its code is the reason's.
     pub refusal: Refusal,
 }

@@ -6,12 +6,10 @@ pub mod messages;
 
 #[cfg(feature = "agent")]
 mod client;
-#[cfg(feature = "agent")]
 mod tls;
 
 #[cfg(feature = "agent")]
 pub use client::{Answer, Enrolled, Enrolment, Events, Failure, Leased, Membership, Unenrolled};
 pub use grants::*;
 pub use messages::*;
-#[cfg(feature = "agent")]
-pub use tls::TrustAnchors;
+pub use tls::{TrustAnchors, client_config};

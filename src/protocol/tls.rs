@@ -1,19 +1,24 @@
-//! The agent's end of TLS 1.3: the control plane is known by pinned CA certificates and its
-//! SPIFFE ID, the node by a key that never leaves the TPM.
+//! The client's end of TLS 1.3: the control plane is known by pinned CA certificates and its
+//! SPIFFE ID; a node by a key that never leaves the TPM, an operator by its SVID.
 
 use std::sync::Arc;
 
 use der::Decode;
+#[cfg(feature = "agent")]
+use rustls::SignatureAlgorithm;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::sign::{CertifiedKey, Signer, SigningKey, SingleCertAndKey};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, OtherError, SignatureAlgorithm, SignatureScheme};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+#[cfg(feature = "agent")]
+use rustls::sign::{Signer, SigningKey};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, OtherError, SignatureScheme};
 use sha2::{Digest, Sha256};
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
 use crate::codes::{self, Refusal};
 use crate::identity::{SpiffeId, certified_id};
+#[cfg(feature = "agent")]
 use crate::tpm::Tpm;
 
 /// What the agent trusts the control plane by: certificates it has, or the hash of one that the
@@ -26,11 +31,14 @@ pub struct TrustAnchors {
     pub hash: Option<[u8; 32]>,
 }
 
-/// TLS for a connection to the server named `server`; with `node`, the node key proves the client.
-pub(super) fn client_config(
+/// TLS for a connection to the server named `server`; with `identity`, that key proves the client.
+///
+/// # Errors
+/// [`codes::PROTOCOL_UNTRUSTED`] when rustls can't be set up: never with its own provider.
+pub fn client_config(
     anchors: TrustAnchors,
     server: SpiffeId,
-    node: Option<(Vec<Vec<u8>>, Tpm)>,
+    identity: Option<CertifiedKey>,
 ) -> Result<ClientConfig, Refusal> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
@@ -38,18 +46,20 @@ pub(super) fn client_config(
         .map_err(|e| Refusal::new(codes::PROTOCOL_UNTRUSTED, e.to_string()))?
         .dangerous() // "dangerous" is rustls' word for any verifier of one's own.
         .with_custom_certificate_verifier(Arc::new(PinnedServer::new(anchors, server, &provider)));
-    let mut config = match node {
+    let mut config = match identity {
         None => builder.with_no_client_auth(),
-        Some((chain, tpm)) => {
-            let chain = chain.into_iter().map(CertificateDer::from).collect();
-            let key = CertifiedKey::new(chain, Arc::new(NodeKey(tpm)));
-            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key)))
-        }
+        Some(key) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key))),
     };
     config.resumption = rustls::client::Resumption::disabled();
     config.enable_early_data = false;
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(config)
+}
+
+/// A node's certificate chain (DER, leaf first) with its key in the TPM.
+#[cfg(feature = "agent")]
+pub(super) fn node_identity(chain: Vec<Vec<u8>>, tpm: Tpm) -> CertifiedKey {
+    CertifiedKey::new(chain.into_iter().map(CertificateDer::from).collect(), Arc::new(NodeKey(tpm)))
 }
 
 #[derive(Debug)]
@@ -132,9 +142,11 @@ impl ServerCertVerifier for PinnedServer {
 }
 
 /// The node key, as rustls sees it.
+#[cfg(feature = "agent")]
 #[derive(Debug)]
 struct NodeKey(Tpm);
 
+#[cfg(feature = "agent")]
 impl SigningKey for NodeKey {
     fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
         offered
@@ -147,9 +159,11 @@ impl SigningKey for NodeKey {
     }
 }
 
+#[cfg(feature = "agent")]
 #[derive(Debug)]
 struct NodeSigner(Tpm);
 
+#[cfg(feature = "agent")]
 impl Signer for NodeSigner {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rustls::Error> {
         let digest = Sha256::digest(message).into();

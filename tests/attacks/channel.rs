@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use leasehold::codes;
-use leasehold::control_plane::routes::ROUTES;
+use leasehold::control_plane::routes::{Access, ROUTES};
 use leasehold::protocol::{AttestRequest, BODY_LIMIT, CredentialAnswer, encode};
 use reqwest::Method;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
@@ -61,7 +61,7 @@ async fn the_nodes_routes_are_for_nodes() {
         ("a workload's SVID", Client::certified(&server, &chain, tls_key(&key))),
     ];
     let mut docket = Docket::of(&server);
-    for route in ROUTES.iter().filter(|route| route.needs_node) {
+    for route in ROUTES.iter().filter(|route| route.access == Access::Node) {
         for (who, client) in &clients {
             let what = format!("{} {} with {who}", route.method, route.path);
             let body = if route.method == Method::GET { Vec::new() } else { vec![0; 100] };
@@ -69,7 +69,7 @@ async fn the_nodes_routes_are_for_nodes() {
             docket.refused(&what, refused, codes::PROTOCOL_CLIENT_CERTIFICATE);
         }
     }
-    assert_eq!(ROUTES.iter().filter(|route| route.needs_node).count(), 6);
+    assert_eq!(ROUTES.iter().filter(|route| route.access == Access::Node).count(), 6);
 }
 
 /// What is larger than allowed, and what is no message at all.

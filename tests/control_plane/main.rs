@@ -21,6 +21,7 @@ mod logs;
 #[path = "../verify/node.rs"]
 #[allow(dead_code, reason = "shared with the verifier's tests, which use all of it")]
 mod node;
+mod operators;
 mod pushed;
 mod routes;
 mod sets;

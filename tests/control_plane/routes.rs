@@ -7,7 +7,7 @@ use std::time::Duration;
 use leasehold::codes::{self, Code};
 use leasehold::control_plane::routes::ROUTES;
 use leasehold::protocol::{
-    AttestRequest, BODY_LIMIT, CredentialAnswer, CredentialRequest, LogsRequest, Wanted, decode, encode,
+    AttestRequest, BODY_LIMIT, CredentialAnswer, CredentialRequest, LogsRequest, TasksEnded, Wanted, decode, encode,
 };
 use p256::ecdsa::SigningKey;
 use p256::pkcs8::DecodePrivateKey;
@@ -31,25 +31,31 @@ enum Ended {
 use Ended::{NoConnection, Refused, Served};
 
 /// What every route must do for: no certificate, one of another CA, a workload's SVID, a revoked
-/// node's, another node's, and the right one.
-fn expected() -> BTreeMap<&'static str, [Ended; 6]> {
+/// node's, another node's, the right one, an operator who may look, and one who may do everything.
+fn expected() -> BTreeMap<&'static str, [Ended; 8]> {
     let no = Refused(codes::PROTOCOL_CLIENT_CERTIFICATE);
     let revoked = Refused(codes::ENROL_REVOKED);
     BTreeMap::from([
-        ("/v1/enrol", [Served, Served, Served, Served, Served, Served]),
+        ("/v1/enrol", [Served; 8]),
         // Each enrolment can be answered once: the matrix makes a new one for each call.
-        ("/v1/enrol/answer", [Served, Served, Served, Served, Served, Served]),
-        ("/v1/nonce", [no, no, no, revoked, Served, Served]),
-        ("/v1/logs", [no, no, no, revoked, Served, Served]),
+        ("/v1/enrol/answer", [Served; 8]),
+        ("/v1/nonce", [no, no, no, revoked, Served, Served, no, no]),
+        ("/v1/logs", [no, no, no, revoked, Served, Served, no, no]),
         // Neither has a document assigned: what counts is that they may ask.
         ("/v1/references", {
             let none = Refused(codes::VERIFY_NO_REFERENCE);
-            [no, no, no, revoked, none, none]
+            [no, no, no, revoked, none, none, no, no]
         }),
-        ("/v1/attest", [no, no, no, revoked, Refused(codes::VERIFY_NONCE_OTHER_NODE), Served]),
+        ("/v1/attest", [no, no, no, revoked, Refused(codes::VERIFY_NONCE_OTHER_NODE), Served, no, no]),
         // Asked for the right node's workload; what counts here is below, in `credentials_of`.
-        ("/v1/credentials", [no, no, no, revoked, Refused(codes::ISSUER_NOT_THIS_NODE), Served]),
-        ("/v1/events", [no, no, no, revoked, Served, Served]),
+        ("/v1/credentials", [no, no, no, revoked, Refused(codes::ISSUER_NOT_THIS_NODE), Served, no, no]),
+        // A command that changes something: whoever may look isn't enough.
+        ("/v1/command", {
+            let node = Refused(codes::ADMIN_PEER);
+            [no, no, no, revoked, node, node, Refused(codes::ADMIN_ROLE), Served]
+        }),
+        ("/v1/tasks/end", [no, no, no, revoked, Served, Served, no, no]),
+        ("/v1/events", [no, no, no, revoked, Served, Served, no, no]),
     ])
 }
 
@@ -70,6 +76,8 @@ async fn every_route_serves_whom_it_should_and_nobody_else() {
         revoked.client.clone(),
         another.client.clone(),
         right.client.clone(),
+        operator(&server, &mut right, "viewer").await,
+        operator(&server, &mut right, "admin").await,
     ];
     let expected = expected();
     assert_eq!(expected.len(), ROUTES.len());
@@ -80,6 +88,15 @@ async fn every_route_serves_whom_it_should_and_nobody_else() {
             assert_eq!(found, *expected, "{} in column {column}", route.path);
         }
     }
+}
+
+/// A client with the SVID of a workload that has this role.
+async fn operator(server: &Server, node: &mut Member, role: &str) -> Client {
+    let id = server.register(role, &node.id()).await;
+    server.admin(&["operator", "add", &id, "--role", role]).await;
+    let (answer, key) = node.credential(&id).await.unwrap();
+    let key = SigningKey::from_pkcs8_der(key.serialized_der()).unwrap();
+    server.client(Some((&answer.answers[0].chain, &key)))
 }
 
 /// One call as the right node would make it, over another's connection.
@@ -107,9 +124,23 @@ async fn call(
                 vec![Wanted { id: "spiffe://example.org/web".into(), csr: csr(&rcgen::KeyPair::generate().unwrap()) }];
             encode(&CredentialRequest { request_id: random(), lease_sequence, wanted }).unwrap()
         }
+        "/v1/tasks/end" => encode(&TasksEnded { run: random(), tasks: Vec::new() }).unwrap(),
         "/v1/logs" => encode(&LogsRequest { boot_id: random(), part: None }).unwrap(),
         _ => Vec::new(),
     };
+    if path == "/v1/command" {
+        let command = r#"{"command":"owner_add","name":"team","contact":""}"#;
+        let sent = client.http.post(format!("{}{path}", client.base)).body(command).send().await;
+        return match sent {
+            Err(_) => NoConnection,
+            Ok(response) if response.status() == 200 => Served,
+            Ok(response) => {
+                let refusal: leasehold::codes::Refusal =
+                    serde_json::from_slice(&response.bytes().await.unwrap()).unwrap();
+                Refused(refusal.code)
+            }
+        };
+    }
     if path == "/v1/events" {
         // A stream has no end to wait for.
         let sent = client.http.get(format!("{}{path}", client.base)).send().await;

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{nodes, references, registrations, trust};
+use super::roles::{Action, Actor};
+use super::{nodes, operators, references, registrations, trust};
 use crate::clock::WallTime;
-use crate::codes::Refusal;
+use crate::codes::{self, Refusal};
+use crate::control_plane::audit;
 use crate::control_plane::events::Audience;
 use crate::control_plane::registry::workloads::Stated;
 use crate::control_plane::server::Shared;
@@ -45,6 +47,9 @@ pub enum Command {
     CaPrepare,
     CaRotate { early: bool },
     AuditTail { after: u64, limit: u64 },
+    OperatorAdd { id: String, role: String },
+    OperatorList,
+    OperatorRemove { id: String },
 }
 
 /// What a committed command still has to do.
@@ -62,16 +67,74 @@ pub struct Effects {
 pub type Outcome = (Value, Effects);
 
 impl Command {
-    /// Carries the command out.
+    /// Reads a command.
+    ///
+    /// # Errors
+    /// [`codes::ADMIN_INVALID`].
+    pub fn parse(body: &[u8]) -> Result<Self, Refusal> {
+        serde_json::from_slice(body).map_err(|error| {
+            Refusal::new(codes::ADMIN_INVALID, error.to_string()).expected("a command of this server's version")
+        })
+    }
+
+    /// What it does, as far as roles are concerned. A new command needs its place here.
+    pub const fn action(&self) -> Action {
+        match self {
+            Self::NodeList
+            | Self::NodeShow { .. }
+            | Self::NodeExplain { .. }
+            | Self::EkList
+            | Self::OwnerList
+            | Self::WorkloadList
+            | Self::ReferencePreview { .. }
+            | Self::ReferenceList
+            | Self::ReferenceShow { .. }
+            | Self::ReferenceDraft { .. }
+            | Self::CaShow
+            | Self::OperatorList
+            | Self::AuditTail { .. } => Action::Read,
+            Self::NodeApprove { .. }
+            | Self::NodeRevoke { .. }
+            | Self::EkAdd(_)
+            | Self::EkRemove { .. }
+            | Self::OwnerAdd { .. }
+            | Self::WorkloadAdd(_)
+            | Self::WorkloadRemove { .. }
+            | Self::ReferenceLearn { .. }
+            | Self::ReferenceRetire { .. }
+            | Self::ReferenceImport { .. }
+            | Self::ReferenceAssign { .. }
+            | Self::ReferenceUnassign { .. }
+            | Self::ReferenceRetireSet { .. } => Action::Operate,
+            Self::CaPrepare | Self::CaRotate { .. } | Self::OperatorAdd { .. } | Self::OperatorRemove { .. } => {
+                Action::Administer
+            }
+        }
+    }
+
+    /// Carries the command out for `actor`, if its role allows it; `still` is asked in the same transaction
+    /// whether the actor may act at all.
     ///
     /// # Errors
     /// The refusal for the operator; then nothing was changed.
-    pub async fn run(self, shared: &Arc<Shared>) -> Result<Value, Refusal> {
+    pub async fn run_as(
+        self,
+        shared: &Arc<Shared>,
+        actor: Actor,
+        still: impl FnOnce(&Transaction<'_>, &Shared) -> Result<(), Refusal> + Send + 'static,
+    ) -> Result<Value, Refusal> {
         let (of_work, now) = (shared.clone(), shared.now());
+        let name = self.name();
+        if let Err(refusal) = shared.settings.roles.allow(&actor, self.action(), &name) {
+            let recorded = refusal.clone();
+            shared.store.transaction(move |tx| audit::refused(tx, now, &recorded, None, &name)).await?;
+            return Err(refusal);
+        }
         let (facts, effects) = shared
             .store
             .transaction(move |tx| {
-                let (facts, effects) = self.apply(tx, &of_work, now)?;
+                still(tx, &of_work)?;
+                let (facts, effects) = audit::acting(&actor.name, || self.apply(tx, &of_work, &actor, now))?;
                 if effects.taken {
                     of_work.generation.advance(tx)?;
                 }
@@ -91,7 +154,13 @@ impl Command {
         Ok(facts)
     }
 
-    fn apply(self, tx: &Transaction<'_>, shared: &Shared, now: WallTime) -> Result<Outcome, Refusal> {
+    /// Its name on the wire, e.g. `node_approve`.
+    fn name(&self) -> String {
+        let value = serde_json::to_value(self).unwrap_or_default();
+        value.get("command").and_then(Value::as_str).unwrap_or("?").to_owned()
+    }
+
+    fn apply(self, tx: &Transaction<'_>, shared: &Shared, actor: &Actor, now: WallTime) -> Result<Outcome, Refusal> {
         let domain = &shared.settings.trust_domain;
         match self {
             Self::NodeList => nodes::list(tx, now),
@@ -129,6 +198,9 @@ impl Command {
             Self::CaPrepare => trust::ca_prepare(tx, &shared.authority, now),
             Self::CaRotate { early } => trust::ca_rotate(tx, &shared.authority, early, now),
             Self::AuditTail { after, limit } => trust::audit_tail(tx, after, limit),
+            Self::OperatorAdd { id, role } => operators::add(tx, &id, &role, actor, domain, now),
+            Self::OperatorList => operators::list(tx),
+            Self::OperatorRemove { id } => operators::remove(tx, &id, now),
         }
     }
 }

@@ -1,16 +1,20 @@
-//! The admin socket: a command in, facts or a refusal out; liveness, readiness and metrics beside it.
+//! Administration: a command in, facts or a refusal out, over the local socket or from an operator with
+//! a certificate; on the socket liveness, readiness and metrics beside it.
 
 pub mod commands;
 pub mod facts;
 mod nodes;
+mod operators;
 mod references;
 pub mod registrations;
+pub mod remote;
+pub mod roles;
 pub mod socket;
 mod trust;
 
 use std::sync::Arc;
 
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -21,11 +25,13 @@ use super::server::Shared;
 use crate::codes::{self, Refusal};
 use crate::shutdown::CancellationToken;
 pub use commands::Command;
+use roles::Actor;
+use socket::LocalUser;
 
 /// The path of commands.
 pub const PATH: &str = "/v1/command";
 /// The largest command, in bytes: a reference document in hexadecimal.
-const LIMIT: usize = 2 * crate::verify::references::LIMIT + 1024;
+pub const LIMIT: usize = 2 * crate::verify::references::LIMIT + 1024;
 
 /// Serves the admin socket until `stop`.
 pub async fn serve(listener: UnixListener, shared: Arc<Shared>, stop: CancellationToken) {
@@ -35,22 +41,23 @@ pub async fn serve(listener: UnixListener, shared: Arc<Shared>, stop: Cancellati
         .route("/ready", get(ready))
         .route("/metrics", get(|State(shared): State<Arc<Shared>>| async move { shared.metrics.render() }))
         .with_state(shared);
+    let router = router.into_make_service_with_connect_info::<LocalUser>();
     let served = axum::serve(socket::Guarded(listener), router).with_graceful_shutdown(stop.cancelled_owned()).await;
     if let Err(error) = served {
         tracing::error!(%error, "the admin socket failed");
     }
 }
 
-async fn command(State(shared): State<Arc<Shared>>, body: axum::body::Bytes) -> Response {
-    let command: Command = match serde_json::from_slice(&body) {
-        Ok(command) => command,
-        Err(error) => {
-            let refusal =
-                Refusal::new(codes::ADMIN_INVALID, error.to_string()).expected("a command of this server's version");
-            return refused(&refusal);
-        }
+async fn command(
+    State(shared): State<Arc<Shared>>,
+    ConnectInfo(user): ConnectInfo<LocalUser>,
+    body: axum::body::Bytes,
+) -> Response {
+    let done = match Command::parse(&body) {
+        Ok(command) => command.run_as(&shared, Actor::local(user.0), |_, _| Ok(())).await,
+        Err(refusal) => Err(refusal),
     };
-    match command.run(&shared).await {
+    match done {
         Ok(facts) => Json(facts).into_response(),
         Err(refusal) => refused(&refusal),
     }
@@ -64,10 +71,12 @@ async fn ready(State(shared): State<Arc<Shared>>) -> Response {
     }
 }
 
-fn refused(refusal: &Refusal) -> Response {
+/// The answer that says why not.
+pub fn refused(refusal: &Refusal) -> Response {
     let status = match refusal.code {
         codes::ADMIN_UNKNOWN => StatusCode::NOT_FOUND,
         codes::ADMIN_CONFLICT => StatusCode::CONFLICT,
+        codes::ADMIN_ROLE | codes::ADMIN_PEER | codes::PROTOCOL_CLIENT_CERTIFICATE => StatusCode::FORBIDDEN,
         codes::STORE_FAILED => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::BAD_REQUEST,
     };

@@ -10,6 +10,7 @@ use x509_cert::spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
 use super::commands::{Effects, Outcome, only};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
+use crate::control_plane::credentials::ledger::{self, Of};
 use crate::control_plane::events::Audience;
 use crate::control_plane::registry::eks::{self, Kind};
 use crate::control_plane::registry::workloads::{self, Stated, Target, Workload};
@@ -152,6 +153,7 @@ pub fn workload_remove(
         workloads::check_text("--reason", reason)?;
     }
     let workload = workloads::remove(tx, id)?;
+    ledger::end(tx, Of::Workload(id), codes::GATE_REVOKED, reason.unwrap_or("its registration was removed"), now)?;
     let what = if reason.is_some() { "workload.revoked" } else { "workload.removed" };
     audit::done(tx, now, what, None, json!({ "workload": id, "reason": reason }))?;
     let effects = Effects { push: told(tx, &workload)?, taken: true, ca: false };

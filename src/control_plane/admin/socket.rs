@@ -3,6 +3,8 @@
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
+use axum::extract::connect_info::Connected;
+use axum::serve::IncomingStream;
 use rustix::fs::Mode;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::io::AsyncWriteExt;
@@ -46,18 +48,30 @@ pub fn bind(path: &Path) -> Result<UnixListener, Refusal> {
     UnixListener::from_std(socket.into()).map_err(|e| refuse(e.to_string()))
 }
 
+/// The user id of whoever is at the other end, by the kernel's word.
+#[derive(Clone, Copy, Debug)]
+pub struct LocalUser(pub u32);
+
+impl Connected<IncomingStream<'_, Guarded>> for LocalUser {
+    fn connect_info(stream: IncomingStream<'_, Guarded>) -> Self {
+        *stream.remote_addr()
+    }
+}
+
 /// An axum listener that lets in this process's own user and root only.
 pub struct Guarded(pub UnixListener);
 
 impl axum::serve::Listener for Guarded {
     type Io = UnixStream;
-    type Addr = ();
+    type Addr = LocalUser;
 
-    async fn accept(&mut self) -> (UnixStream, ()) {
+    async fn accept(&mut self) -> (UnixStream, LocalUser) {
         loop {
             match self.0.accept().await {
-                Ok((stream, _)) if is_ours(&stream) => return (stream, ()),
-                Ok((stream, _)) => turn_away(stream).await,
+                Ok((stream, _)) => match ours(&stream) {
+                    Some(user) => return (stream, user),
+                    None => turn_away(stream).await,
+                },
                 Err(error) => {
                     tracing::warn!(%error, "a connection to the admin socket can't be accepted");
                     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
@@ -66,15 +80,16 @@ impl axum::serve::Listener for Guarded {
         }
     }
 
-    fn local_addr(&self) -> std::io::Result<()> {
-        Ok(())
+    fn local_addr(&self) -> std::io::Result<LocalUser> {
+        Ok(LocalUser(rustix::process::geteuid().as_raw()))
     }
 }
 
 /// The mode keeps others out already; this holds if somebody widens it or passes a descriptor on.
-fn is_ours(stream: &UnixStream) -> bool {
-    let own = rustix::process::geteuid();
-    stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own.as_raw())
+fn ours(stream: &UnixStream) -> Option<LocalUser> {
+    let own = rustix::process::geteuid().as_raw();
+    let uid = stream.peer_cred().ok()?.uid();
+    (uid == 0 || uid == own).then_some(LocalUser(uid))
 }
 
 async fn turn_away(mut stream: UnixStream) {

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::client::{Client, Local};
 use super::reference::ReferenceCommand;
+use super::remote::Remote;
 use crate::codes::Refusal;
 use crate::config::{self, ServerConfig};
 use crate::control_plane::dev::command::DevArguments;
@@ -52,6 +54,12 @@ pub struct Shared {
     /// Without both it is /run/leasehold-server/admin.sock.
     #[arg(long, global = true, value_name = "PATH")]
     pub admin_socket: Option<PathBuf>,
+    /// A server elsewhere, by its TLS listener, as an operator: needs --svid and a role (`operator add`).
+    #[arg(long, global = true, value_name = "HOST:PORT", requires = "svid", conflicts_with = "admin_socket")]
+    pub server: Option<String>,
+    /// The directory of the operator's SVID, as `leasehold-agent svid x509 --out DIR` writes it.
+    #[arg(long, global = true, value_name = "DIR", requires = "server")]
+    pub svid: Option<PathBuf>,
     /// Prints facts as JSON; names in it stay the same from version to version.
     #[arg(long, global = true)]
     pub json: bool,
@@ -61,6 +69,17 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// A client of the server that these options name.
+    ///
+    /// # Errors
+    /// [`crate::codes::CONFIG_INVALID`] for a configuration file that can't be used.
+    pub fn client(&self) -> Result<Client, Refusal> {
+        Ok(match (&self.server, &self.svid) {
+            (Some(server), Some(svid)) => Client::Remote(Remote::new(server.clone(), svid.clone())),
+            _ => Client::Local(Local::new(self.admin_socket()?)),
+        })
+    }
+
     /// The admin socket to talk to.
     ///
     /// # Errors
@@ -113,6 +132,9 @@ pub enum Command {
     /// Reference values: what a node must have booted, and what may run on it.
     #[command(subcommand)]
     Reference(ReferenceCommand),
+    /// Operators: who may administer over the network.
+    #[command(subcommand)]
+    Operator(super::operator::OperatorCommand),
     /// The trust domain's CAs and their rotation.
     #[command(subcommand)]
     Ca(CaCommand),

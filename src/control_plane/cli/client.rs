@@ -1,4 +1,5 @@
-//! The client of the admin socket: one HTTP/1.1 request on one connection.
+//! The client of a running server: over its admin socket, one HTTP/1.1 request on one connection, or
+//! over the network as an operator.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -9,6 +10,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::Value;
 
+use super::remote::Remote;
 use crate::codes::{self, Refusal};
 use crate::control_plane::admin::{Command, PATH};
 
@@ -17,23 +19,41 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// The largest answer, in bytes.
 const LIMIT: u64 = 256 << 20;
 
-/// Talks to one admin socket.
+/// Gives commands to one server.
 #[derive(Debug)]
-pub struct Client {
-    socket: PathBuf,
+pub enum Client {
+    /// At its admin socket.
+    Local(Local),
+    /// At its TLS listener.
+    Remote(Remote),
 }
 
 impl Client {
-    /// A client of this socket.
-    pub const fn new(socket: PathBuf) -> Self {
-        Self { socket }
-    }
-
     /// Carries out a command and returns its facts.
     ///
     /// # Errors
     /// The server's refusal, or [`codes::PROTOCOL_UNREACHABLE`].
     pub fn call(&self, command: &Command) -> Result<Value, Refusal> {
+        match self {
+            Self::Local(local) => local.call(command),
+            Self::Remote(remote) => remote.call(command),
+        }
+    }
+}
+
+/// Talks to one admin socket.
+#[derive(Debug)]
+pub struct Local {
+    socket: PathBuf,
+}
+
+impl Local {
+    /// A client of this socket.
+    pub const fn new(socket: PathBuf) -> Self {
+        Self { socket }
+    }
+
+    fn call(&self, command: &Command) -> Result<Value, Refusal> {
         let body = serde_json::to_vec(command).map_err(|e| self.unreachable(&e.to_string()))?;
         let answer = self.exchange(&body).map_err(|e| self.unreachable(&e.to_string()))?;
         let (status, body) = parse(&answer).ok_or_else(|| self.unreachable("its answer is no HTTP"))?;
@@ -62,7 +82,7 @@ impl Client {
     fn unreachable(&self, why: &str) -> Refusal {
         Refusal::new(codes::PROTOCOL_UNREACHABLE, why)
             .at(self.socket.display().to_string())
-            .expected("the admin socket of a running `leasehold-server run`; see --config and --admin-socket")
+            .expected("the admin socket of a running `leasehold-server run`; see --config and --admin-socket, or --server from elsewhere")
     }
 }
 

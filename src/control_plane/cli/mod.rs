@@ -3,8 +3,10 @@
 mod appraise;
 mod args;
 mod client;
+mod operator;
 mod print;
 mod reference;
+mod remote;
 mod run;
 
 use std::io::{BufRead, IsTerminal};
@@ -54,7 +56,7 @@ fn administer(cli: &Shared, command: Command) -> Result<u8, Refusal> {
     if let Command::Appraise(arguments) = &command {
         return appraise::appraise(arguments, cli.json);
     }
-    let client = client::Client::new(cli.admin_socket()?);
+    let client = cli.client()?;
     let command = match command {
         Command::Audit(AuditCommand::Tail { after, lines, follow }) => {
             return tail(cli, &client, after, lines, follow);
@@ -116,6 +118,7 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         Command::Workload(WorkloadCommand::List) => Admin::WorkloadList,
         Command::Workload(WorkloadCommand::Remove { id }) => Admin::WorkloadRemove { id, reason: None },
         Command::Revoke(RevokeCommand::Workload { id, reason }) => Admin::WorkloadRemove { id, reason: Some(reason) },
+        Command::Operator(command) => operator::request(command),
         Command::Ca(CaCommand::Show) => Admin::CaShow,
         Command::Ca(CaCommand::Prepare) => Admin::CaPrepare,
         Command::Ca(CaCommand::Rotate { early }) => Admin::CaRotate { early },

@@ -53,6 +53,7 @@ const TABLES: &[(&str, &[(&str, &str)])] = &[
             ("SELECTORS", "selectors"),
         ],
     ),
+    ("operators", &[("ID", "id"), ("ROLE", "role"), ("ADDED", "added"), ("BY", "added_by")]),
     (
         "references",
         &[

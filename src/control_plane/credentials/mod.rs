@@ -54,8 +54,10 @@ pub fn issue(
                     "during": "credentials", "workload": audit::clipped(&wanted.id),
                     "found": audit::clipped(&refusal.found), "at": audit::clipped(&refusal.at),
                 });
-                audit::done(tx, now, refusal.code.as_str(), Some(node.id), detail)?;
-                refused(wanted, String::new(), refusal)
+                let decision = policy::fresh_id()?;
+                let subject = Subject { node: Some(node.id), decision: Some(&decision), ..Subject::default() };
+                audit::about(tx, now, refusal.code.as_str(), &subject, detail)?;
+                refused(wanted, decision, refusal)
             }
         };
         answers.push(issued);

@@ -76,7 +76,7 @@ pub fn decide(
     question: &Question<'_>,
     _now: WallTime,
 ) -> Result<Decision, Refusal> {
-    let id = hex::encode(secret::random::<16>().map_err(|e| Refusal::new(codes::STORE_FAILED, e.to_string()))?);
+    let id = fresh_id()?;
     let workload = question.workload;
     let outcome = match registered(tx, question)? {
         Some(refusal) => Err(refusal),
@@ -86,6 +86,14 @@ pub fn decide(
         }),
     };
     Ok(Decision { id, outcome })
+}
+
+/// The id of a decision yet to be made.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`] when there is no randomness.
+pub fn fresh_id() -> Result<String, Refusal> {
+    Ok(hex::encode(secret::random::<16>().map_err(|e| Refusal::new(codes::STORE_FAILED, e.to_string()))?))
 }
 
 /// What no policy can permit.

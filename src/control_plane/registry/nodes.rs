@@ -314,7 +314,7 @@ pub(super) fn read(row: &rusqlite::Row<'_>) -> Result<Node, Refusal> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(in crate::control_plane) mod tests {
     use super::*;
     use crate::control_plane::store::Store;
 

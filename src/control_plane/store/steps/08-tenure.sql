@@ -20,25 +20,36 @@ CREATE TABLE credentials(
 CREATE INDEX live_credentials ON credentials(node, workload) WHERE ended_at IS NULL;
 CREATE INDEX live_credentials_by_workload ON credentials(workload) WHERE ended_at IS NULL;
 CREATE INDEX live_credentials_by_end ON credentials(not_after) WHERE ended_at IS NULL;
+CREATE INDEX live_credentials_by_task ON credentials(task) WHERE ended_at IS NULL AND task IS NOT NULL;
 INSERT INTO credentials(id, kind, decision, node, workload, signer, lease_sequence, issued_at, not_after)
     SELECT lower(hex(serial)), 'x509', decision, node, workload, ca, lease_sequence, issued_at, not_after FROM issuances;
 DROP TABLE issuances;
 
--- Work that got credentials of its own.
+-- Work that got credentials of its own. An agent numbers what it begins in one run of its own; an id
+-- may come again once the task before is over.
 CREATE TABLE tasks(
     node BLOB NOT NULL REFERENCES nodes(id),
+    run BLOB NOT NULL CHECK (length(run) = 16),
+    number INTEGER NOT NULL,
     id TEXT NOT NULL,
     workload TEXT NOT NULL,
+    -- The one it began by; each credential has its own.
     decision TEXT NOT NULL,
     intent TEXT NOT NULL,
+    purpose TEXT NOT NULL,
     heartbeat_seconds INTEGER NOT NULL,
     began_at INTEGER NOT NULL,
+    -- When the last credential of it runs out.
     not_after INTEGER NOT NULL,
     ended_at INTEGER,
     ended_code TEXT,
     ended_reason TEXT,
-    PRIMARY KEY (node, id)
+    PRIMARY KEY (node, run, number)
 ) STRICT;
+CREATE UNIQUE INDEX live_tasks ON tasks(node, id) WHERE ended_at IS NULL;
+CREATE INDEX live_tasks_by_workload ON tasks(workload) WHERE ended_at IS NULL;
+CREATE INDEX live_tasks_by_end ON tasks(not_after) WHERE ended_at IS NULL;
+CREATE INDEX tasks_by_id ON tasks(id, began_at);
 
 -- What was taken back, whom it concerns, and what came back from there.
 CREATE TABLE revocations(

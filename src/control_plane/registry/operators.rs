@@ -1,0 +1,87 @@
+//! Operators: who may administer over the network. The identity is a workload's SVID like any other;
+//! a row here gives its id a role.
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::WallTime;
+use crate::codes::{self, Refusal};
+use crate::control_plane::admin::roles;
+use crate::control_plane::store::{OptionalExtension, Transaction, params, signed, unsigned};
+use crate::identity::SpiffeId;
+
+/// An operator.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Operator {
+    /// The SPIFFE ID in its certificate.
+    pub id: String,
+    /// Its role.
+    pub role: String,
+    /// RFC 3339.
+    pub added: String,
+    /// Who added it.
+    pub added_by: String,
+}
+
+/// Adds an operator, or gives it another role. Returns whether anything changed.
+///
+/// # Errors
+/// [`codes::ADMIN_INVALID`] for an unknown role.
+pub fn put(tx: &Transaction<'_>, id: &SpiffeId, role: &str, by: &str, now: WallTime) -> Result<bool, Refusal> {
+    if !roles::ROLES.contains(&role) {
+        return Err(Refusal::new(codes::ADMIN_INVALID, format!("role `{}`", role.escape_debug()))
+            .at("--role")
+            .expected(roles::ROLES.join(", ")));
+    }
+    if find(tx, id)?.is_some_and(|known| known.role == role) {
+        return Ok(false);
+    }
+    tx.execute(
+        "INSERT INTO operators(id, role, added_at, added_by) VALUES (?1, ?2, ?3, ?4)
+         ON CONFLICT(id) DO UPDATE SET role = ?2, added_at = ?3, added_by = ?4",
+        params![id.to_string(), role, signed(now.0), by],
+    )?;
+    Ok(true)
+}
+
+/// Removes one.
+///
+/// # Errors
+/// [`codes::ADMIN_UNKNOWN`].
+pub fn remove(tx: &Transaction<'_>, id: &str) -> Result<(), Refusal> {
+    match tx.execute("DELETE FROM operators WHERE id = ?1", [id])? {
+        0 => Err(Refusal::new(codes::ADMIN_UNKNOWN, "no such operator")
+            .at(id.to_owned())
+            .expected("one that `leasehold-server operator list` shows")),
+        _ => Ok(()),
+    }
+}
+
+/// The operator of this id.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn find(tx: &Transaction<'_>, id: &SpiffeId) -> Result<Option<Operator>, Refusal> {
+    Ok(tx
+        .prepare_cached("SELECT id, role, added_at, added_by FROM operators WHERE id = ?1")?
+        .query_row([id.to_string()], read)
+        .optional()?)
+}
+
+/// All of them, by id.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn all(tx: &Transaction<'_>) -> Result<Vec<Operator>, Refusal> {
+    let mut statement = tx.prepare("SELECT id, role, added_at, added_by FROM operators ORDER BY id")?;
+    let rows = statement.query_map([], read)?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Operator> {
+    Ok(Operator {
+        id: row.get(0)?,
+        role: row.get(1)?,
+        added: WallTime(unsigned(row.get(2)?)).to_string(),
+        added_by: row.get(3)?,
+    })
+}

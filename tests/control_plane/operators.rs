@@ -1,0 +1,137 @@
+//! Operators over the network: by an SVID that is live, in a role that allows it.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Output;
+
+use leasehold::codes::exit;
+use serde_json::Value;
+
+use crate::bench::{Member, Server};
+
+/// The files that an operator has, of a workload's SVID.
+async fn operator(server: &Server, node: &mut Member, name: &str, role: Option<&str>) -> tempfile::TempDir {
+    let id = server.register(name, &node.id()).await;
+    if let Some(role) = role {
+        server.admin(&["operator", "add", &id, "--role", role]).await;
+    }
+    let (answer, key) = node.credential(&id).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let pem = |der: &[u8]| {
+        let encoded = rcgen_pem(der);
+        encoded.into_bytes()
+    };
+    std::fs::write(dir.path().join("svid.pem"), pem(&answer.answers[0].chain[0])).unwrap();
+    let bundle = server.admin(&["ca", "show"]).await;
+    let ca = bundle["cas"][0]["pem"].as_str().unwrap_or_else(|| panic!("{bundle}")).to_owned();
+    std::fs::write(dir.path().join("bundle.pem"), ca).unwrap();
+    let path = dir.path().join("svid_key.pem");
+    std::fs::write(&path, key.serialize_pem()).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    dir
+}
+
+fn rcgen_pem(der: &[u8]) -> String {
+    use der::pem::{LineEnding, encode_string};
+    encode_string("CERTIFICATE", LineEnding::LF, der).unwrap()
+}
+
+/// A command over the network.
+async fn run(server: &Server, svid: &Path, arguments: &[&str]) -> Output {
+    tokio::process::Command::new(env!("CARGO_BIN_EXE_leasehold-server"))
+        .args(["--server", &server.bound().addr.to_string(), "--svid"])
+        .arg(svid)
+        .args(arguments)
+        .stdin(std::process::Stdio::null())
+        .output()
+        .await
+        .unwrap()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_role_does_its_own_work_over_the_network() {
+    let server = Server::start().await;
+    let mut node = server.leased().await;
+    let viewer = operator(&server, &mut node, "viewer", Some("viewer")).await;
+    let daily = operator(&server, &mut node, "daily", Some("operator")).await;
+    let admin = operator(&server, &mut node, "admin", Some("admin")).await;
+    let nobody = operator(&server, &mut node, "nobody", None).await;
+
+    for svid in [&viewer, &daily, &admin] {
+        let output = run(&server, svid.path(), &["node", "list", "--json"]).await;
+        assert!(output.status.success(), "{}", said(&output));
+        let nodes: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(nodes["nodes"][0]["id"], node.id().as_str());
+    }
+    let add = ["owner", "add", "from-afar"];
+    let refused = run(&server, viewer.path(), &add).await;
+    assert_eq!(refused.status.code(), Some(i32::from(exit::FAILED)));
+    assert!(said(&refused).contains("admin.role") && said(&refused).contains("`viewer`"), "{}", said(&refused));
+    assert!(run(&server, daily.path(), &add).await.status.success());
+    let rotate = ["ca", "prepare"];
+    assert!(said(&run(&server, daily.path(), &rotate).await).contains("admin.role"));
+    assert!(run(&server, admin.path(), &rotate).await.status.success());
+    let stranger = run(&server, nobody.path(), &["node", "list"]).await;
+    assert!(said(&stranger).contains("protocol.client_certificate"), "{}", said(&stranger));
+
+    // Who did it stands in the record.
+    let output = server.run(&["--json", "audit", "tail", "--lines", "1000"]).await;
+    let text = String::from_utf8(output.stdout).unwrap();
+    let by = |name: &str| {
+        let record = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        record.filter(|record| record["what"] == "owner.added" && record["detail"]["owner"] == name).last().unwrap()
+            ["detail"]["by"]
+            .clone()
+    };
+    assert_eq!(by("from-afar"), "spiffe://example.org/daily");
+    assert!(by("team").as_str().unwrap().starts_with("local:uid:"));
+    assert!(text.contains("admin.role"), "a refused command isn't in the record");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operators_role_and_certificate_end_at_once() {
+    let server = Server::start().await;
+    let mut node = server.leased().await;
+    let admin = operator(&server, &mut node, "admin", Some("admin")).await;
+    let list = ["operator", "list", "--json"];
+    assert!(run(&server, admin.path(), &list).await.status.success());
+    // Without the role nothing is left of it, though the certificate is still good.
+    server.admin(&["operator", "remove", "spiffe://example.org/admin"]).await;
+    assert!(said(&run(&server, admin.path(), &list).await).contains("protocol.client_certificate"));
+    server.admin(&["operator", "add", "spiffe://example.org/admin", "--role", "admin"]).await;
+    assert!(run(&server, admin.path(), &list).await.status.success());
+    // The workload's registration goes, and with it what was issued to it.
+    server.admin(&["workload", "remove", "spiffe://example.org/admin"]).await;
+    let refused = run(&server, admin.path(), &list).await;
+    assert!(said(&refused).contains("protocol.client_certificate"), "{}", said(&refused));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_operator_must_have_is_said() {
+    let server = Server::start().await;
+    let mut node = server.leased().await;
+    let admin = operator(&server, &mut node, "admin", Some("admin")).await;
+    let list = ["operator", "list"];
+    let key = admin.path().join("svid_key.pem");
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let open = run(&server, admin.path(), &list).await;
+    assert_eq!(open.status.code(), Some(i32::from(exit::USAGE)));
+    assert!(said(&open).contains("config.mode"), "{}", said(&open));
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+    // A bundle of somebody else's: nothing is sent to a server that isn't known.
+    let other = Server::start().await;
+    let theirs = run(&other, admin.path(), &list).await;
+    assert_eq!(theirs.status.code(), Some(i32::from(exit::UNAVAILABLE)), "{}", said(&theirs));
+    std::fs::remove_file(admin.path().join("bundle.pem")).unwrap();
+    let missing = run(&server, admin.path(), &list).await;
+    assert!(said(&missing).contains("bundle.pem"), "{}", said(&missing));
+    // A role that nobody knows, an id that nobody has.
+    let wrong = server.run(&["operator", "add", "spiffe://example.org/admin", "--role", "root"]).await;
+    assert!(said(&wrong).contains("viewer, approver, operator, admin"), "{}", said(&wrong));
+    let wrong = server.run(&["operator", "add", "spiffe://example.org/ghost", "--role", "admin"]).await;
+    assert!(said(&wrong).contains("admin.unknown"), "{}", said(&wrong));
+}

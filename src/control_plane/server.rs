@@ -15,6 +15,7 @@ use super::credentials::ledger;
 use super::events::{Audience, Hub};
 use super::keys::{self, WrappingKey};
 use super::limiter::Limiter;
+use super::policy::{Bundles, Floor};
 use super::settings::Settings;
 use super::steady::Steady;
 use super::store::{Epoch, Generation, Store, Transaction, meta, signed};
@@ -57,6 +58,8 @@ pub struct Shared {
     pub strangers: Limiter,
     /// Reference documents that were read lately.
     pub documents: Cache,
+    /// Policy bundles that were read lately, and the floor for their version.
+    pub bundles: Bundles,
     /// Counts what is done.
     pub metrics: ServerMetrics,
     /// The time; it never goes back.
@@ -162,6 +165,7 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
     })?;
     let wrapping = Arc::new(WrappingKey::of(config, empty)?);
     let generation = Generation::new(wrapping_path.with_added_extension("generation"));
+    let bundles = Bundles::new(Floor::open(wrapping_path.with_added_extension("policy"))?, &settings)?;
     let server_key = keys::generate()?;
     let clock = store.transaction_blocking(|tx| Steady::open(tx, now, config.accept_clock))?;
     let time = clock.now();
@@ -197,6 +201,7 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
         hub: Hub::default(),
         strangers: Limiter::default(),
         documents: Cache::default(),
+        bundles,
         metrics: ServerMetrics::default(),
         clock,
         tls,

@@ -12,7 +12,7 @@ use super::ca::CaTerms;
 use super::keys;
 use super::registry::workloads::check_group;
 use crate::codes::{self, Refusal};
-use crate::config::{AdmissionConfig, JoinRule, ServerConfig, TermsConfig, texts};
+use crate::config::{AdmissionConfig, JoinRule, PolicyDefault, ServerConfig, TermsConfig, texts};
 use crate::identity::TrustDomain;
 use crate::tpm::PcrSelection;
 use crate::tpm::structures::Public;
@@ -47,6 +47,8 @@ pub struct Settings {
     pub rules: Vec<Rule>,
     /// Who must have signed a reference set.
     pub policy: Policy,
+    /// Whether what is registered is permitted as long as no policy bundle was ever applied.
+    pub permit_registered: bool,
     /// A lease's online term.
     pub lease: Duration,
     /// The longest lifetime of a workload's SVID.
@@ -101,6 +103,7 @@ impl Settings {
             profiles: profiles(&config.firmware_profiles)?,
             rules: config.admission.join.iter().map(Rule::check).collect::<Result<_, _>>()?,
             policy: Policy::new(&texts(&config.policy.keys, POLICY[0])?, config.policy.threshold, POLICY)?,
+            permit_registered: config.policy.default == PolicyDefault::Registered,
             lease: Duration::from_secs(lease_seconds),
             svid: Duration::from_secs(svid_seconds),
             nonce_seconds,

@@ -137,6 +137,11 @@ impl Bundle {
         Ok(Self { bytes, digest, claimed: envelope.claimed(), ..self.clone() })
     }
 
+    /// How many tests and properties came with it.
+    pub fn tests(&self) -> usize {
+        self.trials.len()
+    }
+
     /// Runs the tests that came with it.
     ///
     /// # Errors

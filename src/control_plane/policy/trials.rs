@@ -115,6 +115,11 @@ impl Trials {
         }
     }
 
+    /// How many tests and properties there are.
+    pub fn len(&self) -> usize {
+        self.files.iter().map(|(_, file)| file.tests.len() + file.properties.len()).sum()
+    }
+
     /// Runs them all.
     ///
     /// # Errors

@@ -126,7 +126,7 @@ mod tests {
     impl Remembered {
         fn for_test() -> Self {
             let certification = Certification { nonce: [0; 32], attest: Vec::new(), signature: Vec::new() };
-            let bundle = Bundle { certificates: Vec::new(), sequence: 0 };
+            let bundle = Bundle { certificates: Vec::new(), sequence: 0, jwt_keys: Vec::new() };
             let membership = Membership { node: [0; 32], certificate: Vec::new(), bundle };
             let domain = TrustDomain::new("example.org").unwrap();
             Self::of(&domain, Vec::new(), Vec::new(), membership, certification)

@@ -1,4 +1,4 @@
-//! The trust domain's CAs and their rotation: prepared → active → retired.
+//! The trust domain's CAs, with each its key for tokens, and their rotation: prepared → active → retired.
 //!
 //! A prepared CA is in the bundle before it signs anything; a retired one stays in it until the
 //! last certificate it signed has expired (SPIFFE Federation, 4.1). The bundle's sequence number
@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use super::issuer::{Ca, Leaf};
 use super::keys::{self, WrappingKey};
 use super::store::{OptionalExtension, Transaction, meta, next_sequence, params, signed, unsigned};
+use super::tokens::keys::{self as token_keys, Signer};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::identity::{SpiffeId, TrustDomain};
@@ -51,8 +52,10 @@ pub struct Issuing {
     pub id: i64,
     /// The active CA.
     pub ca: Ca,
-    /// Every CA certificate of the trust domain; the active one first.
+    /// Every CA certificate and every key for tokens; the active ones first.
     pub bundle: Bundle,
+    /// The active key for tokens.
+    pub signer: Signer,
     /// For each retired CA its certificate for the active key, and its own.
     links: Vec<ByteBuf>,
 }
@@ -249,7 +252,8 @@ fn turn(
         "DELETE FROM ca_keys WHERE state = 'retired' AND last_leaf_not_after < ?1 AND retired_at + ?2 < ?1",
         params![signed(now.0), signed(terms.published.as_secs())],
     )?;
-    if dropped + stale > 0 {
+    let tokens = token_keys::turn(tx, wrapping, terms.published.as_secs(), now)?;
+    if dropped + stale > 0 || tokens {
         advance_bundle(tx, now)?;
         changed = true;
     }
@@ -273,6 +277,7 @@ fn prepare(
         "INSERT INTO ca_keys(state, certificate, key, created_at, not_after) VALUES ('prepared', ?1, ?2, ?3, ?4)",
         params![ca.certificate(), wrapped, signed(now.0), signed(ca.not_after().0)],
     )?;
+    token_keys::prepare(tx, wrapping, now)?;
     advance_bundle(tx, now)?;
     Ok(true)
 }
@@ -285,7 +290,7 @@ fn activate(tx: &Transaction<'_>, now: WallTime) -> Result<(), Refusal> {
     if activated != 1 {
         return Err(Refusal::new(codes::STORE_FAILED, "BUG: no prepared CA to activate"));
     }
-    Ok(())
+    token_keys::activate(tx, now)
 }
 
 fn active_life(tx: &Transaction<'_>) -> Result<Option<(WallTime, WallTime)>, Refusal> {
@@ -333,7 +338,9 @@ fn load(tx: &Transaction<'_>, wrapping: &WrappingKey, trust_domain: &TrustDomain
     let mut statement = tx.prepare("SELECT certificate FROM ca_keys ORDER BY state = 'active' DESC, id DESC")?;
     let certificates =
         statement.query_map([], |row| Ok(ByteBuf::from(row.get::<_, Vec<u8>>(0)?)))?.collect::<Result<_, _>>()?;
-    Ok(Issuing { id, ca, bundle: Bundle { certificates, sequence: meta::number(tx, "bundle_sequence")? }, links })
+    let (sequence, jwt_keys) = (meta::number(tx, "bundle_sequence")?, token_keys::published(tx)?);
+    let signer = token_keys::active(tx, wrapping)?;
+    Ok(Issuing { id, ca, bundle: Bundle { certificates, sequence, jwt_keys }, signer, links })
 }
 
 #[cfg(test)]

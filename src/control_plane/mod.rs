@@ -4,7 +4,8 @@
 //!  tls ─▶ routes ─▶ authn ─▶ enrolment    ─▶ verify            admin ◀─ cli
 //!                            attestation  ─▶ verify ─▶ leases    │
 //!                               └ logs ─▶ what is new of them     │
-//!                            credentials  ─▶ policy ─▶ issuer    ▼
+//!                            credentials  ─▶ policy ─▶ issuer    │
+//!                            tokens       ─▶ policy ─▶ JWT keys  ▼
 //!                            events ◀──────────────────────── registry, references
 //!                               all of it in one transaction each ─▶ store, audit
 //! ```
@@ -42,3 +43,4 @@ mod steady;
 mod store;
 mod tasks;
 mod tls;
+mod tokens;

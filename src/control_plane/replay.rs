@@ -1,16 +1,79 @@
 //! Retries and replays: the same request gets the same answer for a minute, then never again.
 
+use aws_lc_rs::aead::{AES_256_GCM_SIV, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use sha2::{Digest, Sha256};
 
 use super::store::{OptionalExtension, Transaction, fixed, params, signed, unsigned};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::identity::NodeId;
+use crate::secret::{self, Zeroizing};
 
 /// How long the latest answer is kept for a retry, in seconds.
 const KEPT: u64 = 60;
 /// How many request ids of a kind are remembered for a node.
 const REMEMBERED: i64 = 64;
+
+/// Seals answers that hold a secret: a credential that anybody may use who has it must not lie in the
+/// store, nor in a copy of it. The key is of this run of the server alone, which is longer than a retry
+/// is waited for; a retry across a restart is refused, and asked anew.
+pub struct Sealing(LessSafeKey);
+
+impl Sealing {
+    /// With a fresh key.
+    ///
+    /// # Errors
+    /// When the kernel has no randomness.
+    pub fn new() -> Result<Self, Refusal> {
+        let key = Zeroizing::new(secret::random::<32>().map_err(|e| unsealed(&e.to_string()))?);
+        // Nonces are random, and answers many: the SIV mode doesn't break where two have the same.
+        let key = UnboundKey::new(&AES_256_GCM_SIV, key.as_slice()).map_err(|_| unsealed("no key"))?;
+        Ok(Self(LessSafeKey::new(key)))
+    }
+
+    /// `nonce ‖ ciphertext ‖ tag`, for the request of this id.
+    ///
+    /// # Errors
+    /// When the kernel has no randomness.
+    pub fn seal(&self, id: &[u8; 16], answer: &[u8]) -> Result<Vec<u8>, Refusal> {
+        let nonce: [u8; NONCE_LEN] = secret::random().map_err(|e| unsealed(&e.to_string()))?;
+        let mut sealed = answer.to_vec();
+        self.0
+            .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(id), &mut sealed)
+            .map_err(|_| unsealed("it can't be encrypted"))?;
+        Ok([nonce.as_slice(), &sealed].concat())
+    }
+
+    /// The inverse of [`Self::seal`].
+    ///
+    /// # Errors
+    /// [`codes::PROTOCOL_REPLAYED`] when an earlier run sealed it.
+    pub fn open(&self, id: &[u8; 16], sealed: &[u8]) -> Result<Vec<u8>, Refusal> {
+        let refused = || {
+            Refusal::new(codes::PROTOCOL_REPLAYED, "it was answered before the server was restarted")
+                .expected("a new request id")
+        };
+        let (nonce, sealed) = sealed.split_first_chunk::<NONCE_LEN>().ok_or_else(refused)?;
+        let mut answer = sealed.to_vec();
+        let length = self
+            .0
+            .open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(id), &mut answer)
+            .map_err(|_| refused())?
+            .len();
+        answer.truncate(length);
+        Ok(answer)
+    }
+}
+
+impl std::fmt::Debug for Sealing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Sealing(..)")
+    }
+}
+
+fn unsealed(what: &str) -> Refusal {
+    Refusal::new(codes::STORE_FAILED, what).at("an answer that is kept")
+}
 
 /// A request as it is recognised again.
 #[derive(Clone, Copy, Debug)]

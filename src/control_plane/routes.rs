@@ -20,11 +20,13 @@ use super::replay;
 use super::server::Shared;
 use super::store::Transaction;
 use super::tls::Channel;
-use super::{admin, attestation, audit, basis, credentials, enrolment, tasks};
+use super::{admin, attestation, audit, basis, credentials, enrolment, tasks, tokens};
 use crate::clock::WallTime;
 use crate::codes::{self, Code, Refusal};
 use crate::identity::NodeId;
-use crate::protocol::{self, AttestRequest, BODY_LIMIT, CredentialRequest, FreshNonce, MEDIA_TYPE, Noted, Refused};
+use crate::protocol::{
+    self, AttestRequest, BODY_LIMIT, CredentialRequest, FreshNonce, GrantRequest, MEDIA_TYPE, Noted, Refused,
+};
 use crate::shutdown::CancellationToken;
 use crate::telemetry::ByRoute;
 
@@ -63,6 +65,7 @@ pub const ROUTES: &[Route] = &[
         limit: 1 << 20,
         call: Call::Credentials,
     },
+    Route { method: Method::POST, path: "/v1/grants", access: Access::Node, limit: 64 << 10, call: Call::Grants },
     Route { method: Method::POST, path: "/v1/tasks/end", access: Access::Node, limit: 1 << 20, call: Call::TasksEnd },
     Route { method: Method::GET, path: "/v1/events", access: Access::Node, limit: 0, call: Call::Events },
     Route { method: Method::POST, path: admin::PATH, access: Access::Operator, limit: admin::LIMIT, call: Call::Admin },
@@ -88,6 +91,7 @@ enum Call {
     References,
     Attest,
     Credentials,
+    Grants,
     TasksEnd,
     Events,
     Admin,
@@ -222,6 +226,16 @@ impl Server {
                     let request: CredentialRequest = protocol::decode(body)?;
                     once(tx, node.id, "credentials", request.request_id, body, now, || {
                         protocol::encode(&credentials::issue(tx, shared, node, &request, now)?)
+                    })
+                })
+                .await
+            }
+            (Call::Grants, Some(peer)) => {
+                self.for_node(route, peer, body, |tx, shared, node, _, body, now| {
+                    let request: GrantRequest = protocol::decode(body)?;
+                    let request_id = request.request_id;
+                    once_sealed(tx, shared, node.id, "grants", request_id, body, now, || {
+                        protocol::encode(&tokens::grants::grant(tx, shared, node, &request, now)?)
                     })
                 })
                 .await
@@ -400,6 +414,31 @@ fn once(
     let answer = work()?;
     request.answered(tx, &answer, now)?;
     Ok(answer)
+}
+
+/// As [`once`], for answers that hold a secret: it rests in the store under a key of this run of the server.
+#[allow(clippy::too_many_arguments, reason = "those of `once`, and what seals")]
+fn once_sealed(
+    tx: &Transaction<'_>,
+    shared: &Shared,
+    node: NodeId,
+    kind: &'static str,
+    id: [u8; 16],
+    body: &[u8],
+    now: WallTime,
+    work: impl FnOnce() -> Result<Vec<u8>, Refusal>,
+) -> Result<Vec<u8>, Refusal> {
+    let mut fresh = None;
+    let kept = once(tx, node, kind, id, body, now, || {
+        let answer = work()?;
+        let sealed = shared.sealing.seal(&id, &answer)?;
+        fresh = Some(answer);
+        Ok(sealed)
+    })?;
+    match fresh {
+        Some(answer) => Ok(answer),
+        None => shared.sealing.open(&id, &kept),
+    }
 }
 
 /// A refusal is a result that is kept, with what was spent on the way to it; a failed store is not.

@@ -16,11 +16,12 @@ use super::events::{Audience, Hub};
 use super::keys::{self, WrappingKey};
 use super::limiter::Limiter;
 use super::policy::{Bundles, Floor};
+use super::replay::{self, Sealing};
 use super::settings::Settings;
 use super::steady::Steady;
 use super::store::{Epoch, Generation, Store, Transaction, meta, signed};
 use super::tls::{self, Tls};
-use super::{admin, nonces, replay, routes, tasks};
+use super::{admin, nonces, routes, tasks};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::config::ServerConfig;
@@ -48,6 +49,8 @@ pub struct Shared {
     pub authority: Authority,
     /// Wraps secrets in the store.
     pub wrapping: Arc<WrappingKey>,
+    /// Seals answers that hold secrets, while they are kept for a retry.
+    pub sealing: Sealing,
     /// Notices a restored store.
     pub generation: Generation,
     /// Named in leases; a new one after a restore.
@@ -196,6 +199,7 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
         store,
         authority,
         wrapping,
+        sealing: Sealing::new()?,
         generation,
         epoch,
         hub: Hub::default(),

@@ -2,9 +2,12 @@
 
 mod store;
 mod svid;
+pub mod token;
+mod tokens;
 
 pub use store::Store;
 pub use svid::{PendingSvid, X509Svid};
+pub use tokens::{JwtSvid, TokenFor, Tokens};
 
 use std::fmt;
 

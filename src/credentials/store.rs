@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use super::{Held, X509Svid};
+use super::{Held, JwtSvid, TokenFor, Tokens, X509Svid};
 use crate::clock::BootInstant;
-use crate::protocol::Entry;
+use crate::protocol::{Entry, JwtKey};
 
 /// The workloads registered for this node and the SVIDs held for them.
 #[derive(Debug, Default)]
 pub struct Store {
     entries: Vec<Entry>,
     svids: BTreeMap<String, Held<X509Svid>>,
+    tokens: Tokens,
     bundle: Vec<Vec<u8>>,
+    jwt_keys: Vec<JwtKey>,
 }
 
 impl Store {
@@ -22,6 +24,9 @@ impl Store {
             return false;
         }
         self.svids.retain(|id, _| entries.iter().any(|entry| entry.id == *id));
+        // A registration that changed in anything is decided about anew.
+        let before = std::mem::take(&mut self.entries);
+        self.tokens.retain(|id| entries.iter().any(|entry| entry.id == id && before.contains(entry)));
         self.entries = entries;
         true
     }
@@ -33,6 +38,13 @@ impl Store {
         changed
     }
 
+    /// Replaces the keys for JWT-SVIDs. Returns whether they changed.
+    pub fn trust_tokens(&mut self, keys: Vec<JwtKey>) -> bool {
+        let changed = self.jwt_keys != keys;
+        self.jwt_keys = keys;
+        changed
+    }
+
     /// Holds `svid`, if its workload is still registered.
     pub fn hold(&mut self, svid: Held<X509Svid>) {
         let id = svid.value().id.to_string();
@@ -41,14 +53,38 @@ impl Store {
         }
     }
 
+    /// Holds a token, if its workload is still registered.
+    pub fn hold_token(&mut self, whom: TokenFor, token: Held<JwtSvid>, now: BootInstant) {
+        let id = token.value().id.to_string();
+        if self.entries.iter().any(|entry| entry.id == id) {
+            self.tokens.hold(whom, token, now);
+        }
+    }
+
+    /// The token for `whom`, before half of its life is over.
+    pub fn token(&self, whom: &TokenFor, now: BootInstant) -> Option<&Held<JwtSvid>> {
+        self.tokens.get(whom, now)
+    }
+
     /// Drops one SVID: the issuer refused to renew it.
     pub fn drop_svid(&mut self, id: &str) -> bool {
         self.svids.remove(id).is_some()
     }
 
-    /// Drops every SVID.
+    /// Drops the tokens of a workload.
+    pub fn drop_tokens(&mut self, id: &str) {
+        self.tokens.retain(|workload| workload != id);
+    }
+
+    /// Drops the token with this `jti`.
+    pub fn drop_token(&mut self, jti: &str) {
+        self.tokens.drop_token(jti);
+    }
+
+    /// Drops every SVID and every token.
     pub fn clear(&mut self) {
         self.svids.clear();
+        self.tokens.clear();
     }
 
     /// The registered workloads.
@@ -59,6 +95,11 @@ impl Store {
     /// The CA certificates, DER.
     pub fn bundle(&self) -> &[Vec<u8>] {
         &self.bundle
+    }
+
+    /// The keys for JWT-SVIDs.
+    pub fn jwt_keys(&self) -> &[JwtKey] {
+        &self.jwt_keys
     }
 
     /// The SVID held for `id`.

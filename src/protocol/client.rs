@@ -7,7 +7,7 @@ use reqwest::{Client, Method, StatusCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::grants::{Noted, TasksEnded};
+use super::grants::{GrantAnswer, GrantRequest, Noted, TasksEnded};
 use super::messages::*;
 use super::tls::{TrustAnchors, client_config, node_identity};
 use crate::codes::{self, Refusal};
@@ -236,6 +236,19 @@ impl Leased<'_> {
     pub async fn credentials(self, request_id: [u8; 16], wanted: Vec<Wanted>) -> Result<CredentialAnswer, Failure> {
         let request = CredentialRequest { request_id, lease_sequence: self.lease_sequence, wanted };
         post(&self.enrolled.client, &self.enrolled.place, "credentials", &request).await
+    }
+
+    /// Asks for credentials for a process that waits for them, under this lease. A lost answer is asked
+    /// for again with the same request: a task begins once.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn grant(self, request: &GrantRequest) -> Result<GrantAnswer, Failure> {
+        let request = GrantRequest { lease_sequence: self.lease_sequence, ..request.clone() };
+        match post(&self.enrolled.client, &self.enrolled.place, "grants", &request).await {
+            Err(Failure::Unreachable(_)) => post(&self.enrolled.client, &self.enrolled.place, "grants", &request).await,
+            other => other,
+        }
     }
 }
 

@@ -129,7 +129,7 @@ pub struct Admitted {
     pub nonce: FreshNonce,
 }
 
-/// The trust domain's CA certificates.
+/// What the trust domain's SVIDs are verified with.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Bundle {
@@ -137,6 +137,20 @@ pub struct Bundle {
     pub certificates: Vec<serde_bytes::ByteBuf>,
     /// Grows with every change (SPIFFE Trust Domain and Bundle, 4.1.1).
     pub sequence: u64,
+    /// The keys that sign its JWT-SVIDs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub jwt_keys: Vec<JwtKey>,
+}
+
+/// A key that signs JWT-SVIDs: ECDSA on P-256, with SHA-256 (ES256).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JwtKey {
+    /// Its name in tokens: the thumbprint of the key as a JWK (RFC 7638), base64url.
+    pub kid: String,
+    /// The point, uncompressed (SEC 1, 2.3.3): 65 bytes.
+    #[serde(with = "serde_bytes")]
+    pub public: Vec<u8>,
 }
 
 /// What to attest with next: a single-use nonce of 32 bytes, and the PCRs to quote over it.
@@ -286,6 +300,9 @@ pub struct Entry {
     pub purpose: String,
     /// Optional hint for clients with several identities, at most 1024 bytes.
     pub hint: String,
+    /// Whether processes of login sessions may have it, too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub interactive: bool,
 }
 
 /// Asks for X.509-SVIDs.

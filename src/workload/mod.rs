@@ -14,7 +14,13 @@
 //! What this can't tell apart: processes of one user can trace, preload and so become each other,
 //! so `unix:path` and `unix:sha256` narrow what a user gets but don't divide that user.
 
+mod cgroup;
+
 mod digest;
+
+mod held;
+
+mod observed;
 
 mod peer;
 
@@ -22,5 +28,6 @@ mod process;
 
 mod selector;
 
-pub use peer::{Caught, Observed, Peer, PeerMethod, Peers};
-pub use selector::Selector;
+pub use observed::Observed;
+pub use peer::{Caught, Peer, PeerMethod, Peers};
+pub use selector::{KINDS, Selector};

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,10 +11,14 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::sync::Semaphore;
 
 use super::Selector;
+use super::cgroup::Trees;
 use super::digest::Digests;
-use super::process::{FileId, Process, no_descriptors, ticks, unknown};
+use super::held::Held;
+use super::observed::Observed;
+use super::process::{Process, Surroundings, no_descriptors, ticks, unknown};
 use crate::clock::BootInstant;
 use crate::codes::{self, Refusal};
+use crate::measurements::LogHash;
 
 /// Questions to `/proc` take microseconds. A file system served by somebody's own process may take
 /// for ever over them, and nobody else should wait for that.
@@ -48,14 +51,36 @@ pub struct Peers {
     method: PeerMethod,
     /// Whether every id has a meaning here; if not, the overflow id stands for any that has none.
     unmapped: Option<(u32, u32)>,
-    digests: Arc<Digests>,
+    node: Arc<Node>,
     hashing: Arc<Semaphore>,
+}
+
+/// What is known of this node for all callers.
+#[derive(Debug)]
+struct Node {
+    digests: Digests,
+    trees: Trees,
+    own: Option<Surroundings>,
 }
 
 impl Peers {
     /// Finds processes by `method`.
     pub fn new(method: PeerMethod) -> Self {
-        Self { method, unmapped: unmapped_ids(), digests: Arc::default(), hashing: Arc::new(Semaphore::new(HASHING)) }
+        let node = Node { digests: Digests::default(), trees: Trees::open(), own: Surroundings::own() };
+        Self { method, unmapped: unmapped_ids(), node: Arc::new(node), hashing: Arc::new(Semaphore::new(HASHING)) }
+    }
+
+    pub(super) fn digests(&self) -> &Digests {
+        &self.node.digests
+    }
+
+    pub(super) fn trees(&self) -> &Trees {
+        &self.node.trees
+    }
+
+    /// The agent's own surroundings, if it may see them.
+    pub(super) fn own(&self) -> Option<&Surroundings> {
+        self.node.own.as_ref()
     }
 
     /// Takes hold of the process at the other end of `stream`; call it right after the accept.
@@ -151,10 +176,8 @@ impl Caught {
                 return Err(Refusal::new(codes::WORKLOAD_PEER_GONE, format!("process {pid} started later"))
                     .expected("one that ran when its connection was accepted"));
             }
-            let executable = process.executable()?;
-            let held = Held { process, uid, gid, executable, peers: self.peers };
-            held.check()?;
-            Ok(Peer(Arc::new(held)))
+            let held = Held::new(process, self.peers, uid, gid)?;
+            Ok(Peer { held: Arc::new(held), uid, gid })
         })
         .await
     }
@@ -162,25 +185,30 @@ impl Caught {
 
 /// A calling process, held until the last clone is dropped: its number can't pass to another unseen.
 #[derive(Clone, Debug)]
-pub struct Peer(Arc<Held>);
+pub struct Peer {
+    held: Arc<Held>,
+    uid: u32,
+    gid: u32,
+}
 
 impl Peer {
     /// Its process id, for people; it identifies nothing.
     pub fn pid(&self) -> i32 {
-        self.0.process.pid()
+        self.held.process.pid()
     }
 
     /// The effective user id it connected with.
     pub fn uid(&self) -> u32 {
-        self.0.uid
+        self.uid
     }
 
     /// The effective group id it connected with.
     pub fn gid(&self) -> u32 {
-        self.0.gid
+        self.gid
     }
 
-    /// Whether it still runs, as the same user, the same program as when it connected.
+    /// Whether it still runs, as when it connected: same user and groups, same program, same cgroup in
+    /// the same run of its unit, same login session or none.
     ///
     /// # Errors
     /// [`codes::WORKLOAD_PEER_GONE`], [`codes::WORKLOAD_PEER_CHANGED`], [`codes::WORKLOAD_PEER_UNKNOWN`], and
@@ -201,17 +229,32 @@ impl Peer {
         if !entries.iter().any(|entry| observed.lacks_only_the_digest(entry.as_ref())) {
             return Ok(observed);
         }
-        let turn = Arc::clone(&self.0.peers.hashing);
+        self.hashing(move |held| held.with_digest(observed)).await
+    }
+
+    /// The digest of its program by `hash`, or in words why there is none.
+    ///
+    /// # Errors
+    /// As [`Peer::check`].
+    pub async fn digest(&self, hash: LogHash) -> Result<Result<Vec<u8>, String>, Refusal> {
+        self.hashing(move |held| held.digest(hash)).await
+    }
+
+    async fn hashing<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Held) -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let turn = Arc::clone(&self.held.peers.hashing);
         let hashed = async {
             let _turn = turn.acquire().await.ok();
-            self.blocking(HASHING_PATIENCE, move |held| held.with_digest(observed)).await
+            self.blocking(HASHING_PATIENCE, question).await
         };
         tokio::time::timeout(HASHING_PATIENCE, hashed).await.unwrap_or_else(|_| Err(silent(self.pid())))
     }
 
     /// Waits until the process has ended.
     pub async fn exited(&self) {
-        self.0.process.exited().await;
+        self.held.process.exited().await;
     }
 
     async fn blocking<T: Send + 'static>(
@@ -219,70 +262,14 @@ impl Peer {
         patience: Duration,
         question: impl FnOnce(&Held) -> Result<T, Refusal> + Send + 'static,
     ) -> Result<T, Refusal> {
-        let held = Arc::clone(&self.0);
+        let held = Arc::clone(&self.held);
         patiently(self.pid(), patience, move || question(&held)).await
     }
 }
 
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "process {} of uid {}", self.pid(), self.0.uid)
-    }
-}
-
-/// What the kernel says of a process; as old as the call of [`Peer::observe`].
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Observed {
-    uid: u32,
-    gid: u32,
-    path: Option<PathBuf>,
-    sha256: Option<[u8; 32]>,
-}
-
-impl fmt::Display for Observed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a process of uid {}, gid {}", self.uid, self.gid)?;
-        match &self.path {
-            Some(path) => write!(f, ", running {}", path.display()),
-            None => Ok(()),
-        }
-    }
-}
-
-impl Observed {
-    /// Whether every selector holds. None at all match nobody.
-    pub fn matches(&self, selectors: &[Selector]) -> bool {
-        !selectors.is_empty() && selectors.iter().all(|selector| self.holds(selector))
-    }
-
-    /// Effective user id.
-    pub const fn uid(&self) -> u32 {
-        self.uid
-    }
-
-    /// Effective group id.
-    pub const fn gid(&self) -> u32 {
-        self.gid
-    }
-
-    /// The program's path, where the agent finds the same file there.
-    pub fn path(&self) -> Option<&Path> {
-        self.path.as_deref()
-    }
-
-    fn holds(&self, selector: &Selector) -> bool {
-        match selector {
-            Selector::Uid(uid) => self.uid == *uid,
-            Selector::Gid(gid) => self.gid == *gid,
-            Selector::Path(path) => self.path.as_deref() == Some(Path::new(path)),
-            Selector::Sha256(digest) => self.sha256.as_ref() == Some(digest),
-        }
-    }
-
-    fn lacks_only_the_digest(&self, selectors: &[Selector]) -> bool {
-        let (digests, others): (Vec<_>, Vec<_>) =
-            selectors.iter().partition(|selector| matches!(selector, Selector::Sha256(_)));
-        !digests.is_empty() && others.into_iter().all(|selector| self.holds(selector))
+        write!(f, "process {} of uid {}", self.pid(), self.uid)
     }
 }
 
@@ -292,59 +279,6 @@ struct Connected {
     pid: i32,
     uid: u32,
     gid: u32,
-}
-
-#[derive(Debug)]
-struct Held {
-    process: Process,
-    uid: u32,
-    gid: u32,
-    executable: Option<FileId>,
-    peers: Peers,
-}
-
-impl Held {
-    fn check(&self) -> Result<(), Refusal> {
-        self.process.alive()?;
-        let ids = self.process.ids()?;
-        let executable = self.process.executable()?;
-        // Only now: an ended process has no program any more, and that is no change of program.
-        self.process.alive()?;
-        let changed = |what: String| {
-            Refusal::new(codes::WORKLOAD_PEER_CHANGED, what).at(format!("process {}", self.process.pid()))
-        };
-        if ids != (self.uid, self.gid) {
-            return Err(changed(format!("uid {}, gid {}", ids.0, ids.1))
-                .expected(format!("uid {}, gid {}, with which it connected", self.uid, self.gid)));
-        }
-        if executable != self.executable {
-            return Err(changed("it runs another program".to_owned()).expected("the program that connected"));
-        }
-        Ok(())
-    }
-
-    fn facts(&self) -> Result<Observed, Refusal> {
-        self.check()?;
-        let path = self.executable.and_then(|executable| self.process.path(executable));
-        // Again: what was read between two equal answers is the same program's.
-        self.check()?;
-        Ok(Observed { uid: self.uid, gid: self.gid, path, sha256: None })
-    }
-
-    fn with_digest(&self, mut observed: Observed) -> Result<Observed, Refusal> {
-        let digest = self
-            .executable
-            .ok_or_else(|| std::io::Error::other("the agent may not see it"))
-            .and_then(|executable| self.peers.digests.of(self.process.open_executable()?, executable));
-        self.check()?;
-        match digest {
-            Ok(digest) => observed.sha256 = Some(digest),
-            Err(error) if no_descriptors(&error) => return Err(unknown(self.process.pid(), "exe", error)),
-            // No digest, no match: other entries may still hold.
-            Err(error) => tracing::warn!(pid = self.process.pid(), %error, "the caller's program can't be hashed"),
-        }
-        Ok(observed)
-    }
 }
 
 /// Asks on a thread that may block, and waits for the answer no longer than `patience`.

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use super::*;
@@ -106,7 +107,7 @@ fn look_without_descriptors(stream: &UnixStream) {
         setrlimit(Resource::Nofile, rustix::process::Rlimit { current: Some(1), ..had }).unwrap();
         assert_eq!(peer.check().await.unwrap_err().code, codes::WORKLOAD_NO_DESCRIPTORS);
         assert_eq!(peer.observe(&sha256).await.unwrap_err().code, codes::WORKLOAD_NO_DESCRIPTORS);
-        assert_eq!(peer.0.process.executable().unwrap_err().code, codes::WORKLOAD_NO_DESCRIPTORS);
+        assert_eq!(peer.held.process.executable().unwrap_err().code, codes::WORKLOAD_NO_DESCRIPTORS);
         for method in BOTH {
             let refusal = Peers::new(method).catch(stream).unwrap_err();
             assert_eq!(refusal.code, codes::WORKLOAD_NO_DESCRIPTORS, "{method:?}");
@@ -179,9 +180,9 @@ async fn a_program_is_hashed_only_for_an_entry_that_matches_otherwise() {
     let peer = peers.identify(&stream).await.unwrap();
     let digest = format!("unix:sha256:{}", "00".repeat(32));
     let others = parse(&[format!("unix:uid:{}", peer.uid() + 1), digest.clone()]);
-    assert!(peer.observe(&[others]).await.unwrap().sha256.is_none());
-    assert!(peer.observe::<Vec<Selector>>(&[]).await.unwrap().sha256.is_none());
-    assert!(peer.observe(&[parse(&[digest])]).await.unwrap().sha256.is_some());
+    assert!(peer.observe(&[others]).await.unwrap().sha256.is_err());
+    assert!(peer.observe::<Vec<Selector>>(&[]).await.unwrap().sha256.is_err());
+    assert!(peer.observe(&[parse(&[digest])]).await.unwrap().sha256.is_ok());
 }
 
 #[tokio::test]
@@ -274,7 +275,14 @@ async fn the_same_path_in_another_mount_namespace_is_another_program() {
     let peer = Peers::new(PeerMethod::Auto).identify(&stream).await.unwrap();
     let seen = std::fs::read_link(format!("/proc/{}/exe", helper.0.id())).unwrap();
     assert_eq!(seen, app, "the kernel shows the path of the program that was replaced there");
-    assert_eq!(peer.observe::<Vec<Selector>>(&[]).await.unwrap().path(), None);
+    let observed = peer.observe::<Vec<Selector>>(&[]).await.unwrap();
+    assert_eq!(observed.path(), None);
+    // Denied, and the selector is named with what was found instead.
+    let selectors = parse(&["unix:uid:0".to_owned(), format!("unix:path:{}", app.display())]);
+    let (failing, found) = observed.failing(&selectors).unwrap();
+    assert_eq!(failing, &selectors[1]);
+    assert!(found.contains("another file in the agent's mount namespace"), "{found}");
+    println!("{failing}: {found}");
 }
 
 #[tokio::test]

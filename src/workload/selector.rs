@@ -5,21 +5,40 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::cgroup::{container_id, is_slice_name, is_unit_name};
 use crate::codes::{self, Refusal};
 
+/// Every kind of selector with its form, for whoever wrote another.
+pub const KINDS: &str = "unix:uid:N, unix:gid:N, unix:supplementary-gid:N, unix:path:/FILE, unix:sha256:HEX, \
+     systemd:unit:NAME, systemd:slice:NAME, systemd:invocation:HEX, cgroup:path:/PATH or container:id:HEX";
+
 /// One condition on a process, all of them checked with the kernel. Its text form is
-/// `unix:KEY:VALUE`, and each selector has exactly one.
+/// `TYPE:KEY:VALUE`, and each selector has exactly one.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Selector {
     /// `unix:uid:1000`: the effective user id, as this agent's user namespace counts.
     Uid(u32),
     /// `unix:gid:1000`: the effective group id. Supplementary groups don't count.
     Gid(u32),
+    /// `unix:supplementary-gid:1000`: one of the supplementary groups.
+    SupplementaryGid(u32),
     /// `unix:path:/usr/bin/app`: the program's file, symbolic links resolved, and that very file
-    /// also where the agent looks for it: the same path in a container is another file.
+    /// also where the agent looks for it: the same path in a container is another file. Holds only in
+    /// the agent's PID and user namespace and under its root directory.
     Path(String),
     /// `unix:sha256:HEX`: SHA-256 of the program's file.
     Sha256([u8; 32]),
+    /// `systemd:unit:app.service`: the unit of the system's service manager whose cgroup it is in.
+    SystemdUnit(String),
+    /// `systemd:slice:system.slice`: the innermost slice above that unit.
+    SystemdSlice(String),
+    /// `systemd:invocation:HEX`: this one run of the unit, by its 128-bit invocation id.
+    SystemdInvocation([u8; 16]),
+    /// `cgroup:path:/system.slice/app.service`: the cgroup itself, not one below it. A user to whom a
+    /// part of the tree was delegated names what lies in it.
+    CgroupPath(String),
+    /// `container:id:HEX`: the container's full id (256 bits), by the cgroup its runtime made.
+    ContainerId([u8; 32]),
 }
 
 impl Selector {
@@ -28,24 +47,44 @@ impl Selector {
     /// # Errors
     /// [`codes::WORKLOAD_SELECTOR`], saying what was expected.
     pub fn parse(text: &str) -> Result<Self, Refusal> {
-        let refuse =
-            |expected: &str| Refusal::new(codes::WORKLOAD_SELECTOR, format!("`{text}`")).expected(expected.to_owned());
-        let (key, value) = text
-            .strip_prefix("unix:")
-            .and_then(|rest| rest.split_once(':'))
-            .ok_or_else(|| refuse("unix:uid:N, unix:gid:N, unix:path:FILE or unix:sha256:HEX"))?;
-        match key {
-            "uid" => {
-                id(value).map(Self::Uid).ok_or_else(|| refuse("a user id from 0 to 4294967294, e.g. unix:uid:1000"))
+        let refuse = |expected: &str| Refusal::new(codes::WORKLOAD_SELECTOR, format!("`{text}`")).expected(expected);
+        let mut parts = text.splitn(3, ':');
+        let (Some(kind), Some(key), Some(value)) = (parts.next(), parts.next(), parts.next()) else {
+            return Err(refuse(KINDS));
+        };
+        let (selector, expected) = match (kind, key) {
+            ("unix", "uid") => (id(value).map(Self::Uid), "a user id from 0 to 4294967294, e.g. unix:uid:1000"),
+            ("unix", "gid") => (id(value).map(Self::Gid), "a group id from 0 to 4294967294, e.g. unix:gid:1000"),
+            ("unix", "supplementary-gid") => (
+                id(value).map(Self::SupplementaryGid),
+                "a group id from 0 to 4294967294, e.g. unix:supplementary-gid:1000",
+            ),
+            ("unix", "path") => {
+                (plain_path(value).map(Self::Path), "an absolute path without `.`, `..`, `//` and control characters")
             }
-            "gid" => {
-                id(value).map(Self::Gid).ok_or_else(|| refuse("a group id from 0 to 4294967294, e.g. unix:gid:1000"))
+            ("unix", "sha256") => (hexadecimal(value).map(Self::Sha256), "64 lower-case hexadecimal digits"),
+            ("systemd", "unit") => (
+                is_unit_name(value).then(|| Self::SystemdUnit(value.to_owned())),
+                "a unit with processes of its own, e.g. systemd:unit:app.service",
+            ),
+            ("systemd", "slice") => (
+                is_slice_name(value).then(|| Self::SystemdSlice(value.to_owned())),
+                "a slice, e.g. systemd:slice:system.slice",
+            ),
+            ("systemd", "invocation") => {
+                (hexadecimal(value).map(Self::SystemdInvocation), "32 lower-case hexadecimal digits")
             }
-            "path" if is_plain_path(value) => Ok(Self::Path(value.to_owned())),
-            "path" => Err(refuse("an absolute path without `.`, `..`, `//` and control characters")),
-            "sha256" => digest(value).map(Self::Sha256).ok_or_else(|| refuse("64 lower-case hexadecimal digits")),
-            _ => Err(refuse("unix:uid:N, unix:gid:N, unix:path:FILE or unix:sha256:HEX")),
-        }
+            ("cgroup", "path") => (
+                plain_path(value).map(Self::CgroupPath),
+                "an absolute path below the root cgroup without `.`, `..`, `//` and control characters",
+            ),
+            ("container", "id") => (
+                container_id(value).map(Self::ContainerId),
+                "the full id, 64 lower-case hexadecimal digits (`docker ps --no-trunc`)",
+            ),
+            _ => (None, KINDS),
+        };
+        selector.ok_or_else(|| refuse(expected))
     }
 }
 
@@ -54,8 +93,14 @@ impl fmt::Display for Selector {
         match self {
             Self::Uid(uid) => write!(f, "unix:uid:{uid}"),
             Self::Gid(gid) => write!(f, "unix:gid:{gid}"),
+            Self::SupplementaryGid(gid) => write!(f, "unix:supplementary-gid:{gid}"),
             Self::Path(path) => write!(f, "unix:path:{path}"),
             Self::Sha256(digest) => write!(f, "unix:sha256:{}", hex::encode(digest)),
+            Self::SystemdUnit(unit) => write!(f, "systemd:unit:{unit}"),
+            Self::SystemdSlice(slice) => write!(f, "systemd:slice:{slice}"),
+            Self::SystemdInvocation(id) => write!(f, "systemd:invocation:{}", hex::encode(id)),
+            Self::CgroupPath(path) => write!(f, "cgroup:path:{path}"),
+            Self::ContainerId(id) => write!(f, "container:id:{}", hex::encode(id)),
         }
     }
 }
@@ -85,18 +130,20 @@ fn id(text: &str) -> Option<u32> {
     text.parse().ok().filter(|id: &u32| *id != u32::MAX && id.to_string() == text)
 }
 
-fn digest(text: &str) -> Option<[u8; 32]> {
-    let mut digest = [0; 32];
-    hex::decode_to_slice(text, &mut digest).ok()?;
-    (hex::encode(digest) == text).then_some(digest)
+/// Bytes in their only spelling, lower case.
+pub(super) fn hexadecimal<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    hex::decode_to_slice(text, &mut bytes).ok()?;
+    (hex::encode(bytes) == text).then_some(bytes)
 }
 
-fn is_plain_path(text: &str) -> bool {
-    text.len() < 4096
+fn plain_path(text: &str) -> Option<String> {
+    let plain = text.len() < 4096
         && !text.chars().any(char::is_control)
         && text
             .strip_prefix('/')
-            .is_some_and(|rest| rest.split('/').all(|part| !part.is_empty() && part != "." && part != ".."))
+            .is_some_and(|rest| rest.split('/').all(|part| !part.is_empty() && part != "." && part != ".."));
+    plain.then(|| text.to_owned())
 }
 
 #[cfg(test)]
@@ -108,10 +155,23 @@ mod tests {
     #[test]
     fn selectors_have_one_spelling() {
         let digest = "ab".repeat(32);
-        for text in ["unix:uid:0", "unix:uid:4294967294", "unix:gid:100", "unix:path:/usr/bin/a b:c"] {
+        for text in [
+            "unix:uid:0",
+            "unix:uid:4294967294",
+            "unix:gid:100",
+            "unix:supplementary-gid:27",
+            "unix:path:/usr/bin/a b:c",
+            "systemd:unit:app@a\\x2db:c.service",
+            "systemd:unit:docker-0.scope",
+            "systemd:slice:-.slice",
+            "systemd:slice:system-getty.slice",
+            "systemd:invocation:000102030405060708090a0b0c0d0e0f",
+            "cgroup:path:/system.slice/app.service",
+        ] {
             assert_eq!(Selector::parse(text).unwrap().to_string(), text);
         }
         assert_eq!(Selector::parse(&format!("unix:sha256:{digest}")).unwrap(), Selector::Sha256([0xab; 32]));
+        assert_eq!(Selector::parse(&format!("container:id:{digest}")).unwrap(), Selector::ContainerId([0xab; 32]));
         for text in [
             "",
             "unix",
@@ -128,6 +188,8 @@ mod tests {
             "unix:uid:4294967296",
             "unix:uid:1:2",
             "unix:gid:0x1",
+            "unix:supplementary-gid:",
+            "unix:supplementary-gid:4294967295",
             "unix:path:",
             "unix:path:app",
             "unix:path:/",
@@ -139,15 +201,35 @@ mod tests {
             "unix:path:/a\n",
             "unix:sha256:ab",
             "unix:sha256:",
+            "systemd:unit:",
+            "systemd:unit:app",
+            "systemd:unit:.service",
+            "systemd:unit:app.slice",
+            "systemd:unit:app.timer",
+            "systemd:unit:a/b.service",
+            "systemd:unit:a b.service",
+            "systemd:slice:app.service",
+            "systemd:slice:.slice",
+            "systemd:invocation:00",
+            "systemd:invocation:000102030405060708090A0B0C0D0E0F",
+            "cgroup:path:/",
+            "cgroup:path:/../a",
+            "cgroup:path:a",
+            "container:id:ab",
+            "container:name:web",
+            "k8s:ns:x",
         ] {
             assert_eq!(Selector::parse(text).unwrap_err().code, codes::WORKLOAD_SELECTOR, "{text}");
         }
         assert!(Selector::parse(&format!("unix:sha256:{}", digest.to_uppercase())).is_err());
+        assert!(Selector::parse(&format!("container:id:{}", digest.to_uppercase())).is_err());
     }
 
     proptest! {
         #[test]
-        fn whatever_is_accepted_prints_as_it_was_given(text in "(unix:)?(uid|gid|path|sha256|[a-z]{1,4}):[ -~]{0,70}") {
+        fn whatever_is_accepted_prints_as_it_was_given(
+            text in "(unix|systemd|cgroup|container):(uid|gid|supplementary-gid|path|sha256|unit|slice|invocation|id|[a-z]{1,4}):([ -~]{0,70}|[0-9a-f]{32}|[a-z@.\\\\-]{1,9}\\.(service|slice|scope))"
+        ) {
             if let Ok(selector) = Selector::parse(&text) {
                 prop_assert_eq!(selector.to_string(), text);
             }

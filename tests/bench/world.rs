@@ -19,6 +19,16 @@ use super::TestTpm;
 /// How long anything that should come about may take here. Generous: it bounds hanging, not speed.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What registers a workload also for this process, if it was started from somebody's login session, as
+/// tests at a desk are.
+pub fn interactive() -> &'static [&'static str] {
+    let read = |file| std::fs::read_to_string(file).unwrap_or_default();
+    let logged_in = !matches!(read("/proc/self/loginuid").trim(), "" | "4294967295");
+    let in_session = ["user.slice", "session-", "user@"].iter().any(|name| read("/proc/self/cgroup").contains(name));
+    // Always, where the kernel says nothing of logins: then a terminal counts.
+    if logged_in || in_session || !Path::new("/proc/self/loginuid").exists() { &["--interactive"] } else { &[] }
+}
+
 /// The trust domain of every test.
 pub const TRUST_DOMAIN: &str = "example.org";
 
@@ -266,20 +276,8 @@ impl Node {
     pub fn register(&self, server: &Server, node: &str, name: &str) {
         let uid = format!("unix:uid:{}", rustix::process::geteuid().as_raw());
         let id = format!("spiffe://{TRUST_DOMAIN}/{name}");
-        server.admin(&[
-            "workload",
-            "add",
-            "--id",
-            &id,
-            "--owner",
-            "team-a",
-            "--purpose",
-            "tests",
-            "--node",
-            node,
-            "--selector",
-            &uid,
-        ]);
+        let add = ["workload", "add", "--id", &id, "--owner", "team-a", "--purpose", "tests", "--node", node];
+        server.admin(&[&add[..], &["--selector", &uid], interactive()].concat());
     }
 
     /// The agent's status, once `wanted` holds of it.

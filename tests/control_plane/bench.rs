@@ -84,6 +84,11 @@ impl Server {
         self.bound.as_ref().unwrap()
     }
 
+    /// The server's time.
+    pub fn now(&self) -> WallTime {
+        WallTime(self.clock.load(Ordering::SeqCst))
+    }
+
     /// Lets the server's clock go on.
     pub fn pass(&self, seconds: u64) {
         self.clock.fetch_add(seconds, Ordering::SeqCst);

@@ -14,6 +14,7 @@ mod bench;
 mod command_line;
 mod credentials;
 mod enrolment;
+mod grants;
 #[path = "../bench/list.rs"]
 mod list;
 mod lists;

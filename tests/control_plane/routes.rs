@@ -7,7 +7,8 @@ use std::time::Duration;
 use leasehold::codes::{self, Code};
 use leasehold::control_plane::routes::ROUTES;
 use leasehold::protocol::{
-    AttestRequest, BODY_LIMIT, CredentialAnswer, CredentialRequest, LogsRequest, TasksEnded, Wanted, decode, encode,
+    AttestRequest, BODY_LIMIT, CredentialAnswer, CredentialRequest, GrantAnswer, LogsRequest, TasksEnded, Wanted,
+    decode, encode,
 };
 use p256::ecdsa::SigningKey;
 use p256::pkcs8::DecodePrivateKey;
@@ -17,6 +18,7 @@ use serde_bytes::ByteBuf;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::bench::{Client, Failure, Member, Server, SoftTpm, client_config, csr, random};
+use crate::grants;
 
 /// How a call ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,6 +51,7 @@ fn expected() -> BTreeMap<&'static str, [Ended; 8]> {
         ("/v1/attest", [no, no, no, revoked, Refused(codes::VERIFY_NONCE_OTHER_NODE), Served, no, no]),
         // Asked for the right node's workload; what counts here is below, in `credentials_of`.
         ("/v1/credentials", [no, no, no, revoked, Refused(codes::ISSUER_NOT_THIS_NODE), Served, no, no]),
+        ("/v1/grants", [no, no, no, revoked, Refused(codes::ISSUER_NOT_THIS_NODE), Served, no, no]),
         // A command that changes something: whoever may look isn't enough.
         ("/v1/command", {
             let node = Refused(codes::ADMIN_PEER);
@@ -124,6 +127,10 @@ async fn call(
                 vec![Wanted { id: "spiffe://example.org/web".into(), csr: csr(&rcgen::KeyPair::generate().unwrap()) }];
             encode(&CredentialRequest { request_id: random(), lease_sequence, wanted }).unwrap()
         }
+        "/v1/grants" => {
+            let lease_sequence = if column == 4 { another.sequence } else { right.sequence };
+            encode(&grants::request(lease_sequence, "spiffe://example.org/web", &["api"])).unwrap()
+        }
         "/v1/tasks/end" => encode(&TasksEnded { run: random(), tasks: Vec::new() }).unwrap(),
         "/v1/logs" => encode(&LogsRequest { boot_id: random(), part: None }).unwrap(),
         _ => Vec::new(),
@@ -157,6 +164,10 @@ async fn call(
         Ok(answer) if path == "/v1/credentials" => {
             let answer: CredentialAnswer = decode(&answer).unwrap();
             answer.answers[0].refusal.as_ref().map_or(Served, |refusal| Refused(refusal.code))
+        }
+        Ok(answer) if path == "/v1/grants" => {
+            let answer: GrantAnswer = decode(&answer).unwrap();
+            answer.refusal.as_ref().map_or(Served, |refusal| Refused(refusal.code))
         }
         Ok(answer) => {
             if path == "/v1/attest" {

@@ -1,6 +1,7 @@
 //! The keeper: holds the gate and the credentials, and answers the Workload API from both.
 
 mod judging;
+mod matching;
 mod release;
 
 use std::collections::BTreeMap;
@@ -25,7 +26,7 @@ use crate::tpm::{Bank, PcrReading, TpmError};
 use crate::verify::Lease;
 use crate::verify::appraisal::{Finding, LayerResult};
 use crate::verify::runtime::{Checkpoint, CompiledRules};
-use crate::workload::{Peer, Selector};
+use crate::workload::Selector;
 
 /// Everything that is decided or held on this node, behind one lock that is never kept across
 /// an await: each answer sees one consistent state.
@@ -100,6 +101,7 @@ struct Registered {
     id: String,
     hint: String,
     selectors: Vec<Selector>,
+    interactive: bool,
 }
 
 impl AsRef<[Selector]> for Registered {
@@ -388,23 +390,6 @@ impl Keeper {
         }
     }
 
-    /// The ids of the workloads whose selectors all match the peer.
-    async fn matching(&self, peer: &Peer) -> Result<Vec<Registered>, Denied> {
-        let registered = self.holdings().registered.clone();
-        let observed = peer.observe(&registered).await.map_err(|refusal| match refusal.code {
-            // Nothing was found out about the caller.
-            codes::WORKLOAD_NO_DESCRIPTORS => Denied::Unavailable(refusal),
-            _ => Denied::NoIdentity(refusal),
-        })?;
-        let matching: Vec<_> = registered.into_iter().filter(|entry| observed.matches(&entry.selectors)).collect();
-        if matching.is_empty() {
-            let refusal = Refusal::new(codes::WORKLOAD_NO_MATCH, observed.to_string())
-                .expected("a registration for this node whose selectors all match (`leasehold-server workload list`)");
-            return Err(Denied::NoIdentity(refusal));
-        }
-        Ok(matching)
-    }
-
     fn holdings(&self) -> MutexGuard<'_, Holdings> {
         // Nothing panics while holding it; were it so, the state is still the gate's own and whole.
         self.holdings.lock().unwrap_or_else(PoisonError::into_inner)
@@ -439,7 +424,8 @@ fn parsed(entry: &Entry) -> Option<Registered> {
     match selectors {
         // No selector would match everybody.
         Ok(selectors) if !selectors.is_empty() => {
-            Some(Registered { id: entry.id.clone(), hint: entry.hint.clone(), selectors })
+            let (id, hint) = (entry.id.clone(), entry.hint.clone());
+            Some(Registered { id, hint, selectors, interactive: entry.interactive })
         }
         Ok(_) => {
             tracing::warn!(id = entry.id, "a registration without selectors is ignored");

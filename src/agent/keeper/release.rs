@@ -36,7 +36,7 @@ impl Keeper {
         // may have become another program meanwhile.
         self.matching(peer).await?;
         let permit = self.permit(arrived).await?;
-        let matching = self.matching(peer).await?;
+        let matching = self.matching(peer).await?.workloads;
         let holdings = self.holdings();
         if holdings.gate.lease().map(|lease| lease.claims().sequence) < Some(permit.lease_sequence()) {
             // Closed between the judgement and here.

@@ -266,10 +266,16 @@ pub struct WorkloadAdd {
     /// Where it may run.
     #[command(flatten)]
     pub target: WorkloadTarget,
-    /// What a process must match, every one of them: unix:uid:N, unix:gid:N, unix:path:/PATH or
-    /// unix:sha256:HEX (of its executable).
+    /// What a process must match, every one of them: unix:uid:N, unix:gid:N (effective),
+    /// unix:supplementary-gid:N, unix:path:/PATH, unix:sha256:HEX (of its executable),
+    /// systemd:unit:app.service, systemd:slice:system.slice, systemd:invocation:HEX,
+    /// cgroup:path:/PATH, container:id:HEX (all 64 digits).
     #[arg(long = "selector", required = true, value_name = "TYPE:KEY:VALUE")]
     pub selectors: Vec<String>,
+    /// People may use it, too: processes of login sessions, which are refused otherwise. For trying
+    /// things from a terminal, and for jobs of cron, which PAM marks as somebody's login.
+    #[arg(long)]
+    pub interactive: bool,
     /// The longest lifetime of its credentials in seconds, if shorter than the server's.
     #[arg(long, value_name = "SECONDS")]
     pub ttl: Option<u64>,

@@ -113,7 +113,7 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
             destinations: Vec::new(),
             roles: Vec::new(),
             third_party: false,
-            interactive: false,
+            interactive: add.interactive,
         }),
         Command::Workload(WorkloadCommand::List) => Admin::WorkloadList,
         Command::Workload(WorkloadCommand::Remove { id }) => Admin::WorkloadRemove { id, reason: None },

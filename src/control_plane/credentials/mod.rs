@@ -6,7 +6,8 @@ pub mod ledger;
 use std::time::Duration;
 
 use super::audit::{self, Subject};
-use super::issuer;
+use super::ca::Issuing;
+use super::issuer::{self, Leaf};
 use super::leases::{self, LeaseRow};
 use super::policy::{self, Action, Question};
 use super::registry::nodes::Node;
@@ -98,34 +99,51 @@ fn one(
             return Ok(refused(wanted, decision.id, refusal));
         }
     };
-    let issuing = shared.authority.current();
-    let leaf = issuing.issue(tx, &workload.id, &spki, now, grant.ttl.min(shared.settings.svid).min(left))?;
-    let term_seconds = leaf.not_after.0.saturating_sub(now.0);
-    let credential = Credential {
-        id: hex::encode(&leaf.serial),
-        kind: Kind::X509,
-        decision: decision.id.clone(),
-        node: node.id,
-        workload: workload.id.to_string(),
-        task: None,
-        audience: Vec::new(),
-        signer: issuing.id,
-        lease_sequence: lease.sequence,
-        issued_at: now,
-        not_after: leaf.not_after,
-    };
-    let detail = serde_json::json!({
-        "owner": workload.owner, "purpose": workload.purpose, "until": leaf.not_after.to_string(),
-    });
-    ledger::issued(tx, &credential, detail)?;
+    let term = grant.ttl.min(shared.settings.svid).min(left);
+    let leaf = issue_leaf(tx, &shared.authority.current(), &question, &decision.id, &spki, term, now)?;
     // The CA is in the bundle; a workload's chain is the leaf alone.
     Ok(Issued {
         id: wanted.id.clone(),
         decision: decision.id,
+        term_seconds: leaf.not_after.0.saturating_sub(now.0),
         chain: vec![serde_bytes::ByteBuf::from(leaf.certificate)],
-        term_seconds,
         refusal: None,
     })
+}
+
+/// Issues the X.509-SVID that `question` asked for and `decision` grants, and enters it in the ledger.
+///
+/// # Errors
+/// As [`Issuing::issue`].
+pub fn issue_leaf(
+    tx: &Transaction<'_>,
+    issuing: &Issuing,
+    question: &Question<'_>,
+    decision: &str,
+    spki: &[u8],
+    term: Duration,
+    now: WallTime,
+) -> Result<Leaf, Refusal> {
+    let Question { workload, task, .. } = *question;
+    let leaf = issuing.issue(tx, &workload.id, spki, now, term)?;
+    let credential = Credential {
+        id: hex::encode(&leaf.serial),
+        kind: Kind::X509,
+        decision: decision.to_owned(),
+        node: question.node.id,
+        workload: workload.id.to_string(),
+        task: task.map(|task| task.id.clone()),
+        audience: Vec::new(),
+        signer: issuing.id,
+        lease_sequence: question.lease.sequence,
+        issued_at: now,
+        not_after: leaf.not_after,
+    };
+    let detail = serde_json::json!({
+        "kind": "x509", "owner": workload.owner, "purpose": workload.purpose, "until": leaf.not_after.to_string(),
+    });
+    ledger::issued(tx, &credential, detail)?;
+    Ok(leaf)
 }
 
 /// The workload of this id.

@@ -117,7 +117,8 @@ impl Household {
         admin.run(&["owner", "add", "dev"]).await?;
         let selector = format!("unix:uid:{uid}");
         let purpose = ["--owner", "dev", "--purpose", "trying Leasehold"];
-        let place = ["--node", &node, "--selector", &selector];
+        // Whoever tries this does so from a terminal: a login session.
+        let place = ["--node", &node, "--selector", &selector, "--interactive"];
         admin.run(&[&["workload", "add", "--id", &spiffe_id], &purpose[..], &place[..]].concat()).await?;
 
         step("waiting for the lease");

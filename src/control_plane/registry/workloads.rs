@@ -195,6 +195,7 @@ impl Workload {
             owner: self.owner.clone(),
             purpose: self.purpose.clone(),
             hint: self.hint.clone(),
+            interactive: self.interactive,
         }
     }
 

@@ -17,6 +17,7 @@ const STEPS: &[&str] = &[
     include_str!("steps/06-policy.sql"),
     include_str!("steps/07-audit.sql"),
     include_str!("steps/08-tenure.sql"),
+    include_str!("steps/09-tokens.sql"),
     include_str!("steps/10-operators.sql"),
 ];
 

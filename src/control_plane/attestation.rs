@@ -13,6 +13,7 @@ use super::issuer;
 use super::leases;
 use super::logs::{self, Progress};
 use super::nonces::{self, Purpose};
+use super::policy::standing;
 use super::references::{self, Quote};
 use super::registry::nodes::{self, Node};
 use super::registry::workloads::{self, Workload};
@@ -28,7 +29,9 @@ use crate::verify::appraisal::{ImaLog, Logs};
 use crate::verify::endorsement;
 use crate::verify::references::Policy;
 use crate::verify::runtime::{Checkpoint, Judge};
-use crate::verify::{AkPublic, Appraised, EnrolledKeys, Fresh, Grade, LearntSet, LeaseTerms, NodeKey, Verdict, authenticate};
+use crate::verify::{
+    AkPublic, Appraised, EnrolledKeys, Fresh, Grade, LearntSet, LeaseTerms, NodeKey, Verdict, authenticate,
+};
 
 /// The name of reference values that were learnt from the node itself, in its leases.
 const LEARNT: &str = "learnt";
@@ -104,6 +107,10 @@ pub fn attest(
             (None, Some(refusal.clone()))
         }
     };
+    if before.is_none_or(|before| !before.says_as(&quote)) {
+        // The node is told by what this answer leaves out, and with its next one.
+        standing::reconsider(tx, shared, node.id, now)?;
+    }
     nodes::seen(tx, node.id, now, refusal.as_ref())?;
     let entries = match lease {
         // A node without a lease needs to know nothing.

@@ -150,10 +150,7 @@ pub fn latest_quote(tx: &Transaction<'_>, node: NodeId) -> Result<Option<Quote>,
         requested_at: BootInstant::from_nanos(unsigned(row.get(7)?)),
         verdict: row.get(8)?,
         differences: serde_json::from_str(&row.get::<_, String>(9)?).map_err(|_| damaged("differences"))?,
-        evidence: row
-            .get::<_, Option<Vec<u8>>>(10)?
-            .map(|digest| fixed(&digest, "evidence's digest"))
-            .transpose()?,
+        evidence: row.get::<_, Option<Vec<u8>>>(10)?.map(|digest| fixed(&digest, "evidence's digest")).transpose()?,
         vector: match row.get::<_, Option<String>>(11)? {
             Some(vector) => serde_json::from_str(&vector).map_err(|_| damaged("a trust vector"))?,
             None => TrustVector::default(),

@@ -15,7 +15,7 @@ use super::credentials::ledger;
 use super::events::{Audience, Hub};
 use super::keys::{self, WrappingKey};
 use super::limiter::Limiter;
-use super::policy::{Bundles, Floor};
+use super::policy::{Bundles, Floor, standing};
 use super::replay::{self, Sealing};
 use super::settings::Settings;
 use super::steady::Steady;
@@ -33,6 +33,8 @@ use crate::telemetry::ServerMetrics;
 
 /// How often the server looks for what is due: rotation, renewal, forgetting.
 const ROUND: Duration = Duration::from_secs(30);
+/// How often what is live is held to policies that look at the time.
+const TICK: Duration = Duration::from_secs(5);
 /// How long requests under way and open streams may take when the server stops.
 const DRAIN: Duration = Duration::from_secs(8);
 
@@ -244,15 +246,53 @@ fn certify(
 /// Does what is due, again and again.
 async fn keep(shared: Arc<Shared>, shutdown: Shutdown) {
     let mut renew_at = shared.now().after(shared.settings.own_certificates / 2);
+    let mut rested = tokio::time::Instant::now();
     loop {
         tokio::select! {
             () = shutdown.token.cancelled() => return,
-            () = tokio::time::sleep(ROUND) => {}
+            () = tokio::time::sleep(TICK) => {}
         }
+        if let Err(refusal) = reconsider(&shared, false).await {
+            tracing::error!(%refusal, "live credentials couldn't be held to policy; it will be tried again");
+        }
+        if rested.elapsed() < ROUND {
+            continue;
+        }
+        rested = tokio::time::Instant::now();
         if let Err(refusal) = round(&shared, &mut renew_at).await {
             tracing::error!(%refusal, "the regular work failed; it will be tried again");
         }
     }
+}
+
+/// Holds what is live to the policies in force: one transaction for each node, so that nobody waits long.
+async fn reconsider(shared: &Arc<Shared>, all: bool) -> Result<(), Refusal> {
+    let (of_work, now) = (shared.clone(), shared.now());
+    let nodes = shared
+        .store
+        .transaction(move |tx| match all || standing::timed(tx, &of_work)? {
+            true => standing::holders(tx),
+            false => Ok(Vec::new()),
+        })
+        .await?;
+    for node in nodes {
+        let of_work = shared.clone();
+        let events = shared
+            .store
+            .transaction(move |tx| {
+                let events = standing::reconsider(tx, &of_work, node, now)?;
+                if !events.is_empty() {
+                    of_work.generation.advance(tx)?;
+                }
+                Ok(events)
+            })
+            .await?;
+        if !events.is_empty() {
+            events.into_iter().for_each(|(audience, event)| shared.hub.push(audience, event));
+            shared.witness().await?;
+        }
+    }
+    Ok(())
 }
 
 async fn round(shared: &Arc<Shared>, renew_at: &mut WallTime) -> Result<(), Refusal> {
@@ -275,6 +315,8 @@ async fn round(shared: &Arc<Shared>, renew_at: &mut WallTime) -> Result<(), Refu
             Ok(changed)
         })
         .await?;
+    // Whatever changed without a word.
+    reconsider(shared, true).await?;
     if changed || now >= *renew_at {
         shared.ca_changed().await?;
         *renew_at = now.after(shared.settings.own_certificates / 2);

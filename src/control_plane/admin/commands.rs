@@ -6,11 +6,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::roles::{Action, Actor};
-use super::{nodes, operators, references, registrations, trust};
+use super::{nodes, operators, policy, references, registrations, trust};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::audit;
 use crate::control_plane::events::Audience;
+use crate::control_plane::policy::{Asked, standing};
 use crate::control_plane::registry::workloads::Stated;
 use crate::control_plane::server::Shared;
 use crate::control_plane::store::Transaction;
@@ -50,6 +51,14 @@ pub enum Command {
     OperatorAdd { id: String, role: String },
     OperatorList,
     OperatorRemove { id: String },
+    PolicyApply { document: String },
+    PolicyApplyFiles { policies: policy::Files, tests: policy::Files },
+    PolicyList,
+    PolicyShow { version: Option<u64> },
+    PolicyWhyNot(Asked),
+    DecisionShow { id: String },
+    DecisionList { workload: Option<String>, node: Option<String>, denied: bool, since: Option<String>, limit: u64 },
+    DecisionReplay { after: i64 },
 }
 
 /// What a committed command still has to do.
@@ -61,6 +70,8 @@ pub struct Effects {
     pub ca: bool,
     /// Something was taken away that a restored store would give back.
     pub taken: bool,
+    /// The version of a policy bundle that came into force.
+    pub policy: Option<u64>,
 }
 
 /// Facts, and what is still to be done.
@@ -92,6 +103,12 @@ impl Command {
             | Self::ReferenceDraft { .. }
             | Self::CaShow
             | Self::OperatorList
+            | Self::PolicyList
+            | Self::PolicyShow { .. }
+            | Self::PolicyWhyNot(_)
+            | Self::DecisionShow { .. }
+            | Self::DecisionList { .. }
+            | Self::DecisionReplay { .. }
             | Self::AuditTail { .. } => Action::Read,
             Self::NodeApprove { .. }
             | Self::NodeRevoke { .. }
@@ -106,9 +123,12 @@ impl Command {
             | Self::ReferenceAssign { .. }
             | Self::ReferenceUnassign { .. }
             | Self::ReferenceRetireSet { .. } => Action::Operate,
-            Self::CaPrepare | Self::CaRotate { .. } | Self::OperatorAdd { .. } | Self::OperatorRemove { .. } => {
-                Action::Administer
-            }
+            Self::CaPrepare
+            | Self::CaRotate { .. }
+            | Self::OperatorAdd { .. }
+            | Self::OperatorRemove { .. }
+            | Self::PolicyApply { .. }
+            | Self::PolicyApplyFiles { .. } => Action::Administer,
         }
     }
 
@@ -130,11 +150,16 @@ impl Command {
             shared.store.transaction(move |tx| audit::refused(tx, now, &recorded, None, &name)).await?;
             return Err(refusal);
         }
+        self.tested(shared).await?;
         let (facts, effects) = shared
             .store
             .transaction(move |tx| {
                 still(tx, &of_work)?;
-                let (facts, effects) = audit::acting(&actor.name, || self.apply(tx, &of_work, &actor, now))?;
+                let (facts, effects) = audit::acting(&actor.name, || {
+                    let (facts, mut effects) = self.apply(tx, &of_work, &actor, now)?;
+                    effects.reconsider(tx, &of_work, now)?;
+                    Ok::<_, Refusal>((facts, effects))
+                })?;
                 if effects.taken {
                     of_work.generation.advance(tx)?;
                 }
@@ -145,6 +170,9 @@ impl Command {
         for (audience, event) in effects.push {
             shared.hub.push(audience, event);
         }
+        if let Some(version) = effects.policy {
+            shared.bundles.floor.raise(version)?;
+        }
         if effects.ca {
             shared.ca_changed().await?;
         }
@@ -152,6 +180,17 @@ impl Command {
             shared.witness().await?;
         }
         Ok(facts)
+    }
+
+    /// Runs a bundle's tests, which take longer than a transaction may.
+    async fn tested(&self, shared: &Arc<Shared>) -> Result<(), Refusal> {
+        match self {
+            Self::PolicyApply { document } => policy::tested(shared, document.clone()).await,
+            Self::PolicyApplyFiles { policies, tests } => {
+                policy::tested_files(shared, policies.clone(), tests.clone()).await
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Its name on the wire, e.g. `node_approve`.
@@ -201,7 +240,32 @@ impl Command {
             Self::OperatorAdd { id, role } => operators::add(tx, &id, &role, actor, domain, now),
             Self::OperatorList => operators::list(tx),
             Self::OperatorRemove { id } => operators::remove(tx, &id, now),
+            Self::PolicyApply { document } => policy::apply(tx, shared, &document, now),
+            Self::PolicyApplyFiles { policies, tests } => policy::apply_files(tx, shared, policies, tests, now),
+            Self::PolicyList => policy::list(tx),
+            Self::PolicyShow { version } => policy::show(tx, shared, version),
+            Self::PolicyWhyNot(asked) => policy::why_not(tx, shared, &asked, now),
+            Self::DecisionShow { id } => policy::decision_show(tx, shared, &id),
+            Self::DecisionList { workload, node, denied, since, limit } => {
+                policy::decision_list(tx, workload.as_deref(), node.as_deref(), denied, since.as_deref(), limit)
+            }
+            Self::DecisionReplay { after } => policy::decision_replay(tx, shared, after),
         }
+    }
+}
+
+impl Effects {
+    /// Holds what is live to what the command changed: on the nodes it concerns, or on all of them.
+    fn reconsider(&mut self, tx: &Transaction<'_>, shared: &Shared, now: WallTime) -> Result<(), Refusal> {
+        let all = self.push.iter().any(|(audience, _)| *audience == Audience::All);
+        let mut nodes = standing::holders(tx)?;
+        nodes.retain(|node| all || self.push.iter().any(|(audience, _)| *audience == Audience::Node(*node)));
+        for node in nodes {
+            let told = standing::reconsider(tx, shared, node, now)?;
+            self.taken |= !told.is_empty();
+            self.push.extend(told);
+        }
+        Ok(())
     }
 }
 

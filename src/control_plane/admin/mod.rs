@@ -5,6 +5,7 @@ pub mod commands;
 pub mod facts;
 mod nodes;
 mod operators;
+mod policy;
 mod references;
 pub mod registrations;
 pub mod remote;

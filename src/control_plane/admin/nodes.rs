@@ -238,7 +238,7 @@ pub fn revoke(tx: &Transaction<'_>, node: &str, reason: &str, now: WallTime) -> 
     let told = Refusal { code: codes::GATE_REVOKED, ..authn::revoked(&node) };
     let facts = facts(tx, &node, now, json!({ "changed": true }))?;
     let push = vec![(Audience::Node(node.id), Event::Revoked(told))];
-    Ok((facts, Effects { push, ca: false, taken: true }))
+    Ok((facts, Effects { push, taken: true, ..Effects::default() }))
 }
 
 /// The facts about a node, and what a command adds to them.

@@ -148,8 +148,7 @@ pub fn decision_list(
 pub fn decision_replay(tx: &Transaction<'_>, shared: &Shared, after: i64) -> Result<Outcome, Refusal> {
     let mut replayed = Replayed::default();
     let next = policy::replay(tx, &shared.bundles, after, REPLAYED, &mut replayed)?;
-    let others: Vec<Value> =
-        replayed.others.iter().map(|(id, how)| json!({ "id": id, "difference": how })).collect();
+    let others: Vec<Value> = replayed.others.iter().map(|(id, how)| json!({ "id": id, "difference": how })).collect();
     Ok(only(json!({
         "schema": 1, "decisions": replayed.decisions, "same": replayed.same, "others": others, "next": next,
     })))

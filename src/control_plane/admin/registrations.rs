@@ -156,7 +156,7 @@ pub fn workload_remove(
     ledger::end(tx, Of::Workload(id), codes::GATE_REVOKED, reason.unwrap_or("its registration was removed"), now)?;
     let what = if reason.is_some() { "workload.revoked" } else { "workload.removed" };
     audit::done(tx, now, what, None, json!({ "workload": id, "reason": reason }))?;
-    let effects = Effects { push: told(tx, &workload)?, taken: true, ca: false };
+    let effects = Effects { push: told(tx, &workload)?, taken: true, ..Effects::default() };
     Ok((json!({ "schema": 1, "changed": true, "workload": null }), effects))
 }
 

@@ -4,6 +4,7 @@ mod appraise;
 mod args;
 mod client;
 mod operator;
+mod policy;
 mod print;
 mod reference;
 mod remote;
@@ -56,12 +57,21 @@ fn administer(cli: &Shared, command: Command) -> Result<u8, Refusal> {
     if let Command::Appraise(arguments) = &command {
         return appraise::appraise(arguments, cli.json);
     }
+    let command = match command {
+        Command::Policy(command) => match policy::offline(cli, command)? {
+            Ok(code) => return Ok(code),
+            Err(command) => Command::Policy(command),
+        },
+        command => command,
+    };
     let client = cli.client()?;
     let command = match command {
         Command::Audit(AuditCommand::Tail { after, lines, follow }) => {
             return tail(cli, &client, after, lines, follow);
         }
         Command::Reference(command) => return reference::run(cli, &client, command),
+        Command::Policy(command) => return policy::run(cli, &client, command),
+        Command::Decision(command) => return policy::decision(cli, &client, command),
         command => request(command)?,
     };
     let explains = matches!(command, admin::Command::NodeExplain { .. });
@@ -122,7 +132,13 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         Command::Ca(CaCommand::Show) => Admin::CaShow,
         Command::Ca(CaCommand::Prepare) => Admin::CaPrepare,
         Command::Ca(CaCommand::Rotate { early }) => Admin::CaRotate { early },
-        Command::Run { .. } | Command::Dev(_) | Command::Appraise(_) | Command::Audit(_) | Command::Reference(_) => {
+        Command::Run { .. }
+        | Command::Dev(_)
+        | Command::Appraise(_)
+        | Command::Audit(_)
+        | Command::Reference(_)
+        | Command::Policy(_)
+        | Command::Decision(_) => {
             return Err(Refusal::new(codes::ADMIN_INVALID, "BUG: this command is carried out elsewhere"));
         }
     })

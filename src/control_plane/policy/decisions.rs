@@ -82,9 +82,9 @@ pub fn keep(tx: &Transaction<'_>, kept: &Kept) -> Result<(), Refusal> {
 /// [`codes::ADMIN_UNKNOWN`].
 pub fn find(tx: &Transaction<'_>, id: &str) -> Result<Kept, Refusal> {
     let unknown = |found: &str| {
-        Refusal::new(codes::ADMIN_UNKNOWN, found).at(format!("decision {}", id.escape_debug())).expected(
-            "an id as `decision list` and the log show it, at least its first 8 digits",
-        )
+        Refusal::new(codes::ADMIN_UNKNOWN, found)
+            .at(format!("decision {}", id.escape_debug()))
+            .expected("an id as `decision list` and the log show it, at least its first 8 digits")
     };
     if id.len() < 8 || id.len() > 32 || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Err(unknown("it is no decision's id"));

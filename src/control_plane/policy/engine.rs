@@ -253,7 +253,8 @@ impl Bounds {
         for id in said.determining.iter().filter(|_| said.permitted) {
             let notes = rules.notes(id);
             self.ttl = notes.ttl.map_or(self.ttl, |ttl| ttl.min(self.ttl));
-            if let Some(age) = notes.evidence_max_age.filter(|age| self.age.as_ref().is_none_or(|known| *age < known.0)) {
+            if let Some(age) = notes.evidence_max_age.filter(|age| self.age.as_ref().is_none_or(|known| *age < known.0))
+            {
                 self.age = Some((age, id.clone()));
             }
         }

@@ -4,9 +4,9 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use cedar_policy::{Context, Entities, Entity, EntityId, EntityTypeName, EntityUid, Request, RestrictedExpression};
 
+use super::Action;
 use super::inputs::Inputs;
 use super::schema;
-use super::Action;
 use crate::codes::{self, Refusal};
 use crate::verify::TrustVector;
 
@@ -89,9 +89,7 @@ pub fn request(inputs: &Inputs, detail: Option<&Triple<'_>>) -> Result<Request, 
             "authorize"
         }
     };
-    let context = context
-        .into_iter()
-        .collect::<Vec<_>>();
+    let context = context.into_iter().collect::<Vec<_>>();
     let context = Context::from_pairs(context).map_err(failed)?;
     Request::new(
         uid("Workload", &inputs.workload.id),
@@ -164,11 +162,7 @@ fn vector(vector: &TrustVector) -> RestrictedExpression {
     record(claims).unwrap_or_else(|_| flag(false))
 }
 
-fn one(
-    uid: EntityUid,
-    attributes: Members,
-    parents: impl IntoIterator<Item = EntityUid>,
-) -> Result<Entity, Refusal> {
+fn one(uid: EntityUid, attributes: Members, parents: impl IntoIterator<Item = EntityUid>) -> Result<Entity, Refusal> {
     Entity::new(uid, attributes, parents.into_iter().collect()).map_err(failed)
 }
 

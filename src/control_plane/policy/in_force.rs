@@ -83,8 +83,8 @@ impl Bundles {
         if let Some(known) = self.kept(&digest) {
             return Ok(known);
         }
-        let bundle = Bundle::read(&document, policy)
-            .map_err(|refusal| Refusal { code: codes::POLICY_FAILED, ..refusal })?;
+        let bundle =
+            Bundle::read(&document, policy).map_err(|refusal| Refusal { code: codes::POLICY_FAILED, ..refusal })?;
         if bundle.content.version != version {
             return Err(failed("its row names another version").at(format!("policy bundle {version}")));
         }
@@ -193,14 +193,9 @@ pub fn all(tx: &Transaction<'_>) -> Result<Vec<Facts>, Refusal> {
     let mut rows = statement.query([])?;
     let mut all = Vec::new();
     while let Some(row) = rows.next()? {
-        let facts: Facts =
-            serde_json::from_str(&row.get::<_, String>(0)?).map_err(|_| damaged("a bundle's facts"))?;
+        let facts: Facts = serde_json::from_str(&row.get::<_, String>(0)?).map_err(|_| damaged("a bundle's facts"))?;
         let time = |at: i64| WallTime(unsigned(at)).to_string();
-        all.push(Facts {
-            activated: time(row.get(1)?),
-            retired: row.get::<_, Option<i64>>(2)?.map(time),
-            ..facts
-        });
+        all.push(Facts { activated: time(row.get(1)?), retired: row.get::<_, Option<i64>>(2)?.map(time), ..facts });
     }
     Ok(all)
 }

@@ -45,9 +45,9 @@ pub struct Inputs {
     /// Whom a token is for.
     pub audience: BTreeSet<String>,
     /// The process that waits for it.
-    pub caller: Option<CallerClaims>,
+    pub caller: Option<CallerFacts>,
     /// The task it is for.
-    pub task: Option<TaskStatement>,
+    pub task: Option<TaskFacts>,
     /// What the caller means to do.
     pub details: Vec<AuthorizationDetail>,
     /// Until when somebody approved it, in seconds since 1970.
@@ -148,6 +148,53 @@ pub struct DestinationFacts {
     pub environment: Option<String>,
 }
 
+/// The process that waits, as its node's kernel saw it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CallerFacts {
+    /// Effective user id.
+    pub uid: u32,
+    /// Whether it belongs to somebody's login session.
+    pub login_session: bool,
+    /// What was found true of it.
+    pub selectors: BTreeSet<String>,
+}
+
+/// The task, in the caller's words.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskFacts {
+    /// Its id.
+    pub id: String,
+    /// What it means to do.
+    pub intent: String,
+    /// What for; may be empty.
+    pub purpose: String,
+    /// The longest lifetime it asks for, in seconds; 0 for what policy allows.
+    pub term_seconds: u64,
+}
+
+impl CallerFacts {
+    fn of(claims: &CallerClaims) -> Self {
+        Self {
+            uid: claims.uid,
+            login_session: claims.login_session,
+            selectors: claims.selectors.iter().cloned().collect(),
+        }
+    }
+}
+
+impl TaskFacts {
+    fn of(task: &TaskStatement) -> Self {
+        Self {
+            id: task.id.clone(),
+            intent: task.intent.clone(),
+            purpose: task.purpose.clone(),
+            term_seconds: task.term_seconds,
+        }
+    }
+}
+
 impl Inputs {
     /// What is known now of a question.
     ///
@@ -179,8 +226,8 @@ impl Inputs {
             evidence: EvidenceFacts::of(quote.as_ref(), term_seconds, now),
             destination,
             audience: question.audience.iter().cloned().collect(),
-            caller: question.caller.cloned(),
-            task: question.task.cloned(),
+            caller: question.caller.map(CallerFacts::of),
+            task: question.task.map(TaskFacts::of),
             details: question.details.to_vec(),
             approved_until: None,
             exception_until: None,

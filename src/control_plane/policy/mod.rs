@@ -18,7 +18,9 @@ mod in_force;
 mod inputs;
 mod rules;
 mod schema;
+pub mod standing;
 mod trials;
+mod why_not;
 
 use std::time::Duration;
 
@@ -34,8 +36,13 @@ use crate::codes::{self, Refusal};
 use crate::protocol::{AuthorizationDetail, CallerClaims, TaskStatement};
 use crate::secret;
 
+pub use bundle::{Bundle, Content, LIMIT as BUNDLE_LIMIT, is_name};
+pub use decisions::{Filter, Replayed, list, replay};
 pub use floor::Floor;
-pub use in_force::Bundles;
+pub use in_force::{Bundles, Facts, all as all_bundles, apply, document, highest};
+pub use schema::{GUARDRAILS, TEXT as SCHEMA};
+pub use trials::Passed;
+pub use why_not::{Asked, explain};
 
 use decisions::Kept;
 use engine::Answer;
@@ -123,6 +130,17 @@ fn answered(tx: &Transaction<'_>, shared: &Shared, inputs: &Inputs) -> Result<([
         Err(refusal) if refusal.code == codes::STORE_FAILED => Err(refusal),
         Err(refusal) => Ok(([0; 32], engine::decide(inputs, Err(&refusal)))),
     }
+}
+
+/// A kept decision as shown to an operator, beside what making it again comes to.
+///
+/// # Errors
+/// [`codes::ADMIN_UNKNOWN`].
+pub fn shown(tx: &Transaction<'_>, shared: &Shared, id: &str) -> Result<serde_json::Value, Refusal> {
+    let kept = decisions::find(tx, id)?;
+    let version = shared.bundles.of_digest(tx, &kept.policy).ok().map(|bundle| bundle.content.version);
+    let again = decisions::again(tx, &shared.bundles, &kept);
+    Ok(kept.facts(version, again))
 }
 
 /// The id of a decision yet to be made.

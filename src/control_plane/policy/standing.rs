@@ -96,13 +96,17 @@ fn denied(
         node: &node,
         lease: &lease,
         workload: &workload,
-        caller: asked.and_then(|inputs| inputs.caller.as_ref()),
-        task: asked.and_then(|inputs| inputs.task.as_ref()),
+        caller: None,
+        task: None,
         audience: &credential.audience,
         destination: asked.and_then(|inputs| inputs.destination.as_ref()).map(|it| it.name.as_str()),
         details: asked.map(|inputs| inputs.details.as_slice()).unwrap_or_default(),
     };
-    let inputs = Inputs::gather(tx, shared, &question, now)?;
+    let inputs = Inputs {
+        caller: asked.and_then(|inputs| inputs.caller.clone()),
+        task: asked.and_then(|inputs| inputs.task.clone()),
+        ..Inputs::gather(tx, shared, &question, now)?
+    };
     let (policy, mut answer) = answered(tx, shared, &inputs)?;
     if let Some(before) = before.as_ref().filter(|_| answer.permits()) {
         if !covers(&answer.details, &before.answer.details) {

@@ -103,7 +103,8 @@ impl Trials {
         let mut read = Vec::new();
         for (name, text) in files {
             let at = format!("tests/{name}");
-            let file: File = crate::config::parse(text, &at).map_err(|it| Refusal { code: codes::POLICY_BUNDLE, ..it })?;
+            let file: File =
+                crate::config::parse(text, &at).map_err(|it| Refusal { code: codes::POLICY_BUNDLE, ..it })?;
             read.push((at, file));
         }
         let trials = Self { files: read };
@@ -258,7 +259,7 @@ fn absent(member: &str) -> Value {
     match member {
         "destination" => json!({ "name": "", "environment": "" }),
         "caller" => json!({ "uid": 1000, "login_session": false, "selectors": [] }),
-        "task" => json!({ "id": "task", "intent": "", "purpose": "", "heartbeat_seconds": 0, "term_seconds": 0 }),
+        "task" => json!({ "id": "task", "intent": "", "purpose": "", "term_seconds": 0 }),
         _ => json!({}),
     }
 }
@@ -285,7 +286,9 @@ fn with(question: &Value, changes: &Map<String, Value>) -> Value {
 
 fn merge(question: &mut Value, path: &str, value: &Value) {
     match value {
-        Value::Object(members) => members.iter().for_each(|(key, value)| merge(question, &format!("{path}.{key}"), value)),
+        Value::Object(members) => {
+            members.iter().for_each(|(key, value)| merge(question, &format!("{path}.{key}"), value))
+        }
         other => put(question, path, other.clone()),
     }
 }

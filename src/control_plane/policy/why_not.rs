@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::bundle::Bundle;
 use super::engine;
 use super::entities;
-use super::inputs::Inputs;
+use super::inputs::{Inputs, TaskFacts};
 use super::rules::Rules;
 use super::schema;
 use super::trials::{get, put};
@@ -22,7 +22,6 @@ use crate::control_plane::registry::{nodes, workloads};
 use crate::control_plane::server::Shared;
 use crate::control_plane::store::Transaction;
 use crate::identity::SpiffeId;
-use crate::protocol::TaskStatement;
 
 /// The most changes that are tried.
 const TRIED: usize = 600;
@@ -96,25 +95,24 @@ fn inputs(tx: &Transaction<'_>, shared: &Shared, asked: &Asked, now: WallTime) -
     let node = nodes::resolve(tx, &asked.node)?;
     let none = LeaseRow { sequence: 0, issued_at: now, ends_at: now, ended: None };
     let lease = leases::find(tx, node.id)?.unwrap_or(none);
-    let task = asked.intent.as_ref().map(|intent| TaskStatement {
-        id: "why-not".to_owned(),
-        intent: intent.clone(),
-        purpose: String::new(),
-        heartbeat_seconds: 0,
-        term_seconds: 0,
-    });
     let question = Question {
         action: asked.action,
         node: &node,
         lease: &lease,
         workload: &workload,
         caller: None,
-        task: task.as_ref(),
+        task: None,
         audience: &asked.audience,
         destination: asked.destination.as_deref(),
         details: &[],
     };
-    Inputs::gather(tx, shared, &question, now)
+    let task = asked.intent.as_ref().map(|intent| TaskFacts {
+        id: "why-not".to_owned(),
+        intent: intent.clone(),
+        purpose: String::new(),
+        term_seconds: 0,
+    });
+    Ok(Inputs { task, ..Inputs::gather(tx, shared, &question, now)? })
 }
 
 /// Each guardrail and forbid that matches; and where no permit does, each permit.
@@ -180,8 +178,15 @@ fn changes(inputs: &Inputs, bundle: &Bundle, destinations: &[(String, String)]) 
         ("audience", json!([])),
     ];
     let texts = [
-        "workload.environment", "node.environment", "workload.purpose", "node.group", "node.firmware",
-        "evidence.profile", "evidence.references", "task.intent", "task.purpose",
+        "workload.environment",
+        "node.environment",
+        "workload.purpose",
+        "node.group",
+        "node.firmware",
+        "evidence.profile",
+        "evidence.references",
+        "task.intent",
+        "task.purpose",
     ];
     for path in texts.into_iter().filter(|path| inputs.task.is_some() || !path.starts_with("task")) {
         tried.extend(words.texts.iter().map(|text| (path, json!(text))));

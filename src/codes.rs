@@ -290,6 +290,9 @@ table! {
     TOKEN_DENIED = "token.denied", "The token was revoked.";
     TOKEN_REUSED = "token.reused", "The token was used outside its job.";
 
+    APPROVAL_OWN = "approval.own", "Whoever approves must be somebody else than who asked, and not of the workload's owner.";
+    APPROVAL_IDENTITY = "approval.identity", "An approval needs the certificate of whoever gives it.";
+
     AUDIT_UNWRITABLE = "audit.unwritable", "The audit log can't be written: nothing is released.";
     AUDIT_TAMPERED = "audit.tampered", "The audit log was changed: a record was edited, removed or inserted.";
     AUDIT_TORN = "audit.torn", "The audit log ends within a record, as after a power cut.";

@@ -228,6 +228,9 @@ pub struct ServerConfig {
     /// Logs of nodes.
     #[serde(default)]
     pub logs: ServerLogs,
+    /// Approvals, exceptions and reviews.
+    #[serde(default)]
+    pub governance: GovernanceConfig,
     /// Firmware profiles of your own: TOML files, or directories of them, beside the shipped ones.
     #[serde(default)]
     pub firmware_profiles: Vec<PathBuf>,
@@ -325,6 +328,28 @@ pub enum PolicyDefault {
 impl Default for PolicyConfig {
     fn default() -> Self {
         Self { keys: Vec::new(), threshold: 1, default: PolicyDefault::default() }
+    }
+}
+
+/// How long what deviates may hold, and how often somebody looks.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GovernanceConfig {
+    /// The longest exception, in days, 1 to 366.
+    pub exception_days: u64,
+    /// The longest approval, in hours, 1 to 720.
+    pub approval_hours: u64,
+    /// Days after which a workload is to be reviewed again, 1 to 1 000.
+    pub review_days: u64,
+    /// Days without a release after which a workload counts as unused, 1 to 1 000.
+    pub unused_days: u64,
+    /// Days after a review was due from which on the workload is suspended; without it none is.
+    pub suspend_overdue_days: Option<u64>,
+}
+
+impl Default for GovernanceConfig {
+    fn default() -> Self {
+        Self { exception_days: 90, approval_hours: 24, review_days: 90, unused_days: 30, suspend_overdue_days: None }
     }
 }
 

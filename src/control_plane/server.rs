@@ -21,7 +21,7 @@ use super::settings::Settings;
 use super::steady::Steady;
 use super::store::{Epoch, Generation, Store, Transaction, meta, signed};
 use super::tls::{self, Tls};
-use super::{admin, nonces, routes, tasks};
+use super::{admin, governance, nonces, routes, tasks};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::config::ServerConfig;
@@ -298,13 +298,14 @@ async fn reconsider(shared: &Arc<Shared>, all: bool) -> Result<(), Refusal> {
 async fn round(shared: &Arc<Shared>, renew_at: &mut WallTime) -> Result<(), Refusal> {
     let now = shared.now();
     let of_work = shared.clone();
-    let changed = shared
+    let (changed, push) = shared
         .store
         .transaction(move |tx| {
             of_work.clock.keep(tx)?;
             nonces::tidy(tx, now)?;
             tasks::expire(tx, now)?;
             ledger::expire(tx, now)?;
+            let push = governance::round(tx, &of_work, now)?;
             tx.execute("DELETE FROM enrolments WHERE expires_at < ?1", [signed(now.0)])?;
             let changed = of_work.authority.turn(tx, now)?;
             if changed {
@@ -312,11 +313,14 @@ async fn round(shared: &Arc<Shared>, renew_at: &mut WallTime) -> Result<(), Refu
                 replay::forget(tx, None)?;
                 audit::done(tx, now, "ca.turned", None, serde_json::json!({}))?;
             }
-            Ok(changed)
+            Ok((changed, push))
         })
         .await?;
     // Whatever changed without a word.
     reconsider(shared, true).await?;
+    for (audience, event) in push {
+        shared.hub.push(audience, event);
+    }
     if changed || now >= *renew_at {
         shared.ca_changed().await?;
         *renew_at = now.after(shared.settings.own_certificates / 2);

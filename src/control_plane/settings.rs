@@ -9,6 +9,7 @@ use rustls::pki_types::pem::PemObject;
 
 use super::admin::roles::Roles;
 use super::ca::CaTerms;
+use super::governance::Governance;
 use super::keys;
 use super::registry::workloads::check_group;
 use crate::codes::{self, Refusal};
@@ -63,6 +64,8 @@ pub struct Settings {
     pub node_logs: u64,
     /// Which operator may give which command.
     pub roles: Roles,
+    /// Bounds of approvals, exceptions and reviews.
+    pub governance: Governance,
 }
 
 /// A join rule.
@@ -112,6 +115,7 @@ impl Settings {
             own_certificates: (lifetime / 4).min(Duration::from_secs(7 * DAY)),
             node_logs: config.logs.node_mib << 20,
             roles: Roles::shipped()?,
+            governance: governance(config)?,
         })
     }
 }
@@ -225,6 +229,24 @@ fn read_certificates(file: &Path, certificates: &mut Vec<Vec<u8>>) -> Result<(),
         return Err(failed("no certificate is in it".to_owned()).expected("PEM certificates"));
     }
     Ok(())
+}
+
+fn governance(config: &ServerConfig) -> Result<Governance, Refusal> {
+    let stated = &config.governance;
+    within("governance.exception_days", stated.exception_days, 1, 366)?;
+    within("governance.approval_hours", stated.approval_hours, 1, 720)?;
+    within("governance.review_days", stated.review_days, 1, 1_000)?;
+    within("governance.unused_days", stated.unused_days, 1, 1_000)?;
+    if let Some(days) = stated.suspend_overdue_days {
+        within("governance.suspend_overdue_days", days, 0, 1_000)?;
+    }
+    Ok(Governance {
+        exception: stated.exception_days * DAY,
+        approval: stated.approval_hours * 3_600,
+        review: stated.review_days * DAY,
+        unused: stated.unused_days * DAY,
+        suspend_overdue: stated.suspend_overdue_days.map(|days| days * DAY),
+    })
 }
 
 fn within(key: &str, value: u64, least: u64, most: u64) -> Result<(), Refusal> {

@@ -130,6 +130,13 @@ impl Server {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
+    /// Runs a command that must end with this exit code; its JSON.
+    pub async fn admin_of(&self, arguments: &[&str], code: i32) -> serde_json::Value {
+        let output = self.run(&[arguments, &["--json"]].concat()).await;
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
     /// What was recorded, oldest first.
     pub async fn recorded(&self) -> Vec<String> {
         let output = self.run(&["--json", "audit", "tail", "--lines", "10000"]).await;

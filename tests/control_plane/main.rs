@@ -14,6 +14,7 @@ mod bench;
 mod command_line;
 mod credentials;
 mod enrolment;
+mod governance;
 mod grants;
 #[path = "../bench/list.rs"]
 mod list;
@@ -23,6 +24,7 @@ mod logs;
 #[allow(dead_code, reason = "shared with the verifier's tests, which use all of it")]
 mod node;
 mod operators;
+mod policy;
 mod pushed;
 mod routes;
 mod sets;

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::bench::{Member, Server};
 
 /// The files that an operator has, of a workload's SVID.
-async fn operator(server: &Server, node: &mut Member, name: &str, role: Option<&str>) -> tempfile::TempDir {
+pub async fn operator(server: &Server, node: &mut Member, name: &str, role: Option<&str>) -> tempfile::TempDir {
     let id = server.register(name, &node.id()).await;
     if let Some(role) = role {
         server.admin(&["operator", "add", &id, "--role", role]).await;
@@ -37,7 +37,7 @@ fn rcgen_pem(der: &[u8]) -> String {
 }
 
 /// A command over the network.
-async fn run(server: &Server, svid: &Path, arguments: &[&str]) -> Output {
+pub async fn run(server: &Server, svid: &Path, arguments: &[&str]) -> Output {
     tokio::process::Command::new(env!("CARGO_BIN_EXE_leasehold-server"))
         .args(["--server", &server.bound().addr.to_string(), "--svid"])
         .arg(svid)
@@ -48,7 +48,7 @@ async fn run(server: &Server, svid: &Path, arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-fn said(output: &Output) -> String {
+pub fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::roles::{Action, Actor};
-use super::{nodes, operators, policy, references, registrations, trust};
+use super::{governance, nodes, operators, policy, references, registrations, trust};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::audit;
@@ -48,7 +48,7 @@ pub enum Command {
     CaPrepare,
     CaRotate { early: bool },
     AuditTail { after: u64, limit: u64 },
-    OperatorAdd { id: String, role: String },
+    OperatorAdd { id: String, role: String, owner: Option<String> },
     OperatorList,
     OperatorRemove { id: String },
     PolicyApply { document: String },
@@ -59,6 +59,16 @@ pub enum Command {
     DecisionShow { id: String },
     DecisionList { workload: Option<String>, node: Option<String>, denied: bool, since: Option<String>, limit: u64 },
     DecisionReplay { after: i64 },
+    ApprovalRequest(governance::StatedRequest),
+    ApprovalGrant { id: String, break_glass: bool, reason: String },
+    ApprovalDeny { id: String, reason: String },
+    ApprovalList,
+    ExceptionAdd(governance::StatedException),
+    ExceptionList,
+    ExceptionClose { id: String, reason: String },
+    ReviewDue,
+    ReviewSign { workload: String, note: String },
+    Debt,
 }
 
 /// What a committed command still has to do.
@@ -109,6 +119,10 @@ impl Command {
             | Self::DecisionShow { .. }
             | Self::DecisionList { .. }
             | Self::DecisionReplay { .. }
+            | Self::ApprovalList
+            | Self::ExceptionList
+            | Self::ReviewDue
+            | Self::Debt
             | Self::AuditTail { .. } => Action::Read,
             Self::NodeApprove { .. }
             | Self::NodeRevoke { .. }
@@ -122,7 +136,11 @@ impl Command {
             | Self::ReferenceImport { .. }
             | Self::ReferenceAssign { .. }
             | Self::ReferenceUnassign { .. }
-            | Self::ReferenceRetireSet { .. } => Action::Operate,
+            | Self::ReferenceRetireSet { .. }
+            | Self::ApprovalRequest(_)
+            | Self::ExceptionAdd(_)
+            | Self::ExceptionClose { .. } => Action::Operate,
+            Self::ApprovalGrant { .. } | Self::ApprovalDeny { .. } | Self::ReviewSign { .. } => Action::Approve,
             Self::CaPrepare
             | Self::CaRotate { .. }
             | Self::OperatorAdd { .. }
@@ -237,7 +255,9 @@ impl Command {
             Self::CaPrepare => trust::ca_prepare(tx, &shared.authority, now),
             Self::CaRotate { early } => trust::ca_rotate(tx, &shared.authority, early, now),
             Self::AuditTail { after, limit } => trust::audit_tail(tx, after, limit),
-            Self::OperatorAdd { id, role } => operators::add(tx, &id, &role, actor, domain, now),
+            Self::OperatorAdd { id, role, owner } => {
+                operators::add(tx, &id, &role, owner.as_deref(), actor, domain, now)
+            }
             Self::OperatorList => operators::list(tx),
             Self::OperatorRemove { id } => operators::remove(tx, &id, now),
             Self::PolicyApply { document } => policy::apply(tx, shared, &document, now),
@@ -250,6 +270,18 @@ impl Command {
                 policy::decision_list(tx, workload.as_deref(), node.as_deref(), denied, since.as_deref(), limit)
             }
             Self::DecisionReplay { after } => policy::decision_replay(tx, shared, after),
+            Self::ApprovalRequest(stated) => governance::approval_request(tx, shared, &stated, actor, now),
+            Self::ApprovalGrant { id, break_glass, reason } => {
+                governance::approval_grant(tx, &id, &reason, break_glass, actor, now)
+            }
+            Self::ApprovalDeny { id, reason } => governance::approval_deny(tx, &id, &reason, actor, now),
+            Self::ApprovalList => governance::approval_list(tx, now),
+            Self::ExceptionAdd(stated) => governance::exception_add(tx, shared, &stated, actor, now),
+            Self::ExceptionList => governance::exception_list(tx, now),
+            Self::ExceptionClose { id, reason } => governance::exception_close(tx, &id, &reason, now),
+            Self::ReviewDue => governance::review_due(tx, shared, now),
+            Self::ReviewSign { workload, note } => governance::review_sign(tx, &workload, &note, actor, now),
+            Self::Debt => governance::debt(tx, now),
         }
     }
 }

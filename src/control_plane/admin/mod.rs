@@ -3,6 +3,7 @@
 
 pub mod commands;
 pub mod facts;
+pub mod governance;
 mod nodes;
 mod operators;
 mod policy;

@@ -7,7 +7,7 @@ use super::roles::Actor;
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::audit;
-use crate::control_plane::registry::{operators, workloads};
+use crate::control_plane::registry::{operators, owners, workloads};
 use crate::control_plane::store::Transaction;
 use crate::identity::{SpiffeId, TrustDomain};
 
@@ -19,6 +19,7 @@ pub fn add(
     tx: &Transaction<'_>,
     id: &str,
     role: &str,
+    owner: Option<&str>,
     by: &Actor,
     domain: &TrustDomain,
     now: WallTime,
@@ -36,9 +37,16 @@ pub fn add(
             .at(id.to_owned())
             .expected("`leasehold-server workload add` first, for the machine the operator works on"));
     }
-    let changed = operators::put(tx, &parsed, role, &by.name, now)?;
+    if let Some(owner) = owner
+        && !owners::exists(tx, owner)?
+    {
+        return Err(Refusal::new(codes::ADMIN_UNKNOWN, format!("no owner `{}`", owner.escape_debug()))
+            .at("--owner")
+            .expected("one that `leasehold-server owner list` shows"));
+    }
+    let changed = operators::put(tx, &parsed, role, owner, &by.name, now)?;
     if changed {
-        audit::done(tx, now, "operator.added", None, json!({ "operator": id, "role": role }))?;
+        audit::done(tx, now, "operator.added", None, json!({ "operator": id, "role": role, "owner": owner }))?;
     }
     let operator = operators::find(tx, &parsed)?;
     Ok(only(json!({ "schema": 1, "changed": changed, "operator": operator })))

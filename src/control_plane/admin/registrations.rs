@@ -161,7 +161,7 @@ pub fn workload_remove(
 }
 
 /// The nodes that must attest anew, since what they may hold has changed.
-fn told(tx: &Transaction<'_>, workload: &Workload) -> Result<Vec<(Audience, Event)>, Refusal> {
+pub fn told(tx: &Transaction<'_>, workload: &Workload) -> Result<Vec<(Audience, Event)>, Refusal> {
     let nodes = match &workload.target {
         Target::Node(id) => vec![*id],
         Target::Group(group) => nodes::of_group(tx, group)?,

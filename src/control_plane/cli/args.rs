@@ -138,6 +138,17 @@ pub enum Command {
     /// Decisions: each with its inputs, to be looked at and made again.
     #[command(subcommand)]
     Decision(super::policy::DecisionCommand),
+    /// Approvals: what is sensitive is asked for by one and approved by another, for a time.
+    #[command(subcommand)]
+    Approval(super::governance::ApprovalCommand),
+    /// Exceptions: a workload is let off a rule, with a reason, a ticket and an end.
+    #[command(subcommand)]
+    Exception(super::governance::ExceptionCommand),
+    /// Reviews: what somebody should look at.
+    #[command(subcommand)]
+    Review(super::governance::ReviewCommand),
+    /// How many exceptions there are, how old they are, and whether they get fewer.
+    Debt,
     /// Operators: who may administer over the network.
     #[command(subcommand)]
     Operator(super::operator::OperatorCommand),

@@ -3,6 +3,7 @@
 mod appraise;
 mod args;
 mod client;
+mod governance;
 mod operator;
 mod policy;
 mod print;
@@ -80,6 +81,7 @@ fn administer(cli: &Shared, command: Command) -> Result<u8, Refusal> {
     Ok(match explains {
         true if holds(&facts, "contraindicated") => CONTRAINDICATED,
         true if !all_hold(&facts) => WARNING,
+        _ if facts.get("due").and_then(Value::as_array).is_some_and(|due| !due.is_empty()) => WARNING,
         _ => DONE,
     })
 }
@@ -129,6 +131,10 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         Command::Workload(WorkloadCommand::Remove { id }) => Admin::WorkloadRemove { id, reason: None },
         Command::Revoke(RevokeCommand::Workload { id, reason }) => Admin::WorkloadRemove { id, reason: Some(reason) },
         Command::Operator(command) => operator::request(command),
+        Command::Approval(command) => governance::approval(command)?,
+        Command::Exception(command) => governance::exception(command)?,
+        Command::Review(command) => governance::review(command),
+        Command::Debt => Admin::Debt,
         Command::Ca(CaCommand::Show) => Admin::CaShow,
         Command::Ca(CaCommand::Prepare) => Admin::CaPrepare,
         Command::Ca(CaCommand::Rotate { early }) => Admin::CaRotate { early },

@@ -17,6 +17,10 @@ pub enum OperatorCommand {
         /// viewer, approver, operator or admin.
         #[arg(long)]
         role: String,
+        /// The owner (a person or a team) that this operator is, or belongs to: nobody approves what is
+        /// their own, so approvers need one.
+        #[arg(long)]
+        owner: Option<String>,
     },
     /// Lists the operators.
     List,
@@ -30,7 +34,7 @@ pub enum OperatorCommand {
 /// The admin command of a command line.
 pub fn request(command: OperatorCommand) -> Command {
     match command {
-        OperatorCommand::Add { id, role } => Command::OperatorAdd { id, role },
+        OperatorCommand::Add { id, role, owner } => Command::OperatorAdd { id, role, owner },
         OperatorCommand::List => Command::OperatorList,
         OperatorCommand::Remove { id } => Command::OperatorRemove { id },
     }

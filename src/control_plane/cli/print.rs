@@ -53,7 +53,44 @@ const TABLES: &[(&str, &[(&str, &str)])] = &[
             ("SELECTORS", "selectors"),
         ],
     ),
-    ("operators", &[("ID", "id"), ("ROLE", "role"), ("ADDED", "added"), ("BY", "added_by")]),
+    (
+        "approvals",
+        &[
+            ("ID", "id"),
+            ("STATE", "state"),
+            ("WORKLOAD", "workload"),
+            ("DESTINATION", "destination"),
+            ("REQUESTED BY", "requested_by"),
+            ("DECIDED BY", "decided_by"),
+            ("EXPIRES", "expires"),
+        ],
+    ),
+    (
+        "exceptions",
+        &[
+            ("ID", "id"),
+            ("STATE", "state"),
+            ("WORKLOAD", "workload"),
+            ("OWNER", "owner"),
+            ("TICKET", "ticket"),
+            ("EXPIRES", "expires"),
+        ],
+    ),
+    ("due", &[("WORKLOAD", "workload"), ("OWNER", "owner"), ("SINCE", "since"), ("WHY", "why")]),
+    ("trend", &[("AT", "at"), ("OPEN", "open")]),
+    (
+        "debt",
+        &[
+            ("ID", "id"),
+            ("WORKLOAD", "workload"),
+            ("OWNER", "owner"),
+            ("TICKET", "ticket"),
+            ("AGE (DAYS)", "age_days"),
+            ("EXPIRES", "expires"),
+            ("LIVE", "live"),
+        ],
+    ),
+    ("operators", &[("ID", "id"), ("ROLE", "role"), ("OWNER", "owner"), ("ADDED", "added"), ("BY", "added_by")]),
     (
         "references",
         &[

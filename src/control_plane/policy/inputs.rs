@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{Action, Question};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
+use crate::control_plane::governance;
 use crate::control_plane::references::{self, Quote};
 use crate::control_plane::registry::nodes::Node;
 use crate::control_plane::registry::owners;
@@ -209,6 +210,7 @@ impl Inputs {
         let Question { workload, node, .. } = *question;
         let term_seconds = shared.settings.lease.as_secs();
         let quote = references::latest_quote(tx, node.id)?;
+        let standing = governance::standing(tx, &workload.id.to_string(), question.destination.unwrap_or_default())?;
         let destination = question.destination.map(|name| destination(tx, name)).transpose()?;
         Ok(Self {
             action: question.action,
@@ -229,8 +231,8 @@ impl Inputs {
             caller: question.caller.map(CallerFacts::of),
             task: question.task.map(TaskFacts::of),
             details: question.details.to_vec(),
-            approved_until: None,
-            exception_until: None,
+            approved_until: standing.approved_until.map(|until| until.0),
+            exception_until: standing.exception_until.map(|until| until.0),
         })
     }
 

@@ -16,6 +16,8 @@ pub struct Operator {
     pub id: String,
     /// Its role.
     pub role: String,
+    /// The owner that it is, or belongs to.
+    pub owner: Option<String>,
     /// RFC 3339.
     pub added: String,
     /// Who added it.
@@ -26,19 +28,26 @@ pub struct Operator {
 ///
 /// # Errors
 /// [`codes::ADMIN_INVALID`] for an unknown role.
-pub fn put(tx: &Transaction<'_>, id: &SpiffeId, role: &str, by: &str, now: WallTime) -> Result<bool, Refusal> {
+pub fn put(
+    tx: &Transaction<'_>,
+    id: &SpiffeId,
+    role: &str,
+    owner: Option<&str>,
+    by: &str,
+    now: WallTime,
+) -> Result<bool, Refusal> {
     if !roles::ROLES.contains(&role) {
         return Err(Refusal::new(codes::ADMIN_INVALID, format!("role `{}`", role.escape_debug()))
             .at("--role")
             .expected(roles::ROLES.join(", ")));
     }
-    if find(tx, id)?.is_some_and(|known| known.role == role) {
+    if find(tx, id)?.is_some_and(|known| known.role == role && known.owner.as_deref() == owner) {
         return Ok(false);
     }
     tx.execute(
-        "INSERT INTO operators(id, role, added_at, added_by) VALUES (?1, ?2, ?3, ?4)
-         ON CONFLICT(id) DO UPDATE SET role = ?2, added_at = ?3, added_by = ?4",
-        params![id.to_string(), role, signed(now.0), by],
+        "INSERT INTO operators(id, role, owner, added_at, added_by) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT(id) DO UPDATE SET role = ?2, owner = ?3, added_at = ?4, added_by = ?5",
+        params![id.to_string(), role, owner, signed(now.0), by],
     )?;
     Ok(true)
 }
@@ -62,7 +71,7 @@ pub fn remove(tx: &Transaction<'_>, id: &str) -> Result<(), Refusal> {
 /// [`codes::STORE_FAILED`].
 pub fn find(tx: &Transaction<'_>, id: &SpiffeId) -> Result<Option<Operator>, Refusal> {
     Ok(tx
-        .prepare_cached("SELECT id, role, added_at, added_by FROM operators WHERE id = ?1")?
+        .prepare_cached("SELECT id, role, owner, added_at, added_by FROM operators WHERE id = ?1")?
         .query_row([id.to_string()], read)
         .optional()?)
 }
@@ -72,7 +81,7 @@ pub fn find(tx: &Transaction<'_>, id: &SpiffeId) -> Result<Option<Operator>, Ref
 /// # Errors
 /// [`codes::STORE_FAILED`].
 pub fn all(tx: &Transaction<'_>) -> Result<Vec<Operator>, Refusal> {
-    let mut statement = tx.prepare("SELECT id, role, added_at, added_by FROM operators ORDER BY id")?;
+    let mut statement = tx.prepare("SELECT id, role, owner, added_at, added_by FROM operators ORDER BY id")?;
     let rows = statement.query_map([], read)?;
     Ok(rows.collect::<Result<_, _>>()?)
 }
@@ -81,7 +90,8 @@ fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Operator> {
     Ok(Operator {
         id: row.get(0)?,
         role: row.get(1)?,
-        added: WallTime(unsigned(row.get(2)?)).to_string(),
-        added_by: row.get(3)?,
+        owner: row.get(2)?,
+        added: WallTime(unsigned(row.get(3)?)).to_string(),
+        added_by: row.get(4)?,
     })
 }

@@ -332,6 +332,20 @@ pub fn all(tx: &Transaction<'_>) -> Result<Vec<Facts>, Refusal> {
     Ok(workloads)
 }
 
+/// All workloads as they stand in the store, with when they were registered.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn rows(tx: &Transaction<'_>) -> Result<Vec<(Workload, WallTime)>, Refusal> {
+    let mut statement = tx.prepare(&format!("SELECT {COLUMNS} FROM workloads ORDER BY id"))?;
+    let mut rows = statement.query([])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        found.push(read(row)?);
+    }
+    Ok(found)
+}
+
 /// A group's name: it stands in configurations and commands, so it is kept plain.
 ///
 /// # Errors

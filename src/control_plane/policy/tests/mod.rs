@@ -1,5 +1,9 @@
 //! Decisions without a server: what engine, rules and bundles hold.
 
+mod bundles;
+mod random;
+mod table;
+
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};

@@ -1,0 +1,81 @@
+//! What deviates from the rules for a time, and whether somebody still looks: approvals, exceptions,
+//! reviews. Whatever is begun here has an end of its own; nobody has to remember to end it.
+
+pub mod approvals;
+pub mod debt;
+pub mod exceptions;
+pub mod reviews;
+
+use super::admin::registrations;
+use super::credentials::ledger::{self, Of};
+use super::events::Audience;
+use super::registry::workloads;
+use super::server::Shared;
+use super::store::Transaction;
+use crate::clock::WallTime;
+use crate::codes::{self, Refusal};
+use crate::identity::SpiffeId;
+use crate::protocol::Event;
+
+/// What counts for a decision about a workload, towards a destination.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Standing {
+    /// Until when somebody approved it; it may be over.
+    pub approved_until: Option<WallTime>,
+    /// Until when the exceptions hold that it stands on; it may be over, and then nothing is issued.
+    pub exception_until: Option<WallTime>,
+}
+
+/// How things stand for `workload` towards `destination` (empty for none).
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn standing(tx: &Transaction<'_>, workload: &str, destination: &str) -> Result<Standing, Refusal> {
+    Ok(Standing {
+        approved_until: approvals::until(tx, workload, destination)?,
+        exception_until: exceptions::until(tx, workload)?,
+    })
+}
+
+/// Records what has ended by itself since the last round, and suspends what nobody reviewed in time.
+/// Gives back the nodes that are to be told.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn round(tx: &Transaction<'_>, shared: &Shared, now: WallTime) -> Result<Vec<(Audience, Event)>, Refusal> {
+    let mut push = Vec::new();
+    approvals::ended(tx, now)?;
+    for exception in exceptions::ended(tx, now)? {
+        push.extend(taken(tx, &exception.workload, "its exception has ended", now)?);
+    }
+    for (workload, reason) in reviews::overdue(tx, &shared.settings.governance, now)? {
+        reviews::suspend(tx, &workload, &reason, now)?;
+        push.extend(taken(tx, &workload, &reason, now)?);
+    }
+    Ok(push)
+}
+
+/// Ends what was issued to a workload, and says whom to tell.
+fn taken(tx: &Transaction<'_>, id: &str, reason: &str, now: WallTime) -> Result<Vec<(Audience, Event)>, Refusal> {
+    ledger::end(tx, Of::Workload(id), codes::POLICY_GUARDRAIL, reason, now)?;
+    let Ok(id) = SpiffeId::new(id) else { return Ok(Vec::new()) };
+    match workloads::find(tx, &id)? {
+        Some(workload) => registrations::told(tx, &workload),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// Bounds and habits, from the configuration.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Governance {
+    /// The longest exception, in seconds.
+    pub exception: u64,
+    /// The longest approval, in seconds.
+    pub approval: u64,
+    /// Seconds after which a workload is to be reviewed again.
+    pub review: u64,
+    /// Seconds without a credential after which a workload counts as unused.
+    pub unused: u64,
+    /// Seconds after a review was due from which on the workload is suspended; `None` never.
+    pub suspend_overdue: Option<u64>,
+}

@@ -16,7 +16,7 @@ use super::nonces::{self, Purpose};
 use super::policy::standing;
 use super::references::{self, Quote};
 use super::registry::nodes::{self, Node};
-use super::registry::workloads::{self, Workload};
+use super::registry::workloads;
 use super::server::Shared;
 use super::store::Transaction;
 use crate::clock::{BootId, WallTime};
@@ -115,7 +115,7 @@ pub fn attest(
     let entries = match lease {
         // A node without a lease needs to know nothing.
         None => Vec::new(),
-        Some(_) => workloads::of_node(tx, node)?.iter().map(Workload::entry).collect(),
+        Some(_) => workloads::entries(tx, node)?,
     };
     Ok(AttestAnswer {
         lease,

@@ -3,9 +3,11 @@
 //! - [`threat_model`]: who is kept out, who isn't, and where the edge runs.
 //! - [`protocol`]: what the two binaries say, in order, and why.
 //! - [`measurements`]: logs, what of them is believed, reference values and their updates.
+//! - [`administration`]: who may give which command; approvals, exceptions, reviews, reports.
 //! - [`operations`]: setting up, what states mean, what to do when something is refused.
 //! - [`decisions`]: dated choices: context, choice, what would change our mind.
 
+pub mod administration;
 pub mod decisions;
 pub mod measurements;
 pub mod operations;

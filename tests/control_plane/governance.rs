@@ -135,3 +135,42 @@ async fn what_nobody_looks_at_is_due_and_then_suspended() {
     let recorded = server.recorded().await;
     assert_eq!(recorded.iter().filter(|what| *what == "review.signed").count(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_report_asks_this_server_and_says_what_it_cannot_show() {
+    let server = Server::start().await;
+    let node = server.leased().await;
+    let web = server.register("web", &node.id()).await;
+    node.credential(&web).await.unwrap();
+    for framework in ["nhi10", "agentic", "maestro", "ai-rmf", "csf2"] {
+        let output = server.run(&["report", "--framework", framework, "--json"]).await;
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", said(&output)));
+        let controls = report["controls"].as_array().unwrap();
+        assert!(controls.len() >= 6, "{framework}");
+        for control in controls {
+            assert!(!control["citation"].as_str().unwrap().is_empty());
+            let shown = !control["evidence"].as_array().unwrap().is_empty();
+            assert_eq!(control["standing"] == "out of scope", !shown, "{control}");
+        }
+        let attention = controls.iter().filter(|control| control["standing"] == "attention").count();
+        assert_eq!(report["attention"], attention);
+        assert_eq!(output.status.code(), Some(if attention > 0 { 3 } else { 0 }), "{framework}");
+    }
+    // What a control shows follows from what is so: a shared selector set, an exception that was forgotten.
+    let standing = |id: &'static str| {
+        let server = &server;
+        async move {
+            let output = server.run(&["report", "--framework", "nhi10", "--json"]).await;
+            let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+            let row = report["controls"].as_array().unwrap().iter().find(|row| row["id"] == id).unwrap().clone();
+            row["standing"].as_str().unwrap().to_owned()
+        }
+    };
+    assert_eq!(standing("NHI7:2025").await, "shown");
+    let add = ["exception", "add", "--workload", &web, "--owner", "team", "--reason", "r", "--ticket", "t"];
+    server.admin(&[&add[..], &["--expires", "1d"]].concat()).await;
+    assert_eq!(standing("NHI7:2025").await, "shown");
+    server.pass(2 * DAY);
+    assert_eq!(standing("NHI7:2025").await, "attention");
+    refused(&server, &["report", "--framework", "iso"], "nhi10, agentic, maestro, ai-rmf, csf2").await;
+}

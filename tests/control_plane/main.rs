@@ -26,6 +26,7 @@ mod node;
 mod operators;
 mod policy;
 mod pushed;
+mod registry;
 mod routes;
 mod sets;
 mod start;

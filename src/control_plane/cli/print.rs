@@ -35,19 +35,26 @@ const TABLES: &[(&str, &[(&str, &str)])] = &[
             ("STATE", "state"),
             ("GRADE", "grade"),
             ("GROUP", "group"),
+            ("ENVIRONMENT", "environment"),
             ("LEASE", "lease.live"),
             ("VERDICT", "quote.verdict"),
             ("LAST SEEN", "last_seen"),
         ],
     ),
     ("eks", &[("KIND", "kind"), ("VALUE", "value"), ("GROUP", "group"), ("LABEL", "label")]),
-    ("owners", &[("NAME", "name"), ("CONTACT", "contact"), ("ADDED", "added")]),
+    ("owners", &[("NAME", "name"), ("KIND", "kind"), ("CONTACT", "contact"), ("ADDED", "added"), ("LEFT", "retired")]),
+    (
+        "destinations",
+        &[("NAME", "name"), ("ENVIRONMENT", "environment"), ("DESCRIPTION", "description"), ("ADDED", "added")],
+    ),
     (
         "workloads",
         &[
             ("ID", "id"),
             ("OWNER", "owner"),
             ("PURPOSE", "purpose"),
+            ("TIER", "counts_as_tier"),
+            ("SUSPENDED", "suspended_reason"),
             ("NODE", "node"),
             ("GROUP", "node_group"),
             ("SELECTORS", "selectors"),
@@ -78,6 +85,7 @@ const TABLES: &[(&str, &[(&str, &str)])] = &[
     ),
     ("due", &[("WORKLOAD", "workload"), ("OWNER", "owner"), ("SINCE", "since"), ("WHY", "why")]),
     ("trend", &[("AT", "at"), ("OPEN", "open")]),
+    ("controls", &[("CONTROL", "id"), ("ABOUT", "control"), ("STANDING", "standing"), ("CITATION", "citation")]),
     (
         "debt",
         &[

@@ -4,6 +4,7 @@
 pub mod approvals;
 pub mod debt;
 pub mod exceptions;
+pub mod report;
 pub mod reviews;
 
 use super::admin::registrations;

@@ -299,7 +299,7 @@ fn owner(tx: &Transaction<'_>, name: &str) -> Result<OwnerFacts, Refusal> {
     let known = owners::all(tx)?.into_iter().find(|owner| owner.name == name);
     Ok(OwnerFacts {
         name: name.to_owned(),
-        kind: known.as_ref().map(|owner| owner.kind.clone()).unwrap_or_default(),
+        kind: known.as_ref().map(|owner| owner.kind.as_str().to_owned()).unwrap_or_default(),
         active: known.is_some_and(|owner| owner.retired.is_none()),
     })
 }

@@ -161,7 +161,7 @@ async fn nothing_is_permitted_without_the_bundle_that_was_in_force() {
     for (how, damage) in [
         ("lost", "DELETE FROM policy_bundles"),
         ("lost, with what knew of it", "DELETE FROM policy_bundles; DELETE FROM meta WHERE name = 'policy_version'"),
-        ("altered", "UPDATE policy_bundles SET document = document || x'00' WHERE retired_at IS NULL"),
+        ("altered", "UPDATE policy_bundles SET document = CAST(document || x'00' AS BLOB) WHERE retired_at IS NULL"),
         (
             "rolled back",
             "UPDATE policy_bundles SET retired_at = 1 WHERE version = 2;
@@ -244,18 +244,15 @@ async fn what_the_evidence_says_and_the_clock_take_back_too() {
     let server = Server::start().await;
     let mut member = server.leased().await;
     let id = server.register("web", &member.id()).await;
-    // A minute from now on nothing is permitted any more.
+    // After a while nothing is permitted any more.
     let now = leasehold::clock::WallTime::now();
-    let until = leasehold::clock::WallTime(now.0 + 3600);
+    let until = leasehold::clock::WallTime(now.0 + 200);
     let text =
         format!("@id(\"until\") permit (principal, action, resource) when {{ context.now < datetime(\"{until}\") }};");
     server.admin(&["policy", "apply", &directory(&server, "until", &text)]).await;
     assert_eq!(asked(&member, &id).await.0, Ok(600));
-    server.pass(3300);
-    member.attest().await.unwrap();
-    assert_eq!(asked(&member, &id).await.0, Ok(600));
     let before = revoked(&server).await;
-    server.pass(301);
+    server.pass(201);
     let mut taken = 0;
     for _ in 0..600 {
         taken = revoked(&server).await - before;

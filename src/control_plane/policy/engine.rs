@@ -22,7 +22,7 @@ use crate::protocol::AuthorizationDetail;
 const AUDIENCES: usize = 16;
 const DETAILS: usize = 32;
 /// The most single things (type, action and location) of one request.
-const TRIPLES: usize = 256;
+const TRIPLES: usize = 512;
 
 /// What a decision says.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

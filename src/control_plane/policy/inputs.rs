@@ -13,13 +13,15 @@ use crate::codes::{self, Refusal};
 use crate::control_plane::governance;
 use crate::control_plane::references::{self, Quote};
 use crate::control_plane::registry::nodes::Node;
-use crate::control_plane::registry::owners;
 use crate::control_plane::registry::workloads::Workload;
+use crate::control_plane::registry::{destinations, owners};
 use crate::control_plane::server::Shared;
-use crate::control_plane::store::{OptionalExtension, Transaction};
+use crate::control_plane::store::Transaction;
 use crate::protocol::{AuthorizationDetail, CallerClaims, TaskStatement};
 use crate::verify::TrustVector;
 
+/// The longest that a caller's details may be, in bytes.
+const DETAILS: usize = 16 << 10;
 /// Selectors that name an executable by its contents.
 const PINS: [&str; 2] = ["unix:sha256:", "unix:fsverity:"];
 
@@ -200,7 +202,7 @@ impl Inputs {
     /// What is known now of a question.
     ///
     /// # Errors
-    /// [`codes::STORE_FAILED`].
+    /// [`codes::PROTOCOL_MALFORMED`] for details that are too long; [`codes::STORE_FAILED`].
     pub fn gather(
         tx: &Transaction<'_>,
         shared: &Shared,
@@ -208,6 +210,17 @@ impl Inputs {
         now: WallTime,
     ) -> Result<Self, Refusal> {
         let Question { workload, node, .. } = *question;
+        let bytes = |detail: &AuthorizationDetail| {
+            let texts = detail.actions.iter().chain(&detail.locations).map(String::len);
+            detail.kind.len() + texts.sum::<usize>()
+        };
+        let size: usize = question.details.iter().map(bytes).sum();
+        if size > DETAILS {
+            // It would be kept: a node mustn't fill the store.
+            return Err(Refusal::new(codes::PROTOCOL_MALFORMED, format!("{size} bytes"))
+                .at("details")
+                .expected(format!("at most {DETAILS}")));
+        }
         let term_seconds = shared.settings.lease.as_secs();
         let quote = references::latest_quote(tx, node.id)?;
         let standing = governance::standing(tx, &workload.id.to_string(), question.destination.unwrap_or_default())?;
@@ -296,7 +309,7 @@ impl EvidenceFacts {
 }
 
 fn owner(tx: &Transaction<'_>, name: &str) -> Result<OwnerFacts, Refusal> {
-    let known = owners::all(tx)?.into_iter().find(|owner| owner.name == name);
+    let known = owners::find(tx, name)?;
     Ok(OwnerFacts {
         name: name.to_owned(),
         kind: known.as_ref().map(|owner| owner.kind.as_str().to_owned()).unwrap_or_default(),
@@ -305,9 +318,6 @@ fn owner(tx: &Transaction<'_>, name: &str) -> Result<OwnerFacts, Refusal> {
 }
 
 fn destination(tx: &Transaction<'_>, name: &str) -> Result<DestinationFacts, Refusal> {
-    let environment = tx
-        .prepare_cached("SELECT environment FROM destinations WHERE name = ?1")?
-        .query_row([name], |row| row.get(0))
-        .optional()?;
+    let environment = destinations::find(tx, name)?.map(|known| known.environment);
     Ok(DestinationFacts { name: name.to_owned(), environment })
 }

@@ -226,7 +226,7 @@ fn without_a_valid_bundle_nothing_is_permitted() {
     assert!(world.apply(3, ALL).unwrap(), "the floor's own version is taken again");
     assert_eq!(world.permits(&nobody), (1000, None));
     // Altered, after it was read and before.
-    world.with(|tx| Ok(tx.execute("UPDATE policy_bundles SET document = document || x'00'", [])?));
+    world.with(|tx| Ok(tx.execute("UPDATE policy_bundles SET document = CAST(document || x'00' AS BLOB)", [])?));
     assert_eq!(world.permits(&nobody), failed);
     let again = World { bundles: World::bundles(world.dir.path()), ..world };
     assert_eq!(again.permits(&nobody), failed);

@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use super::registrations::{destinations, eks, owners, workloads};
 use super::roles::{Action, Actor};
-use super::{governance, nodes, operators, policy, references, trust};
-use crate::clock::WallTime;
+use super::{governance, nodes, operators, policy, references, revocations, trust};
+use crate::clock::{BootInstant, WallTime};
 use crate::codes::{self, Refusal};
 use crate::control_plane::audit;
 use crate::control_plane::events::Audience;
@@ -29,7 +29,6 @@ pub enum Command {
     NodeExplain { node: String },
     NodeApprove { node: String, group: Option<String>, environment: Option<String>, accept_counts: bool },
     NodeSet { node: String, group: Option<String>, environment: Option<String> },
-    NodeRevoke { node: String, reason: String },
     EkAdd(eks::StatedEk),
     EkList,
     EkRemove { value: String },
@@ -48,6 +47,9 @@ pub enum Command {
     WorkloadShow { id: String },
     WorkloadList,
     WorkloadRemove { id: String, reason: Option<String> },
+    Revoke(revocations::Stated),
+    RevocationList,
+    RevocationShow { number: u64 },
     ReferencePreview { node: String },
     ReferenceLearn { node: String, fingerprint: String },
     ReferenceList,
@@ -142,9 +144,11 @@ impl Command {
             | Self::ReviewDue
             | Self::Debt
             | Self::Report { .. }
+            | Self::RevocationList
+            | Self::RevocationShow { .. }
+            | Self::Revoke(revocations::Stated { explain: true, .. })
             | Self::AuditTail { .. } => Action::Read,
             Self::NodeApprove { .. }
-            | Self::NodeRevoke { .. }
             | Self::EkAdd(_)
             | Self::EkRemove { .. }
             | Self::NodeSet { .. }
@@ -158,6 +162,7 @@ impl Command {
             | Self::WorkloadSuspend { .. }
             | Self::WorkloadResume { .. }
             | Self::WorkloadRemove { .. }
+            | Self::Revoke(_)
             | Self::ReferenceLearn { .. }
             | Self::ReferenceRetire { .. }
             | Self::ReferenceImport { .. }
@@ -188,7 +193,7 @@ impl Command {
         actor: Actor,
         still: impl FnOnce(&Transaction<'_>, &Shared) -> Result<(), Refusal> + Send + 'static,
     ) -> Result<Value, Refusal> {
-        let (of_work, now) = (shared.clone(), shared.now());
+        let (of_work, now, came) = (shared.clone(), shared.now(), BootInstant::now());
         let name = self.name();
         if let Err(refusal) = shared.settings.roles.allow(&actor, self.action(), &name) {
             let recorded = refusal.clone();
@@ -201,7 +206,7 @@ impl Command {
             .transaction(move |tx| {
                 still(tx, &of_work)?;
                 let (facts, effects) = audit::acting(&actor.name, || {
-                    let (facts, mut effects) = self.apply(tx, &of_work, &actor, now)?;
+                    let (facts, mut effects) = self.apply(tx, &of_work, &actor, came, now)?;
                     effects.reconsider(tx, &of_work, now)?;
                     Ok::<_, Refusal>((facts, effects))
                 })?;
@@ -244,7 +249,14 @@ impl Command {
         value.get("command").and_then(Value::as_str).unwrap_or("?").to_owned()
     }
 
-    fn apply(self, tx: &Transaction<'_>, shared: &Shared, actor: &Actor, now: WallTime) -> Result<Outcome, Refusal> {
+    fn apply(
+        self,
+        tx: &Transaction<'_>,
+        shared: &Shared,
+        actor: &Actor,
+        came: BootInstant,
+        now: WallTime,
+    ) -> Result<Outcome, Refusal> {
         let rules = &shared.settings.registry;
         match self {
             Self::NodeList => nodes::list(tx, now),
@@ -256,7 +268,6 @@ impl Command {
             Self::NodeSet { node, group, environment } => {
                 nodes::set(tx, &node, nodes::Place { group, environment }, rules, now)
             }
-            Self::NodeRevoke { node, reason } => nodes::revoke(tx, &node, &reason, now),
             Self::EkAdd(stated) => eks::add(tx, stated, rules, now),
             Self::EkList => eks::list(tx),
             Self::EkRemove { value } => eks::remove(tx, &value, now),
@@ -275,6 +286,9 @@ impl Command {
             Self::WorkloadShow { id } => workloads::show(tx, &id),
             Self::WorkloadList => workloads::list(tx),
             Self::WorkloadRemove { id, reason } => workloads::remove(tx, &id, reason.as_deref(), now),
+            Self::Revoke(stated) => revocations::revoke(tx, shared, &stated, came, now),
+            Self::RevocationList => revocations::list(tx),
+            Self::RevocationShow { number } => revocations::show(tx, shared, number),
             Self::ReferencePreview { node } => trust::reference_preview(tx, &shared.settings.policy, &node),
             Self::ReferenceLearn { node, fingerprint } => {
                 trust::reference_learn(tx, &shared.settings.policy, &node, &fingerprint, now)

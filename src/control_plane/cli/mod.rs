@@ -10,6 +10,7 @@ mod print;
 mod reference;
 mod registry;
 mod remote;
+mod revoke;
 mod run;
 
 use std::io::{BufRead, IsTerminal};
@@ -19,7 +20,7 @@ use clap::Parser;
 use serde_json::Value;
 
 pub use args::Cli;
-use args::{AuditCommand, CaCommand, Command, RevokeCommand, Shared};
+use args::{AuditCommand, CaCommand, Command, Shared};
 
 use super::admin;
 use crate::codes::exit::{CONTRAINDICATED, DONE, FAILED, UNAVAILABLE, USAGE, WARNING};
@@ -70,6 +71,11 @@ fn administer(cli: &Shared, command: Command) -> Result<u8, Refusal> {
         Command::Reference(command) => return reference::run(cli, &client, command),
         Command::Policy(command) => return policy::run(cli, &client, command),
         Command::Decision(command) => return policy::decision(cli, &client, command),
+        Command::Revoke(command) => return revoke::revoke(cli, &client, command),
+        Command::Node(registry::NodeCommand::Revoke(stated)) => {
+            return revoke::revoke(cli, &client, revoke::RevokeCommand::Node(stated));
+        }
+        Command::Revocation(command) => return revoke::revocation(cli, &client, command),
         command => request(command)?,
     };
     let explains = matches!(command, admin::Command::NodeExplain { .. });
@@ -93,8 +99,6 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         Command::Owner(command) => registry::owner(command),
         Command::Destination(command) => registry::destination(command),
         Command::Workload(command) => registry::workload(command),
-        Command::Revoke(RevokeCommand::Node { node, reason }) => Admin::NodeRevoke { node, reason },
-        Command::Revoke(RevokeCommand::Workload { id, reason }) => Admin::WorkloadRemove { id, reason: Some(reason) },
         Command::Operator(command) => operator::request(command),
         Command::Approval(command) => governance::approval(command)?,
         Command::Exception(command) => governance::exception(command)?,
@@ -110,7 +114,9 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         | Command::Audit(_)
         | Command::Reference(_)
         | Command::Policy(_)
-        | Command::Decision(_) => {
+        | Command::Decision(_)
+        | Command::Revoke(_)
+        | Command::Revocation(_) => {
             return Err(Refusal::new(codes::ADMIN_INVALID, "BUG: this command is carried out elsewhere"));
         }
     })

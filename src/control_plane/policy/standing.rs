@@ -16,6 +16,7 @@ use crate::control_plane::credentials::ledger::{self, Credential, Kind, Of};
 use crate::control_plane::events::Audience;
 use crate::control_plane::leases;
 use crate::control_plane::registry::{nodes, workloads};
+use crate::control_plane::revocation::{self, Cause, What};
 use crate::control_plane::server::Shared;
 use crate::control_plane::store::{Transaction, fixed};
 use crate::identity::{NodeId, SpiffeId};
@@ -62,7 +63,9 @@ pub fn reconsider(
     for credential in ledger::live(tx, Of::Node(node))? {
         let Some((decision, refusal)) = denied(tx, shared, &credential, now)? else { continue };
         let reason = format!("{} (decision {decision})", refusal.found);
-        events.extend(take_back(tx, credential, refusal.code, &reason, now)?);
+        let id = credential.id.clone();
+        let cause = Cause { kind: "credential", target: &id, reason: &reason, code: refusal.code };
+        events.extend(revocation::take_back(tx, &What::Credential(credential), &cause, now)?.push());
     }
     Ok(events)
 }
@@ -139,17 +142,4 @@ fn covers(more: &[AuthorizationDetail], less: &[AuthorizationDetail]) -> bool {
             .collect()
     };
     singles(less).is_subset(&singles(more))
-}
-
-/// Ends it, and says what its node is to be told.
-fn take_back(
-    tx: &Transaction<'_>,
-    credential: Credential,
-    code: codes::Code,
-    reason: &str,
-    now: WallTime,
-) -> Result<Vec<(Audience, Event)>, Refusal> {
-    ledger::end(tx, Of::Credential(&credential.id), code, reason, now)?;
-    crate::control_plane::replay::forget(tx, Some(credential.node))?;
-    Ok(vec![(Audience::Node(credential.node), Event::Attest)])
 }

@@ -138,6 +138,12 @@ pub enum Command {
     /// Reference values: what a node must have booted, and what may run on it.
     #[command(subcommand)]
     Reference(ReferenceCommand),
+    /// Policy: bundles of rules that decide who gets which credential, their tests, and why not.
+    #[command(subcommand, after_help = super::policy::EXAMPLE)]
+    Policy(super::policy::PolicyCommand),
+    /// Decisions: each with its inputs, to be looked at and made again.
+    #[command(subcommand)]
+    Decision(super::policy::DecisionCommand),
     /// Approvals: what is sensitive is asked for by one and approved by another, for a time.
     #[command(subcommand)]
     Approval(super::governance::ApprovalCommand),

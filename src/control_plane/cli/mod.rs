@@ -6,6 +6,7 @@ mod audit;
 mod client;
 mod governance;
 mod operator;
+mod policy;
 mod print;
 mod reference;
 mod registry;
@@ -57,10 +58,19 @@ fn administer(cli: &Shared, command: Command) -> Result<u8, Refusal> {
     if let Command::Appraise(arguments) = &command {
         return appraise::appraise(arguments, cli.json);
     }
+    let command = match command {
+        Command::Policy(command) => match policy::offline(cli, command)? {
+            Ok(code) => return Ok(code),
+            Err(command) => Command::Policy(command),
+        },
+        command => command,
+    };
     let client = cli.client()?;
     let command = match command {
         Command::Audit(command) => return audit::run(cli, &client, command),
         Command::Reference(command) => return reference::run(cli, &client, command),
+        Command::Policy(command) => return policy::run(cli, &client, command),
+        Command::Decision(command) => return policy::decision(cli, &client, command),
         Command::Revoke(command) => return revoke::revoke(cli, &client, command),
         Command::Node(registry::NodeCommand::Revoke(stated)) => {
             return revoke::revoke(cli, &client, revoke::RevokeCommand::Node(stated));
@@ -104,6 +114,8 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         | Command::Appraise(_)
         | Command::Audit(_)
         | Command::Reference(_)
+        | Command::Policy(_)
+        | Command::Decision(_)
         | Command::Revoke(_)
         | Command::Revocation(_) => {
             return Err(Refusal::new(codes::ADMIN_INVALID, "BUG: this command is carried out elsewhere"));

@@ -138,6 +138,29 @@ const TABLES: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     (
+        "bundles",
+        &[
+            ("VERSION", "version"),
+            ("POLICIES", "policies"),
+            ("TESTS", "tests"),
+            ("ACTIVATED", "activated"),
+            ("RETIRED", "retired"),
+            ("DIGEST", "digest"),
+        ],
+    ),
+    (
+        "decisions",
+        &[
+            ("DECISION", "id"),
+            ("TIME", "time"),
+            ("ACTION", "action"),
+            ("WORKLOAD", "workload"),
+            ("PERMITTED", "permitted"),
+            ("CODE", "code"),
+            ("POLICIES", "policies"),
+        ],
+    ),
+    (
         "sets",
         &[
             ("SET", "name"),

@@ -3,6 +3,7 @@
 mod appraise;
 mod args;
 mod client;
+mod declared;
 mod governance;
 mod operator;
 mod print;
@@ -59,6 +60,8 @@ fn administer(cli: &Shared, command: Command) -> Result<u8, Refusal> {
         Command::Audit(AuditCommand::Tail { after, lines, follow }) => {
             return tail(cli, &client, after, lines, follow);
         }
+        Command::Apply(arguments) => return declared::apply(cli, &client, &arguments),
+        Command::Export(arguments) => return declared::export(cli, &client, &arguments),
         Command::Reference(command) => return reference::run(cli, &client, command),
         command => request(command)?,
     };
@@ -82,6 +85,7 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         Command::Ek(command) => registry::ek(command)?,
         Command::Owner(command) => registry::owner(command),
         Command::Destination(command) => registry::destination(command),
+        Command::Inventory => Admin::Inventory,
         Command::Workload(command) => registry::workload(command),
         Command::Revoke(RevokeCommand::Node { node, reason }) => Admin::NodeRevoke { node, reason },
         Command::Revoke(RevokeCommand::Workload { id, reason }) => Admin::WorkloadRemove { id, reason: Some(reason) },
@@ -94,7 +98,13 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         Command::Ca(CaCommand::Show) => Admin::CaShow,
         Command::Ca(CaCommand::Prepare) => Admin::CaPrepare,
         Command::Ca(CaCommand::Rotate { early }) => Admin::CaRotate { early },
-        Command::Run { .. } | Command::Dev(_) | Command::Appraise(_) | Command::Audit(_) | Command::Reference(_) => {
+        Command::Run { .. }
+        | Command::Apply(_)
+        | Command::Export(_)
+        | Command::Dev(_)
+        | Command::Appraise(_)
+        | Command::Audit(_)
+        | Command::Reference(_) => {
             return Err(Refusal::new(codes::ADMIN_INVALID, "BUG: this command is carried out elsewhere"));
         }
     })
@@ -105,14 +115,7 @@ fn learn(cli: &Shared, client: &client::Client, node: String, yes: bool) -> Resu
     let preview = client.call(&admin::Command::ReferencePreview { node })?;
     if !yes {
         print::facts(&preview, cli.json);
-        if cli.json || !std::io::stdin().is_terminal() {
-            return Err(Refusal::new(codes::ADMIN_INVALID, "nobody is there to confirm").expected("--yes"));
-        }
-        output::part(format_args!("Make these values what the node must show? [yes/no] "));
-        let mut answer = String::new();
-        let read = std::io::stdin().lock().read_line(&mut answer);
-        if read.is_err() || answer.trim() != "yes" {
-            say!("Nothing was changed.");
+        if !confirmed(cli, "Make these values what the node must show?")? {
             return Ok(FAILED);
         }
     } else if !cli.json {
@@ -122,6 +125,21 @@ fn learn(cli: &Shared, client: &client::Client, node: String, yes: bool) -> Resu
     let command = admin::Command::ReferenceLearn { node: text("node"), fingerprint: text("fingerprint") };
     print::facts(&client.call(&command)?, cli.json);
     Ok(DONE)
+}
+
+/// Asks, if somebody is there to answer.
+fn confirmed(cli: &Shared, question: &str) -> Result<bool, Refusal> {
+    if cli.json || !std::io::stdin().is_terminal() {
+        return Err(Refusal::new(codes::ADMIN_INVALID, "nobody is there to confirm").expected("--yes"));
+    }
+    output::part(format_args!("{question} [yes/no] "));
+    let mut answer = String::new();
+    let read = std::io::stdin().lock().read_line(&mut answer);
+    let confirmed = read.is_ok() && answer.trim() == "yes";
+    if !confirmed {
+        say!("Nothing was changed.");
+    }
+    Ok(confirmed)
 }
 
 /// Prints records, one a line, and goes on with new ones if asked to.

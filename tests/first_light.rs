@@ -10,8 +10,8 @@
 mod bench;
 
 use bench::world::{Node, Server, TRUST_DOMAIN, holds_svid};
-use leasehold::clock::BootInstant;
 use futures_util::StreamExt;
+use leasehold::clock::BootInstant;
 use std::time::Duration;
 
 /// A client gets its SVID while the measurements hold, and is refused from the moment they don't.
@@ -80,9 +80,7 @@ async fn an_owner_who_leaves_takes_their_identities_along() {
     let retired = server.json(&["owner", "retire", "team-b", "--reason", "left"]);
     assert_eq!((&retired["suspended"][0], &retired["nodes_told"]), (&id.clone().into(), &1.into()));
     assert_eq!(live(), 0);
-    let ended = tokio::time::timeout(Duration::from_secs(50), async {
-        while let Some(Ok(_)) = stream.next().await {}
-    });
+    let ended = tokio::time::timeout(Duration::from_secs(50), async { while let Some(Ok(_)) = stream.next().await {} });
     ended.await.expect("the stream goes on");
     println!("owner retired: the open stream ended after {:?} (promised: 5 s)", BootInstant::now().since(left));
     assert!(node.fetch().await.is_err());

@@ -11,6 +11,7 @@ use crate::control_plane::audit;
 use crate::control_plane::registry::declared::{self, Carried, Declaration, SourceFile, Step};
 use crate::control_plane::registry::rules::Rules;
 use crate::control_plane::store::Transaction;
+use crate::protocol::Event;
 
 /// What a declaration would change: it is done, and undone.
 ///
@@ -58,6 +59,8 @@ pub fn apply(
     for (before, after) in &carried.nodes {
         join(&mut effects, nodes::moved(tx, before, after, now)?);
     }
+    // What is withdrawn first, then what is to be asked for.
+    effects.push.sort_by_key(|(_, event)| *event == Event::Attest);
     effects.taken |= carried.steps.iter().any(|step| ["removed", "retired"].contains(&step.action.as_str()));
     Ok((facts(&carried, true)?, effects))
 }

@@ -10,6 +10,7 @@ mod print;
 mod reference;
 mod registry;
 mod remote;
+mod revoke;
 mod run;
 
 use std::io::{BufRead, IsTerminal};
@@ -19,7 +20,7 @@ use clap::Parser;
 use serde_json::Value;
 
 pub use args::Cli;
-use args::{AuditCommand, CaCommand, Command, RevokeCommand, Shared};
+use args::{AuditCommand, CaCommand, Command, Shared};
 
 use super::admin;
 use crate::codes::exit::{CONTRAINDICATED, DONE, FAILED, UNAVAILABLE, USAGE, WARNING};
@@ -63,6 +64,11 @@ fn administer(cli: &Shared, command: Command) -> Result<u8, Refusal> {
         Command::Apply(arguments) => return declared::apply(cli, &client, &arguments),
         Command::Export(arguments) => return declared::export(cli, &client, &arguments),
         Command::Reference(command) => return reference::run(cli, &client, command),
+        Command::Revoke(command) => return revoke::revoke(cli, &client, command),
+        Command::Node(registry::NodeCommand::Revoke(stated)) => {
+            return revoke::revoke(cli, &client, revoke::RevokeCommand::Node(stated));
+        }
+        Command::Revocation(command) => return revoke::revocation(cli, &client, command),
         command => request(command)?,
     };
     let explains = matches!(command, admin::Command::NodeExplain { .. });
@@ -87,8 +93,6 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         Command::Destination(command) => registry::destination(command),
         Command::Inventory => Admin::Inventory,
         Command::Workload(command) => registry::workload(command),
-        Command::Revoke(RevokeCommand::Node { node, reason }) => Admin::NodeRevoke { node, reason },
-        Command::Revoke(RevokeCommand::Workload { id, reason }) => Admin::WorkloadRemove { id, reason: Some(reason) },
         Command::Operator(command) => operator::request(command),
         Command::Approval(command) => governance::approval(command)?,
         Command::Exception(command) => governance::exception(command)?,
@@ -104,7 +108,9 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         | Command::Dev(_)
         | Command::Appraise(_)
         | Command::Audit(_)
-        | Command::Reference(_) => {
+        | Command::Reference(_)
+        | Command::Revoke(_)
+        | Command::Revocation(_) => {
             return Err(Refusal::new(codes::ADMIN_INVALID, "BUG: this command is carried out elsewhere"));
         }
     })

@@ -79,6 +79,21 @@ const TABLES: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     (
+        "revocations",
+        &[
+            ("NUMBER", "number"),
+            ("AT", "at"),
+            ("KIND", "kind"),
+            ("TARGET", "target"),
+            ("NODES", "nodes"),
+            ("TOLD", "told"),
+            ("ACKNOWLEDGED", "acknowledged"),
+            ("PROVEN", "proven"),
+            ("OPEN UNTIL", "until"),
+            ("REASON", "reason"),
+        ],
+    ),
+    (
         "approvals",
         &[
             ("ID", "id"),

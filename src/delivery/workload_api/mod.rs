@@ -17,8 +17,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 
-use tokio::sync::watch;
-
 use crate::clock::BootInstant;
 use crate::codes::Refusal;
 use crate::gate::Released;
@@ -26,6 +24,8 @@ use crate::secret::Zeroizing;
 use crate::workload::Peer;
 
 mod authority;
+
+mod changes;
 
 mod flight;
 
@@ -42,6 +42,7 @@ mod service;
 #[allow(clippy::all, clippy::pedantic, clippy::allow_attributes_without_reason, missing_docs, reason = "generated")]
 mod generated;
 
+pub use changes::{Changes, Signal};
 pub use limits::Limits;
 pub use server::Server;
 
@@ -72,9 +73,9 @@ pub trait Source: Send + Sync + 'static {
         arrived: BootInstant,
     ) -> impl Future<Output = Result<Released<Bundles>, Denied>> + Send;
 
-    /// A number that moves whenever an answer may have become another one: rotation, drift,
+    /// What moves whenever an answer may have become another one: rotation, drift,
     /// recovery, registrations, the lease's end.
-    fn changes(&self) -> watch::Receiver<u64>;
+    fn changes(&self) -> Changes;
 }
 
 /// Everything a workload gets by `FetchX509SVID`; at least one item, the default identity first.

@@ -17,7 +17,7 @@ use super::generated::{
 };
 use super::limits::Slot;
 use super::repeats::Repeats;
-use super::{CODE_METADATA, Denied, NO_IDENTITY, Source, messages};
+use super::{CODE_METADATA, Changes, Denied, NO_IDENTITY, Source, messages};
 use crate::clock::BootInstant;
 use crate::codes::{self, Refusal};
 use crate::shutdown::CancellationToken;
@@ -109,6 +109,7 @@ impl<S: Source> Service<S> {
         let caller = caller.ok_or_else(|| Status::internal("BUG: a request without its connection's caller"))?;
         let arrived = caller.arrived;
         let mut open = Open {
+            // Before the first question: a change while it is answered must be seen afterwards.
             changes: self.source.changes(),
             source: Arc::clone(&self.source),
             caller,
@@ -118,8 +119,6 @@ impl<S: Source> Service<S> {
             at_once: false,
             sent: [0; 32],
         };
-        // Before the first question: a change while it is answered must be seen afterwards.
-        open.changes.mark_unchanged();
         let asked = BootInstant::now();
         let first = match open.ask::<F>(arrived).await? {
             Ok(message) => message,
@@ -187,7 +186,7 @@ impl Feed for X509Bundles {
 struct Open<S> {
     source: Arc<S>,
     caller: Caller,
-    changes: watch::Receiver<u64>,
+    changes: Changes,
     retry: Duration,
     repeats: Arc<Repeats>,
     /// The last question had no answer: ask again without a change, too.
@@ -202,12 +201,14 @@ impl<S: Source> Open<S> {
     /// The next message that differs from the last one, or how the stream ends.
     async fn next<F: Feed>(&mut self) -> Result<F::Message, Status> {
         loop {
+            // What was answered before has been taken, or there was nothing to take.
+            self.changes.dealt_with();
             let at_once = std::mem::take(&mut self.at_once);
             let pause = if at_once { Duration::ZERO } else { self.retry_after() };
             tokio::select! {
                 biased;
                 status = self.caller.over() => return Err(status),
-                changed = self.changes.changed() => if changed.is_err() {
+                changed = self.changes.changed() => if !changed {
                     return Err(unavailable(&Refusal::new(codes::DELIVERY_STOPPING, "the agent is stopping")));
                 },
                 () = tokio::time::sleep(pause), if self.waiting || at_once => {}
@@ -235,7 +236,7 @@ impl<S: Source> Open<S> {
     fn holds(&self, asked: BootInstant) -> bool {
         !self.caller.stopping.is_cancelled()
             && self.caller.lost.borrow().is_none()
-            && self.changes.has_changed().is_ok_and(|changed| !changed)
+            && self.changes.unchanged()
             && BootInstant::now().since(asked) <= OLD
     }
 

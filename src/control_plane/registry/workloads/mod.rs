@@ -160,6 +160,10 @@ impl Workload {
             purpose: self.purpose.clone(),
             hint: self.hint.clone(),
             interactive: self.interactive,
+            withheld: self.suspended.as_ref().map(|suspended| {
+                let found = format!("suspended at {}: {}", suspended.at, suspended.reason);
+                Refusal::new(codes::POLICY_SUSPENDED, found).at(self.id.to_string())
+            }),
         }
     }
 
@@ -316,13 +320,12 @@ pub fn of_node(tx: &Transaction<'_>, node: &Node) -> Result<Vec<Workload>, Refus
     collect(statement.query(params![node.id.as_bytes(), node.group])?)
 }
 
-/// What `node` is told of: the workloads that may run on it and are not suspended.
+/// What `node` is told of: the workloads that may run on it, the suspended ones with the reason.
 ///
 /// # Errors
 /// [`codes::STORE_FAILED`].
 pub fn entries(tx: &Transaction<'_>, node: &Node) -> Result<Vec<Entry>, Refusal> {
-    let serving = of_node(tx, node)?.into_iter().filter(|workload| workload.suspended.is_none());
-    Ok(serving.map(|workload| workload.entry()).collect())
+    Ok(of_node(tx, node)?.iter().map(Workload::entry).collect())
 }
 
 /// What `owner` answers for, by id.

@@ -27,7 +27,7 @@ pub(super) enum Answer {
 
 pub(super) struct Stub {
     answer: Mutex<Answer>,
-    changes: watch::Sender<u64>,
+    changes: Signal,
     pub(super) asked: Mutex<Vec<BootInstant>>,
 }
 
@@ -43,7 +43,7 @@ impl Stub {
     }
 
     pub(super) fn touch(&self) {
-        self.changes.send_modify(|generation| *generation += 1);
+        self.changes.changed();
     }
 
     pub(super) fn times_asked(&self) -> usize {
@@ -76,8 +76,8 @@ impl Source for Stub {
         Ok(Released::for_test(Bundles([("spiffe://example.org".to_owned(), of)].into())))
     }
 
-    fn changes(&self) -> watch::Receiver<u64> {
-        self.changes.subscribe()
+    fn changes(&self) -> Changes {
+        self.changes.follow()
     }
 }
 
@@ -106,8 +106,7 @@ impl Bench {
         let path = directory.path().join("workload.sock");
         let mut socket = BoundSocket::bind(&path, 0o666).unwrap();
         let listener = UnixListener::from_std(socket.take().unwrap()).unwrap();
-        let (changes, _) = watch::channel(0);
-        let stub = Arc::new(Stub { answer: Mutex::new(answer), changes, asked: Mutex::default() });
+        let stub = Arc::new(Stub { answer: Mutex::new(answer), changes: Signal::default(), asked: Mutex::default() });
         let shutdown = Shutdown::default();
         let server = Server::new(Arc::clone(&stub), Peers::new(method), limits);
         let stop = shutdown.clone();

@@ -4,6 +4,7 @@
 //! - [`protocol`]: what the two binaries say, in order, and why.
 //! - [`measurements`]: logs, what of them is believed, reference values and their updates.
 //! - [`administration`]: who may give which command; approvals, exceptions, reviews, reports.
+//! - [`registry`]: owners, workloads, environments, who leaves, the inventory, the registry as files.
 //! - [`operations`]: setting up, what states mean, what to do when something is refused.
 //! - [`decisions`]: dated choices: context, choice, what would change our mind.
 
@@ -12,4 +13,5 @@ pub mod decisions;
 pub mod measurements;
 pub mod operations;
 pub mod protocol;
+pub mod registry;
 pub mod threat_model;

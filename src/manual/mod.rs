@@ -5,6 +5,7 @@
 //! - [`measurements`]: logs, what of them is believed, reference values and their updates.
 //! - [`administration`]: who may give which command; approvals, exceptions, reviews, reports.
 //! - [`operations`]: setting up, what states mean, what to do when something is refused.
+//! - [`tasks`]: credentials for one piece of work, from a program; what ends them.
 //! - [`decisions`]: dated choices: context, choice, what would change our mind.
 
 pub mod administration;
@@ -12,4 +13,5 @@ pub mod decisions;
 pub mod measurements;
 pub mod operations;
 pub mod protocol;
+pub mod tasks;
 pub mod threat_model;

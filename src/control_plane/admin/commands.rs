@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use super::registrations::{destinations, eks, owners, workloads};
 use super::roles::{Action, Actor};
-use super::{governance, nodes, operators, references, trust};
-use crate::clock::WallTime;
+use super::{governance, nodes, operators, references, revocations, tasks, trust};
+use crate::clock::{BootInstant, WallTime};
 use crate::codes::{self, Refusal};
 use crate::control_plane::audit;
 use crate::control_plane::events::Audience;
@@ -28,7 +28,6 @@ pub enum Command {
     NodeExplain { node: String },
     NodeApprove { node: String, group: Option<String>, environment: Option<String>, accept_counts: bool },
     NodeSet { node: String, group: Option<String>, environment: Option<String> },
-    NodeRevoke { node: String, reason: String },
     EkAdd(eks::StatedEk),
     EkList,
     EkRemove { value: String },
@@ -47,6 +46,9 @@ pub enum Command {
     WorkloadShow { id: String },
     WorkloadList,
     WorkloadRemove { id: String, reason: Option<String> },
+    Revoke(revocations::Stated),
+    RevocationList,
+    RevocationShow { number: u64 },
     ReferencePreview { node: String },
     ReferenceLearn { node: String, fingerprint: String },
     ReferenceList,
@@ -61,6 +63,8 @@ pub enum Command {
     CaPrepare,
     CaRotate { early: bool },
     AuditTail { after: u64, limit: u64 },
+    TaskList { all: bool },
+    TaskShow { id: String },
     OperatorAdd { id: String, role: String, owner: Option<String> },
     OperatorList,
     OperatorRemove { id: String },
@@ -124,10 +128,14 @@ impl Command {
             | Self::ExceptionList
             | Self::ReviewDue
             | Self::Debt
+            | Self::TaskList { .. }
+            | Self::TaskShow { .. }
             | Self::Report { .. }
+            | Self::RevocationList
+            | Self::RevocationShow { .. }
+            | Self::Revoke(revocations::Stated { explain: true, .. })
             | Self::AuditTail { .. } => Action::Read,
             Self::NodeApprove { .. }
-            | Self::NodeRevoke { .. }
             | Self::EkAdd(_)
             | Self::EkRemove { .. }
             | Self::NodeSet { .. }
@@ -141,6 +149,7 @@ impl Command {
             | Self::WorkloadSuspend { .. }
             | Self::WorkloadResume { .. }
             | Self::WorkloadRemove { .. }
+            | Self::Revoke(_)
             | Self::ReferenceLearn { .. }
             | Self::ReferenceRetire { .. }
             | Self::ReferenceImport { .. }
@@ -168,7 +177,7 @@ impl Command {
         actor: Actor,
         still: impl FnOnce(&Transaction<'_>, &Shared) -> Result<(), Refusal> + Send + 'static,
     ) -> Result<Value, Refusal> {
-        let (of_work, now) = (shared.clone(), shared.now());
+        let (of_work, now, came) = (shared.clone(), shared.now(), BootInstant::now());
         let name = self.name();
         if let Err(refusal) = shared.settings.roles.allow(&actor, self.action(), &name) {
             let recorded = refusal.clone();
@@ -179,7 +188,7 @@ impl Command {
             .store
             .transaction(move |tx| {
                 still(tx, &of_work)?;
-                let (facts, effects) = audit::acting(&actor.name, || self.apply(tx, &of_work, &actor, now))?;
+                let (facts, effects) = audit::acting(&actor.name, || self.apply(tx, &of_work, &actor, came, now))?;
                 if effects.taken {
                     of_work.generation.advance(tx)?;
                 }
@@ -205,7 +214,14 @@ impl Command {
         value.get("command").and_then(Value::as_str).unwrap_or("?").to_owned()
     }
 
-    fn apply(self, tx: &Transaction<'_>, shared: &Shared, actor: &Actor, now: WallTime) -> Result<Outcome, Refusal> {
+    fn apply(
+        self,
+        tx: &Transaction<'_>,
+        shared: &Shared,
+        actor: &Actor,
+        came: BootInstant,
+        now: WallTime,
+    ) -> Result<Outcome, Refusal> {
         let rules = &shared.settings.registry;
         match self {
             Self::NodeList => nodes::list(tx, now),
@@ -217,7 +233,6 @@ impl Command {
             Self::NodeSet { node, group, environment } => {
                 nodes::set(tx, &node, nodes::Place { group, environment }, rules, now)
             }
-            Self::NodeRevoke { node, reason } => nodes::revoke(tx, &node, &reason, now),
             Self::EkAdd(stated) => eks::add(tx, stated, rules, now),
             Self::EkList => eks::list(tx),
             Self::EkRemove { value } => eks::remove(tx, &value, now),
@@ -236,6 +251,9 @@ impl Command {
             Self::WorkloadShow { id } => workloads::show(tx, &id),
             Self::WorkloadList => workloads::list(tx),
             Self::WorkloadRemove { id, reason } => workloads::remove(tx, &id, reason.as_deref(), now),
+            Self::Revoke(stated) => revocations::revoke(tx, shared, &stated, came, now),
+            Self::RevocationList => revocations::list(tx),
+            Self::RevocationShow { number } => revocations::show(tx, shared, number),
             Self::ReferencePreview { node } => trust::reference_preview(tx, &shared.settings.policy, &node),
             Self::ReferenceLearn { node, fingerprint } => {
                 trust::reference_learn(tx, &shared.settings.policy, &node, &fingerprint, now)
@@ -275,6 +293,8 @@ impl Command {
             Self::ReviewDue => governance::review_due(tx, shared, now),
             Self::ReviewSign { workload, note } => governance::review_sign(tx, &workload, &note, actor, now),
             Self::Debt => governance::debt(tx, now),
+            Self::TaskList { all } => tasks::list(tx, all),
+            Self::TaskShow { id } => tasks::show(tx, &id),
             Self::Report { framework } => governance::report(tx, shared, &framework, now),
         }
     }

@@ -9,8 +9,10 @@ mod operators;
 mod references;
 pub mod registrations;
 pub mod remote;
+pub mod revocations;
 pub mod roles;
 pub mod socket;
+mod tasks;
 mod trust;
 
 use std::sync::Arc;

@@ -284,42 +284,6 @@ pub fn approve(
     Ok((facts, Effects { push: vec![(Audience::Node(node.id), Event::Attest)], ..Effects::default() }))
 }
 
-/// Revokes a node for good: its lease ends, its streams end, it can't enrol again under any of its EKs.
-///
-/// # Errors
-/// As [`nodes::resolve`].
-pub fn revoke(tx: &Transaction<'_>, node: &str, reason: &str, now: WallTime) -> Result<Outcome, Refusal> {
-    names::text("--reason", reason)?;
-    let before = nodes::resolve(tx, node)?;
-    if before.state == State::Revoked {
-        return Ok(only(facts(tx, &before, now, json!({ "changed": false }))?));
-    }
-    // A waiting node with the key or an EK of another one only claims them: it takes nothing along.
-    ownership::check_keys(tx, before.id, &before.ak_public, &before.node_key_spki).map_err(
-        |refusal| match refusal.code {
-            codes::STORE_FAILED => refusal,
-            _ => Refusal { code: codes::ADMIN_CONFLICT, ..refusal }.at(format!("node {}", before.id)),
-        },
-    )?;
-    let aliases = match before.state {
-        // Its own EK is proven. What a node that nobody ever admitted says of others is not, and
-        // must not keep their TPMs out.
-        State::Waiting => Vec::new(),
-        State::Admitted | State::Revoked => before.aliases.clone(),
-    };
-    let revoked_reason = Some(reason.to_owned());
-    let node = Node { state: State::Revoked, aliases, revoked_at: Some(now), revoked_reason, ..before };
-    nodes::put(tx, &node)?;
-    audit::claimed_eks(tx, now, &node, &ownership::claim_eks(tx, &node)?)?;
-    leases::end(tx, node.id, codes::GATE_REVOKED)?;
-    tx.execute("DELETE FROM nonces WHERE node = ?1 AND used_at IS NULL", [node.id.as_bytes()])?;
-    audit::done(tx, now, "node.revoked", Some(node.id), json!({ "reason": reason }))?;
-    let told = Refusal { code: codes::GATE_REVOKED, ..authn::revoked(&node) };
-    let facts = facts(tx, &node, now, json!({ "changed": true }))?;
-    let push = vec![(Audience::Node(node.id), Event::Revoked(told))];
-    Ok((facts, Effects { push, ca: false, taken: true }))
-}
-
 /// The facts about a node, and what a command adds to them.
 fn facts(
     tx: &Transaction<'_>,

@@ -8,6 +8,7 @@ use super::client::{Client, Local};
 use super::reference::ReferenceCommand;
 use super::registry::{DestinationCommand, EkCommand, NodeCommand, OwnerCommand, WorkloadCommand};
 use super::remote::Remote;
+use super::revoke::{RevocationCommand, RevokeCommand};
 use crate::codes::Refusal;
 use crate::config::{self, ServerConfig};
 use crate::control_plane::dev::command::DevArguments;
@@ -145,6 +146,9 @@ pub enum Command {
     /// Reviews: what somebody should look at.
     #[command(subcommand)]
     Review(super::governance::ReviewCommand),
+    /// Tasks: work that has credentials of its own, and how it ended.
+    #[command(subcommand)]
+    Task(super::task::TaskCommand),
     /// How many exceptions there are, how old they are, and whether they get fewer.
     Debt,
     /// What a framework asks, the question to this server that answers it, and the answer now.
@@ -162,9 +166,12 @@ pub enum Command {
     /// The trust domain's CAs and their rotation.
     #[command(subcommand)]
     Ca(CaCommand),
-    /// Takes something back, now and for good.
+    /// Takes something back, now: a node, a workload, an owner's workloads, a credential, a task.
     #[command(subcommand)]
     Revoke(RevokeCommand),
+    /// Revocations that were made: who was told, who acknowledged, who has proven it.
+    #[command(subcommand)]
+    Revocation(RevocationCommand),
     /// The record of what was decided.
     #[command(subcommand)]
     Audit(AuditCommand),
@@ -184,27 +191,6 @@ pub enum CaCommand {
         /// Doesn't wait until every node has had the time to learn of the new CA.
         #[arg(long)]
         early: bool,
-    },
-}
-
-/// What can be revoked.
-#[derive(Clone, Debug, Subcommand)]
-pub enum RevokeCommand {
-    /// As `node revoke`.
-    Node {
-        /// The node.
-        node: String,
-        /// Why; it is recorded and the node is told.
-        #[arg(long)]
-        reason: String,
-    },
-    /// Removes a workload's registration and records why.
-    Workload {
-        /// Its SPIFFE ID.
-        id: String,
-        /// Why; it is recorded.
-        #[arg(long)]
-        reason: String,
     },
 }
 

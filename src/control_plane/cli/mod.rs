@@ -9,7 +9,9 @@ mod print;
 mod reference;
 mod registry;
 mod remote;
+mod revoke;
 mod run;
+mod task;
 
 use std::io::{BufRead, IsTerminal};
 use std::process::ExitCode;
@@ -18,7 +20,7 @@ use clap::Parser;
 use serde_json::Value;
 
 pub use args::Cli;
-use args::{AuditCommand, CaCommand, Command, RevokeCommand, Shared};
+use args::{AuditCommand, CaCommand, Command, Shared};
 
 use super::admin;
 use crate::codes::exit::{CONTRAINDICATED, DONE, FAILED, UNAVAILABLE, USAGE, WARNING};
@@ -60,6 +62,11 @@ fn administer(cli: &Shared, command: Command) -> Result<u8, Refusal> {
             return tail(cli, &client, after, lines, follow);
         }
         Command::Reference(command) => return reference::run(cli, &client, command),
+        Command::Revoke(command) => return revoke::revoke(cli, &client, command),
+        Command::Node(registry::NodeCommand::Revoke(stated)) => {
+            return revoke::revoke(cli, &client, revoke::RevokeCommand::Node(stated));
+        }
+        Command::Revocation(command) => return revoke::revocation(cli, &client, command),
         command => request(command)?,
     };
     let explains = matches!(command, admin::Command::NodeExplain { .. });
@@ -83,18 +90,23 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         Command::Owner(command) => registry::owner(command),
         Command::Destination(command) => registry::destination(command),
         Command::Workload(command) => registry::workload(command),
-        Command::Revoke(RevokeCommand::Node { node, reason }) => Admin::NodeRevoke { node, reason },
-        Command::Revoke(RevokeCommand::Workload { id, reason }) => Admin::WorkloadRemove { id, reason: Some(reason) },
         Command::Operator(command) => operator::request(command),
         Command::Approval(command) => governance::approval(command)?,
         Command::Exception(command) => governance::exception(command)?,
         Command::Review(command) => governance::review(command),
         Command::Debt => Admin::Debt,
+        Command::Task(command) => task::request(command),
         Command::Report { framework } => Admin::Report { framework },
         Command::Ca(CaCommand::Show) => Admin::CaShow,
         Command::Ca(CaCommand::Prepare) => Admin::CaPrepare,
         Command::Ca(CaCommand::Rotate { early }) => Admin::CaRotate { early },
-        Command::Run { .. } | Command::Dev(_) | Command::Appraise(_) | Command::Audit(_) | Command::Reference(_) => {
+        Command::Run { .. }
+        | Command::Dev(_)
+        | Command::Appraise(_)
+        | Command::Audit(_)
+        | Command::Reference(_)
+        | Command::Revoke(_)
+        | Command::Revocation(_) => {
             return Err(Refusal::new(codes::ADMIN_INVALID, "BUG: this command is carried out elsewhere"));
         }
     })

@@ -61,6 +61,21 @@ const TABLES: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     (
+        "revocations",
+        &[
+            ("NUMBER", "number"),
+            ("AT", "at"),
+            ("KIND", "kind"),
+            ("TARGET", "target"),
+            ("NODES", "nodes"),
+            ("TOLD", "told"),
+            ("ACKNOWLEDGED", "acknowledged"),
+            ("PROVEN", "proven"),
+            ("OPEN UNTIL", "until"),
+            ("REASON", "reason"),
+        ],
+    ),
+    (
         "approvals",
         &[
             ("ID", "id"),
@@ -99,6 +114,18 @@ const TABLES: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     ("operators", &[("ID", "id"), ("ROLE", "role"), ("OWNER", "owner"), ("ADDED", "added"), ("BY", "added_by")]),
+    (
+        "tasks",
+        &[
+            ("TASK", "id"),
+            ("NODE", "node"),
+            ("WORKLOAD", "workload"),
+            ("BEGAN", "began"),
+            ("ENDED", "ended"),
+            ("CODE", "code"),
+            ("INTENT", "intent"),
+        ],
+    ),
     (
         "references",
         &[

@@ -11,16 +11,16 @@ use super::commands::Effects;
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::audit::Subject;
-use crate::control_plane::credentials::ledger::{self, Of};
 use crate::control_plane::events::Audience;
 use crate::control_plane::registry::nodes;
 use crate::control_plane::registry::workloads::{Change, Target, Workload};
 use crate::control_plane::replay;
+use crate::control_plane::revocation::{Cause, What, take_back};
 use crate::control_plane::store::Transaction;
 use crate::identity::NodeId;
 use crate::protocol::Event;
 
-/// Makes changes of workloads felt: what was issued before them and can't stand ends in the ledger, and
+/// Makes changes of workloads felt: what was issued before them and can't stand is taken back, and
 /// the nodes concerned attest at once, by which they learn what they may still hold.
 ///
 /// # Errors
@@ -39,11 +39,18 @@ pub fn felt(tx: &Transaction<'_>, changes: &[Change], reason: &str, now: WallTim
             change if change.is_of_scope() => codes::POLICY_SCOPE,
             _ => continue,
         };
-        ledger::end(tx, Of::Workload(&before.id.to_string()), code, reason, now)?;
+        let id = before.id.to_string();
+        let taken = take_back(
+            tx,
+            &What::Workloads(vec![id.clone()]),
+            &Cause { kind: "workload", target: &id, reason, code },
+            now,
+        )?;
+        effects.push.extend(taken.push());
         // A restored store would give it back.
         effects.taken = true;
     }
-    effects.push = attest(tx, told)?;
+    effects.push.extend(attest(tx, told)?);
     Ok(effects)
 }
 

@@ -8,11 +8,13 @@ use std::path::PathBuf;
 use clap::Subcommand;
 
 use super::client;
+use super::revoke::{self, Revocation};
 use crate::codes::Refusal;
 use crate::control_plane::admin::Command;
 use crate::control_plane::admin::registrations::eks::StatedEk;
 use crate::control_plane::registry::destinations::Destination;
 use crate::control_plane::registry::owners::{Kind, Stated};
+use crate::control_plane::revocation::plan;
 
 pub use workload::WorkloadCommand;
 
@@ -56,14 +58,8 @@ pub enum NodeCommand {
         #[arg(long)]
         environment: Option<String>,
     },
-    /// Revokes a node for good: its lease ends at once, and it can't enrol again.
-    Revoke {
-        /// The node.
-        node: String,
-        /// Why; it is recorded and the node is told.
-        #[arg(long)]
-        reason: String,
-    },
+    /// As `revoke node`.
+    Revoke(Revocation),
     /// Says step by step why a node has, or has not, a lease, and what would change that.
     ///
     /// Exit code 0 if it has one, 3 if a step is missing, 4 if its measurements are refused.
@@ -201,7 +197,8 @@ pub fn node(command: NodeCommand) -> Command {
             Command::NodeApprove { node, group, environment, accept_counts }
         }
         NodeCommand::Set { node, group, environment } => Command::NodeSet { node, group, environment },
-        NodeCommand::Revoke { node, reason } => Command::NodeRevoke { node, reason },
+        // Carried out as `revoke node`, which can explain and wait.
+        NodeCommand::Revoke(stated) => revoke::request(plan::Kind::Node, stated, None),
     }
 }
 

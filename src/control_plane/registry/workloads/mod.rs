@@ -160,6 +160,10 @@ impl Workload {
             purpose: self.purpose.clone(),
             hint: self.hint.clone(),
             interactive: self.interactive,
+            withheld: self.suspended.as_ref().map(|suspended| {
+                let found = format!("suspended at {}: {}", suspended.at, suspended.reason);
+                Refusal::new(codes::POLICY_SUSPENDED, found).at(self.id.to_string())
+            }),
         }
     }
 

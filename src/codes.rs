@@ -242,6 +242,7 @@ table! {
     POLICY_DENIED = "policy.denied", "No policy permits it, or one forbids it.";
     POLICY_FAILED = "policy.failed", "The decision can't be made: no valid bundle, or an error in it; that denies.";
     POLICY_GUARDRAIL = "policy.guardrail", "A built-in guardrail forbids it, which no bundle can lift.";
+    POLICY_SCOPE = "policy.scope", "The workload's registration changed: what was issued under the one before is void.";
     POLICY_SUSPENDED = "policy.suspended", "The workload is suspended, or nobody answers for it.";
     POLICY_BUNDLE = "policy.bundle", "The policy bundle can't be read, is not valid, or fails its own tests.";
     POLICY_BUNDLE_SIGNATURE = "policy.bundle_signature", "The policy bundle is not signed by the keys that must sign it.";

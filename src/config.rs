@@ -219,6 +219,9 @@ pub struct ServerConfig {
     /// Which TPMs are known and which nodes may join.
     #[serde(default)]
     pub admission: AdmissionConfig,
+    /// What registrations must keep to.
+    #[serde(default)]
+    pub registry: RegistryConfig,
     /// Who approves reference sets.
     #[serde(default)]
     pub policy: PolicyConfig,
@@ -282,6 +285,28 @@ pub struct JoinRule {
     /// The group a joining node is put in.
     #[serde(default)]
     pub group: Option<String>,
+    /// The environment a joining node belongs to, one of `registry.environments`.
+    #[serde(default)]
+    pub environment: String,
+}
+
+/// What registrations must keep to.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RegistryConfig {
+    /// The environments, e.g. `["prod", "staging"]`: with any, each workload's id begins its path with one, and
+    /// nodes and destinations belong to one. Nothing crosses from one to another.
+    pub environments: Vec<String>,
+    /// The purposes a workload may have; with none, any text.
+    pub purposes: Vec<String>,
+    /// The longest lifetime of credentials of third-party programs in seconds, 1 to 3600.
+    pub third_party_ttl_seconds: u64,
+}
+
+impl Default for RegistryConfig {
+    fn default() -> Self {
+        Self { environments: Vec::new(), purposes: Vec::new(), third_party_ttl_seconds: 900 }
+    }
 }
 
 /// What is kept of nodes' logs.

@@ -89,6 +89,9 @@ async fn what_is_learnt_counts_by_its_signature_alone() {
     let policy = format!("[policy]\nkeys = [\"{public}\"]");
     let mut server = Server::start(&policy);
     let (machine, mut node) = booted(&server, directory.path()).await;
+    // What asks for credentials must have been measured like all that runs: this test.
+    let (path, own) = bench::ima::own();
+    machine.execute(&node.tpm, path, own).await;
     edit(&node.path("agent.toml"), "[tpm]", &format!("policy_keys = [\"{public}\"]\n[tpm]"));
     node.start();
     let id = node.admit(&server).await;

@@ -49,6 +49,15 @@ pub struct Gathered {
     pub counts: ResetCounts,
 }
 
+/// What evidence says beside the quote.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Stated {
+    /// The digest of each log sent so far, which the quote is bound to.
+    pub log_digests: Vec<[u8; 32]>,
+    /// Withdrawals that were applied and not proven yet.
+    pub withdrawn: Vec<u64>,
+}
+
 /// IMA's list, and a place in it that PCR 10 has passed.
 #[derive(Debug)]
 pub struct List<'a> {
@@ -125,7 +134,7 @@ impl Attester {
         let Signed { attest, signature } = self.tpm.certify_node_key(binding).await?;
         let certification = Certification { nonce: challenge.nonce, attest, signature };
         let gathered =
-            self.gather(challenge.nonce, None, challenge.selection, &certification, Vec::new(), None).await?;
+            self.gather(challenge.nonce, None, challenge.selection, &certification, Stated::default(), None).await?;
         let mut message = b"leasehold-enrol-v1\0".to_vec();
         message.extend_from_slice(&gathered.evidence);
         let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &secret), &message);
@@ -144,13 +153,13 @@ impl Attester {
         node: Option<NodeId>,
         selection: PcrSelection,
         certification: &Certification,
-        log_digests: Vec<[u8; 32]>,
+        stated: Stated,
         list: Option<List<'_>>,
     ) -> Result<Gathered, Refusal> {
         // First of all: whatever takes time below shortens the lease instead of stretching it.
         let requested_at = BootInstant::now();
         let node_key_name = self.node_key.name();
-        let binding = quote_binding(&nonce, &node_key_name, &self.boot_id, &log_digests);
+        let binding = quote_binding(&nonce, &node_key_name, &self.boot_id, &stated.log_digests);
         let (reading, quote, counts) = self.snapshot(selection, binding, list).await?;
         let unsigned = Unsigned::new(
             &NodeClaims {
@@ -167,7 +176,8 @@ impl Attester {
                 certification_nonce: certification.nonce,
                 agent_version: env!("CARGO_PKG_VERSION").to_owned(),
                 agent_digest: self.agent_digest,
-                log_digests,
+                log_digests: stated.log_digests,
+                withdrawn: stated.withdrawn,
             },
             &node_key_name,
         )?;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
 use super::keeper::Keeper;
+use super::withdrawals::Withdrawals;
 use crate::codes::{self, Refusal};
 use crate::gate::{Reason, Standing};
 use crate::protocol::{Enrolled, Event, Failure};
@@ -20,6 +21,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Follows the event stream of whichever client the tenancy has, until `token` is cancelled.
 pub async fn follow(
     keeper: Arc<Keeper>,
+    withdrawals: Arc<Withdrawals>,
     attest_now: Arc<Notify>,
     mut client: watch::Receiver<Option<Enrolled>>,
     token: CancellationToken,
@@ -32,12 +34,18 @@ pub async fn follow(
             () = token.cancelled() => return,
             // Another client (a new certificate, a new bundle): start over with it.
             changed = client.changed() => if changed.is_err() { return },
-            () = listen(&keeper, &attest_now, present, &mut opened) => tokio::time::sleep(PAUSE).await,
+            () = listen(&keeper, &withdrawals, &attest_now, present, &mut opened) => tokio::time::sleep(PAUSE).await,
         }
     }
 }
 
-async fn listen(keeper: &Keeper, attest_now: &Notify, client: Option<Enrolled>, opened: &mut bool) {
+async fn listen(
+    keeper: &Keeper,
+    withdrawals: &Withdrawals,
+    attest_now: &Notify,
+    client: Option<Enrolled>,
+    opened: &mut bool,
+) {
     let Some(client) = client else { return std::future::pending().await };
     let mut events = match client.events().await {
         Ok(events) => events,
@@ -69,7 +77,9 @@ async fn listen(keeper: &Keeper, attest_now: &Notify, client: Option<Enrolled>, 
         };
         match event {
             Event::Alive => {}
-            Event::Attest | Event::Withdraw(_) => attest_now.notify_one(),
+            Event::Attest => attest_now.notify_one(),
+            // Proven by the next evidence, which the tenancy brings forward.
+            Event::Withdraw(withdrawal) => withdrawals.take(&withdrawal),
             Event::Revoked(refusal) => {
                 let refusal = Refusal { code: codes::GATE_REVOKED, ..refusal };
                 keeper.close(Reason::new(Standing::Contraindicated, refusal));

@@ -13,7 +13,7 @@ use crate::gate::Moved;
 use crate::protocol::ListPosition;
 use crate::tpm::IMA_PCR;
 use crate::verify::Lease;
-use crate::verify::runtime::{Advanced, Checkpoint, CompiledRules, Judge};
+use crate::verify::runtime::{Advanced, Checkpoint, CompiledRules, Judge, Mode};
 
 /// How much of the list is read for one judgement, in bytes: 100 entries are about 10 KiB.
 const REACH: usize = 16 << 20;
@@ -117,6 +117,12 @@ impl Place {
     /// The place, if there is one.
     pub fn at(&self) -> Option<&Checkpoint> {
         self.at.as_ref().map(|(_, at)| at)
+    }
+
+    /// Whether the rules of the present lease only say what they would refuse.
+    pub fn only_warns(&self) -> bool {
+        let named = self.rules.iter().find(|(digest, _)| Some(*digest) == self.named);
+        named.is_some_and(|(_, rules)| rules.mode() == Mode::Warn)
     }
 
     /// Goes on to where the gate followed.

@@ -15,6 +15,7 @@ mod events;
 mod follower;
 mod journal;
 mod keeper;
+mod measured;
 mod quoted;
 mod reporter;
 mod rules;
@@ -23,6 +24,7 @@ mod sources;
 mod state;
 mod status;
 mod tenancy;
+mod withdrawals;
 
 pub use keeper::Keeper;
 pub use run::{Agent, start};

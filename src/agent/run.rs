@@ -7,12 +7,14 @@ use tokio::sync::{Notify, watch};
 
 use super::admin;
 use super::events;
+use super::journal::Journal;
 use super::keeper::Keeper;
 use super::rules;
 use super::sources::Sources;
 use super::state::Memory;
 use super::status::Status;
 use super::tenancy::Tenancy;
+use super::withdrawals::Withdrawals;
 use crate::codes::{self, Refusal};
 use crate::config::{AgentConfig, ControlPlaneConfig};
 use crate::delivery::socket::BoundSocket;
@@ -90,11 +92,14 @@ pub async fn start(config: AgentConfig) -> anyhow::Result<Agent> {
     let (trouble, trouble_seen) = watch::channel(None);
     let (node, node_seen) = watch::channel(None);
     let (client, client_seen) = watch::channel(None);
+    keeper.connect(client_seen.clone());
     let attest_now = Arc::new(Notify::new());
+    let withdrawals = Arc::new(Withdrawals::new(keeper.clone(), Journal::default(), memory.beside("withdrawals.cbor")));
     let tenancy = Tenancy {
         tpm,
         watcher,
         keeper: keeper.clone(),
+        withdrawals: withdrawals.clone(),
         unenrolled: Unenrolled::new(&config.control_plane.address, config.trust_domain.clone(), anchors),
         memory,
         sources,
@@ -106,7 +111,8 @@ pub async fn start(config: AgentConfig) -> anyhow::Result<Agent> {
         node,
     };
     shutdown.tasks.spawn(tenancy.run(token.clone()));
-    shutdown.tasks.spawn(events::follow(keeper.clone(), attest_now, client_seen, token.clone()));
+    shutdown.tasks.spawn(withdrawals.clone().acknowledge(client_seen.clone(), token.clone()));
+    shutdown.tasks.spawn(events::follow(keeper.clone(), withdrawals, attest_now, client_seen, token.clone()));
 
     let trust_domain = config.trust_domain.to_string();
     let admin_listener = admin_socket.take();

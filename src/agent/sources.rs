@@ -13,6 +13,8 @@ pub struct Sources {
     files: Mutex<sources::Sources>,
     /// By itself: the gate waits for it, and doesn't wait for systemd.
     ima: Mutex<sources::Sources>,
+    /// The same list, for whoever looks for something in it from its start on.
+    searched: Mutex<sources::Sources>,
     /// Whether a path is configured at all: the userspace log may come into being later.
     any: bool,
 }
@@ -23,11 +25,21 @@ impl Sources {
     /// # Errors
     /// [`crate::codes::MEASUREMENTS_UNREADABLE`] for a file that is there and can't be opened.
     pub fn open(config: &AgentLogs) -> Result<Self, Refusal> {
-        let [boot, userspace, ima] = [&config.boot, &config.userspace, &config.ima].map(|path| AgentLogs::given(path));
+        let [boot, userspace, list] = [&config.boot, &config.userspace, &config.ima].map(|path| AgentLogs::given(path));
         let files = sources::Sources::open(boot, userspace, None)?;
-        let ima = sources::Sources::open(None, None, ima)?;
+        let ima = sources::Sources::open(None, None, list)?;
+        let searched = sources::Sources::open(None, None, list)?;
         let any = files.has_boot() || ima.has_ima() || userspace.is_some();
-        Ok(Self { files: Mutex::new(files), ima: Mutex::new(ima), any })
+        Ok(Self { files: Mutex::new(files), ima: Mutex::new(ima), searched: Mutex::new(searched), any })
+    }
+
+    /// At most `limit` bytes of IMA's list from `offset` on, without moving the place where
+    /// [`Self::read`] goes on. It blocks.
+    ///
+    /// # Errors
+    /// Those of [`sources::Sources::read_ima`].
+    pub fn look(&self, offset: u64, limit: usize) -> Result<Option<Vec<u8>>, Refusal> {
+        self.searched.lock().unwrap_or_else(PoisonError::into_inner).read_ima(offset, limit)
     }
 
     /// Whether there can be no log at all.

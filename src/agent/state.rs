@@ -157,6 +157,11 @@ impl Memory {
         None
     }
 
+    /// A file of this name beside it.
+    pub fn beside(&self, name: &str) -> PathBuf {
+        self.path.with_file_name(name)
+    }
+
     /// The reference document that was kept, if there is one; nothing is believed of it yet.
     pub fn document(&self) -> Option<Vec<u8>> {
         std::fs::read(self.path.with_file_name(DOCUMENT)).ok()

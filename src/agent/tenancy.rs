@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
-use super::attester::{Attester, List};
+use super::attester::{Attester, List, Stated};
 use super::keeper::{Keeper, Said};
 use super::reporter::{Increment, Reporter, Sent, Trouble};
 use super::rules;
 use super::sources::Sources;
 use super::state::{Memory, Remembered};
+use super::withdrawals::Withdrawals;
 use crate::clock::BootInstant;
 use crate::codes::{self, Code, Refusal};
 use crate::credentials::{Held, PendingSvid};
@@ -35,6 +36,10 @@ const PAUSES_MS: [u64; 6] = [100, 250, 500, 1_000, 2_000, 4_000];
 /// Between two attestations that only tell of allowed entries.
 const COALESCED: Duration = Duration::from_secs(1);
 
+/// Within this time after a withdrawal evidence says that it was applied: spread, since many nodes may have been
+/// told at once.
+const PROVEN: Duration = Duration::from_secs(5);
+
 /// SVIDs asked for in one request.
 const BATCH: usize = 256;
 
@@ -47,6 +52,8 @@ pub struct Tenancy {
     pub watcher: Watcher,
     /// Holds the gate.
     pub keeper: Arc<Keeper>,
+    /// What was taken back, and what evidence says of it.
+    pub withdrawals: Arc<Withdrawals>,
     /// The control plane, before admission.
     pub unenrolled: Unenrolled,
     /// What is kept between starts.
@@ -224,14 +231,14 @@ impl Tenancy {
             Some((fresh, since)) if now < since.after(Duration::from_secs(fresh.term_seconds) * 9 / 10) => fresh,
             _ => tenant.enrolled.nonce().await.map_err(|f| self.failure(f))?,
         };
-        let digests = increment.digests();
+        let stated = Stated { log_digests: increment.digests(), withdrawn: self.withdrawals.applied() };
         // Before the quote: what is seen to speak against the node from here on, the quote may not show.
         let withdrawals = self.keeper.withdrawals();
         let certification = &tenant.remembered.certification;
         let list = List { sources: &self.sources, from: self.keeper.place(nonce.selection.bank()).await };
         let gathered = tenant
             .attester
-            .gather(nonce.nonce, Some(node), nonce.selection, certification, digests, Some(list))
+            .gather(nonce.nonce, Some(node), nonce.selection, certification, stated.clone(), Some(list))
             .await?;
         let mut tail = tenant.reporter.tail(&increment)?;
         let request = AttestRequest {
@@ -258,6 +265,8 @@ impl Tenancy {
         };
         self.keeper.reachable(true);
         tenant.next = Some((answer.next.clone(), asked_at));
+        // Before anything is taken up from the answer.
+        answer.withdrawals.iter().for_each(|withdrawal| self.withdrawals.take(withdrawal));
         self.keeper.provision(answer.entries.clone(), &answer.bundle);
         self.renew_membership(tenant, &answer)?;
         self.keeper.said(Said { layers: answer.layers.clone(), findings: answer.findings.clone() });
@@ -268,6 +277,7 @@ impl Tenancy {
             return Err(self.contraindicated(&answer));
         };
         tenant.reporter.believed();
+        self.withdrawals.proven(&stated.withdrawn);
         let issuers: Vec<Vec<u8>> = answer.bundle.certificates.iter().map(|der| der.to_vec()).collect();
         let expected = LeaseExpectation {
             node,
@@ -359,7 +369,7 @@ impl Tenancy {
                 wanted.push(Wanted { id: key.id().to_string(), csr: key.request()? });
                 pending.push(key);
             }
-            let asked_at = BootInstant::now();
+            let (asked_at, asked) = (BootInstant::now(), self.keeper.asks());
             let answer = match tenant.enrolled.leased(sequence).credentials(fresh_id()?, wanted).await {
                 Ok(answer) => answer,
                 Err(failure) => {
@@ -393,7 +403,7 @@ impl Tenancy {
             for (id, refusal) in &refused {
                 tracing::warn!(id, "not issued: {refusal}");
             }
-            self.keeper.hold(issued, refused);
+            self.keeper.hold(issued, refused, asked);
         }
         Ok(())
     }
@@ -405,6 +415,9 @@ impl Tenancy {
             () = sleep_until(until) => {}
             () = self.attest_now.notified() => tenant.renew_at = BootInstant::now(),
             () = self.keeper.drifted() => {}
+            () = self.withdrawals.to_prove() => {
+                tenant.renew_at = tenant.renew_at.min(BootInstant::now().after(part_of(PROVEN)));
+            }
             // The control plane hears of allowed entries too, many of them at a time.
             () = self.keeper.grown() => tenant.renew_at = tenant.renew_at.min(tenant.attested_at.after(COALESCED)),
         }
@@ -543,6 +556,12 @@ fn about_logs(code: Code) -> bool {
 fn jittered(pause: Duration) -> Duration {
     let [byte] = random::<1>().unwrap_or([128]);
     pause + pause * u32::from(byte) / 1024
+}
+
+/// A random part of `time`.
+fn part_of(time: Duration) -> Duration {
+    let [byte] = random::<1>().unwrap_or([128]);
+    time * u32::from(byte) / 256
 }
 
 /// Sleeps until a moment on CLOCK_BOOTTIME. Timers run on CLOCK_MONOTONIC, which stops in

@@ -14,10 +14,12 @@ use super::logs::{self, Progress};
 use super::nonces::{self, Purpose};
 use super::references::{self, Quote};
 use super::registry::nodes::{self, Node};
-use super::registry::workloads::{self, Workload};
+use super::registry::workloads;
+use super::revocation::counts::{self, Step};
+use super::revocation::words;
 use super::server::Shared;
 use super::store::Transaction;
-use crate::clock::{BootId, WallTime};
+use crate::clock::{BootId, BootInstant, WallTime};
 use crate::codes::{self, Refusal};
 use crate::evidence::{LogKind, UnverifiedEvidence};
 use crate::identity::NodeId;
@@ -101,10 +103,19 @@ pub fn attest(
         }
     };
     nodes::seen(tx, node.id, now, refusal.as_ref())?;
+    if lease.is_some() {
+        for number in appraised.withdrawn() {
+            words::note(tx, shared, node.id, *number, Step::Proven, BootInstant::now())?;
+        }
+    }
+    let withdrawals = counts::outstanding(tx, node.id)?;
+    for withdrawal in &withdrawals {
+        words::note(tx, shared, node.id, withdrawal.number, Step::Told, BootInstant::now())?;
+    }
     let entries = match lease {
         // A node without a lease needs to know nothing.
         None => Vec::new(),
-        Some(_) => workloads::of_node(tx, node)?.iter().map(Workload::entry).collect(),
+        Some(_) => workloads::entries(tx, node)?,
     };
     Ok(AttestAnswer {
         lease,
@@ -121,6 +132,7 @@ pub fn attest(
             offset: at.offset,
             padded: at.padded,
         }),
+        withdrawals,
     })
 }
 

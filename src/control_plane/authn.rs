@@ -96,25 +96,40 @@ pub fn authenticate(
     trust_domain: &TrustDomain,
     now: WallTime,
 ) -> Result<Caller, Refusal> {
-    let refuse = |what: &str| refuse(peer.id.to_string(), what);
-    if peer.not_after < now {
-        return Err(refuse("the certificate has expired"));
-    }
     if let Some(operator) = operators::find(tx, &peer.id)? {
+        if peer.not_after < now {
+            return Err(refuse(peer.id.to_string(), "the certificate has expired"));
+        }
         // A registration names an id, and whoever holds a certificate of that id: so it must be a live one.
         let issued = ledger::live(tx, Of::Credential(&peer.serial))?;
         if !issued.iter().any(|credential| credential.workload == operator.id) {
-            return Err(refuse("the certificate was revoked, or isn't one that was issued to this workload"));
+            let found = "the certificate was revoked, or isn't one that was issued to this workload";
+            return Err(refuse(peer.id.to_string(), found));
         }
         return Ok(Caller::Operator(operator));
+    }
+    let node = known(tx, peer, trust_domain, now)?;
+    match node.state {
+        State::Revoked => Err(revoked(&node)),
+        State::Admitted | State::Waiting => Ok(Caller::Node(Box::new(node))),
+    }
+}
+
+/// The admitted or revoked node behind `peer`: for the one thing that a revoked one is still heard about.
+///
+/// # Errors
+/// [`codes::PROTOCOL_CLIENT_CERTIFICATE`].
+pub fn known(tx: &Transaction<'_>, peer: &Peer, trust_domain: &TrustDomain, now: WallTime) -> Result<Node, Refusal> {
+    let refuse = |what: &str| refuse(peer.id.to_string(), what);
+    if peer.not_after < now {
+        return Err(refuse("the certificate has expired"));
     }
     let node = nodes::find_by_key(tx, &peer.spki)?.ok_or_else(|| refuse("no admitted node has this key"))?;
     if node.id.spiffe_id(trust_domain) != peer.id {
         return Err(refuse("the certificate names another node than its key"));
     }
     match node.state {
-        State::Admitted => Ok(Caller::Node(Box::new(node))),
-        State::Revoked => Err(revoked(&node)),
+        State::Admitted | State::Revoked => Ok(node),
         State::Waiting => Err(refuse("the node is not admitted")),
     }
 }

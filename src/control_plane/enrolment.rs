@@ -18,6 +18,7 @@ use super::references;
 use super::registry::eks::{self, KnownEk};
 use super::registry::nodes::{self, Node, State};
 use super::registry::ownership::{self, Claim};
+use super::registry::workloads;
 use super::server::Shared;
 use super::store::{OptionalExtension, Transaction, damaged, fixed, params, signed, unsigned};
 use crate::clock::WallTime;
@@ -149,7 +150,16 @@ pub fn finish(
         Some(before) if before.state == State::Admitted => {
             Node { grade: grade.to_string(), last_seen_at: now, ..before.enrolled_again(row.nonce) }
         }
-        before => row.node(id, &keys, grade, before, now).join(admission(shared, grade, known, &ek, &claims), now),
+        before => {
+            let waiting = row.node(id, &keys, grade, before, now);
+            let joined = waiting.clone().join(admission(shared, grade, known, &ek, &claims), now);
+            // Registrations that can't be told apart on it are for an operator to sort out.
+            match workloads::of_moved_node(tx, &joined) {
+                Ok(()) => joined,
+                Err(refusal) if refusal.code == codes::STORE_FAILED => return Err(refusal),
+                Err(_) => waiting,
+            }
+        }
     };
     if node.state == State::Waiting && !is_known {
         nodes::make_room(tx, WAITING, grade)?;
@@ -213,16 +223,30 @@ fn result(tx: &Transaction<'_>, shared: &Shared, node: &Node, now: WallTime) -> 
     Ok(result)
 }
 
-/// Who or what admits a TPM of this grade, and into which group.
+/// How a node joins.
+struct Admission {
+    /// Who or what admits it.
+    by: String,
+    /// The group it is put in.
+    group: Option<String>,
+    /// The environment it belongs to.
+    environment: String,
+}
+
+/// Who or what admits a TPM of this grade, and where to.
 fn admission(
     shared: &Shared,
     grade: Grade,
     known: Option<KnownEk>,
     ek: &Public,
     claims: &[Claim],
-) -> Option<(String, Option<String>)> {
+) -> Option<Admission> {
     if let Some(known) = known {
-        return Some((format!("named EK `{}`", known.label), known.group));
+        return Some(Admission {
+            by: format!("named EK `{}`", known.label),
+            group: known.group,
+            environment: known.environment,
+        });
     }
     // A revoked node said that this EK is of its TPM. That is its word alone, so it keeps nobody
     // out; but whether it was true, an operator decides and no rule.
@@ -230,7 +254,11 @@ fn admission(
         return None;
     }
     let rule = shared.settings.rules.iter().find(|rule| rule.admits(grade, ek))?;
-    Some((format!("join rule `{}`", rule.name), rule.group.clone()))
+    Some(Admission {
+        by: format!("join rule `{}`", rule.name),
+        group: rule.group.clone(),
+        environment: rule.environment.clone(),
+    })
 }
 
 fn known(tx: &Transaction<'_>, ek: &Public) -> Result<Option<KnownEk>, Refusal> {
@@ -390,12 +418,13 @@ impl Row {
 }
 
 impl Node {
-    fn join(self, admission: Option<(String, Option<String>)>, now: WallTime) -> Self {
+    fn join(self, admission: Option<Admission>, now: WallTime) -> Self {
         match admission {
-            Some((by, group)) => Self {
+            Some(Admission { by, group, environment }) => Self {
                 state: State::Admitted,
                 admitted_by: Some(by),
                 group,
+                environment: if environment.is_empty() { self.environment } else { environment },
                 admitted_at: Some(now),
                 last_refusal: None,
                 ..self

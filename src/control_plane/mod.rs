@@ -6,7 +6,7 @@
 //!                               └ logs ─▶ what is new of them     │
 //!                            credentials  ─▶ policy ─▶ issuer    │
 //!                            tokens       ─▶ policy ─▶ JWT keys  ▼
-//!                            events ◀──────────────────────── registry, references
+//!                            events ◀──────── revocation ◀─── registry, references
 //!                               all of it in one transaction each ─▶ store, audit
 //! ```
 //!
@@ -36,6 +36,7 @@ pub mod reference;
 mod references;
 mod registry;
 mod replay;
+mod revocation;
 pub mod routes;
 pub mod server;
 mod settings;

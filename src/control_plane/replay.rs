@@ -149,7 +149,9 @@ impl Request {
 /// [`codes::STORE_FAILED`].
 pub fn forget(tx: &Transaction<'_>, node: Option<NodeId>) -> Result<(), Refusal> {
     match node {
-        Some(node) => tx.execute("UPDATE requests SET answer = NULL WHERE node = ?1", [node.as_bytes()])?,
+        Some(node) => {
+            tx.execute("UPDATE requests SET answer = NULL WHERE node = ?1 AND answer IS NOT NULL", [node.as_bytes()])?
+        }
         None => tx.execute("UPDATE requests SET answer = NULL", [])?,
     };
     Ok(())

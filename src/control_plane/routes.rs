@@ -17,6 +17,7 @@ use super::events::{self, Standing};
 use super::nonces::{self, Purpose};
 use super::registry::nodes::{self, Node};
 use super::replay;
+use super::revocation::counts;
 use super::server::Shared;
 use super::store::Transaction;
 use super::tls::Channel;
@@ -25,7 +26,8 @@ use crate::clock::WallTime;
 use crate::codes::{self, Code, Refusal};
 use crate::identity::NodeId;
 use crate::protocol::{
-    self, AttestRequest, BODY_LIMIT, CredentialRequest, FreshNonce, GrantRequest, MEDIA_TYPE, Noted, Refused,
+    self, AttestRequest, BODY_LIMIT, CredentialRequest, Event, FreshNonce, GrantRequest, MEDIA_TYPE, Noted, Refused,
+    WithdrawalsApplied,
 };
 use crate::shutdown::CancellationToken;
 use crate::telemetry::ByRoute;
@@ -68,6 +70,13 @@ pub const ROUTES: &[Route] = &[
     Route { method: Method::POST, path: "/v1/grants", access: Access::Node, limit: 64 << 10, call: Call::Grants },
     Route { method: Method::POST, path: "/v1/tasks/end", access: Access::Node, limit: 1 << 20, call: Call::TasksEnd },
     Route { method: Method::GET, path: "/v1/events", access: Access::Node, limit: 0, call: Call::Events },
+    Route {
+        method: Method::POST,
+        path: "/v1/withdrawals",
+        access: Access::Node,
+        limit: 16 << 10,
+        call: Call::Withdrawals,
+    },
     Route { method: Method::POST, path: admin::PATH, access: Access::Operator, limit: admin::LIMIT, call: Call::Admin },
 ];
 
@@ -95,6 +104,8 @@ enum Call {
     TasksEnd,
     Events,
     Admin,
+    /// The one call that a revoked node is served: it says that it applied that.
+    Withdrawals,
 }
 
 /// From a body to the answer's.
@@ -167,7 +178,9 @@ impl Server {
             }
             (Access::Node, Some(Channel::Certified(peer))) => {
                 // Before the body: a revoked node sends no four megabytes.
-                self.standing(peer.clone(), route.path).await?;
+                if route.call != Call::Withdrawals {
+                    self.standing(peer.clone(), route.path).await?;
+                }
                 Some(peer.clone())
             }
             (Access::Node, Some(Channel::Refused(why))) => {
@@ -248,6 +261,7 @@ impl Server {
                 .await
             }
             (Call::Events, Some(peer)) => self.events(peer, route.path).await,
+            (Call::Withdrawals, Some(peer)) => self.withdrawals(peer, &body, route.path).await,
             // `access` and the calls are of one table; a route wrongly marked stays closed.
             (_, None) | (Call::Admin, _) => Err(self.stranger(no_certificate(), route.path).await),
         }
@@ -341,12 +355,41 @@ impl Server {
     }
 
     async fn events(&self, peer: Arc<Peer>, path: &'static str) -> Result<Response, Refused> {
-        // Subscribed first, asked second: a revocation in between is in the stream.
-        let receiver = self.shared.hub.subscribe();
+        // The node first, for its queue. Subscribed second, asked third: a revocation in between is in the queue.
         let node = self.standing(peer.clone(), path).await?;
-        let standing = Ask { shared: self.shared.clone(), peer };
-        let body = events::body(node.id, receiver, standing, self.stop.clone());
+        let receiver = self.shared.hub.subscribe(node.id);
+        let standing = Ask { shared: self.shared.clone(), peer, node: node.id };
+        let first = match standing.check().await {
+            Ok(first) => first,
+            Err(refusal) => return Err(self.stranger(refusal, path).await),
+        };
+        let body = events::body(receiver, first, standing, self.stop.clone());
         Ok(([(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE))], body).into_response())
+    }
+
+    /// Takes down which withdrawals a node says it applied; a revoked one says it too.
+    async fn withdrawals(&self, peer: Arc<Peer>, body: &[u8], path: &'static str) -> Result<Response, Refused> {
+        /// The most numbers of one call.
+        const NUMBERS: usize = 1024;
+        let (shared, now) = (self.shared.clone(), self.shared.now());
+        let known = self
+            .shared
+            .store
+            .transaction(move |tx| settled(authn::known(tx, &peer, &shared.settings.trust_domain, now)));
+        let done = async {
+            let node = known.await.and_then(|known| known)?;
+            let applied: WithdrawalsApplied = protocol::decode(body)?;
+            if applied.numbers.len() > NUMBERS {
+                return Err(Refusal::new(codes::PROTOCOL_MALFORMED, format!("{} numbers", applied.numbers.len()))
+                    .expected(format!("at most {NUMBERS}")));
+            }
+            self.shared.words.acknowledged(node.id, applied.numbers).await?;
+            protocol::encode(&Noted {})
+        };
+        match done.await {
+            Ok(answer) => Ok(answered(answer)),
+            Err(refusal) => Err(self.stranger(refusal, path).await),
+        }
     }
 
     /// The admitted node behind `peer`, now.
@@ -384,16 +427,27 @@ fn node_of(tx: &Transaction<'_>, shared: &Shared, peer: &Peer, now: WallTime) ->
     authn::authenticate(tx, peer, &shared.settings.trust_domain, now)?.node()
 }
 
-/// Whether a node may still be served, asked by its stream of events.
+/// Whether a node may still be served and what it must be told, asked by its stream of events.
 struct Ask {
     shared: Arc<Shared>,
     peer: Arc<Peer>,
+    node: NodeId,
 }
 
 impl Standing for Ask {
-    async fn check(&self) -> Result<(), Refusal> {
+    async fn check(&self) -> Result<Vec<Event>, Refusal> {
         let (shared, peer, now) = (self.shared.clone(), self.peer.clone(), self.shared.now());
-        self.shared.store.transaction(move |tx| node_of(tx, &shared, &peer, now).map(drop)).await
+        let outstanding = self.shared.store.transaction(move |tx| {
+            let node = node_of(tx, &shared, &peer, now)?;
+            counts::outstanding(tx, node.id)
+        });
+        Ok(outstanding.await?.into_iter().map(Event::Withdraw).collect())
+    }
+
+    fn written(&self, event: &Event) {
+        if let Event::Withdraw(withdrawal) = event {
+            self.shared.words.told(self.node, withdrawal.number);
+        }
     }
 }
 

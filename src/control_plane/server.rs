@@ -16,6 +16,7 @@ use super::events::{Audience, Hub};
 use super::keys::{self, WrappingKey};
 use super::limiter::Limiter;
 use super::replay::{self, Sealing};
+use super::revocation::words::{self, Words};
 use super::settings::Settings;
 use super::steady::Steady;
 use super::store::{Epoch, Generation, Store, Transaction, meta, signed};
@@ -56,6 +57,8 @@ pub struct Shared {
     pub epoch: Epoch,
     /// Pushes events to nodes.
     pub hub: Hub,
+    /// What nodes are told and say of withdrawals.
+    pub words: Words,
     /// Bounds what strangers can make the server write.
     pub strangers: Limiter,
     /// Reference documents that were read lately.
@@ -118,6 +121,7 @@ pub async fn start_at(config: ServerConfig, now: Now) -> Result<Bound, Refusal> 
     shutdown.tasks.spawn(tls::serve(listener, shared.tls.clone(), router, shutdown.clone()));
     shutdown.tasks.spawn(admin::serve(admin_listener, shared.clone(), shutdown.token.clone()));
     shutdown.tasks.spawn(keep(shared.clone(), shutdown.clone()));
+    shutdown.tasks.spawn(words::write(shared.clone(), shutdown.token.clone()));
     let ca_hash = ca::hash(shared.authority.current().ca.certificate());
     tracing::info!(%addr, admin = %config.admin_socket.display(), ca_hash, "serving");
     Ok(Bound { addr, admin_socket: config.admin_socket, ca_hash, shutdown, _lock: lock })
@@ -199,6 +203,7 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
         generation,
         epoch,
         hub: Hub::default(),
+        words: Words::default(),
         strangers: Limiter::default(),
         documents: Cache::default(),
         metrics: ServerMetrics::default(),

@@ -11,7 +11,8 @@ use super::admin::roles::Roles;
 use super::ca::CaTerms;
 use super::governance::Governance;
 use super::keys;
-use super::registry::workloads::check_group;
+use super::registry::names;
+use super::registry::rules::Rules;
 use crate::codes::{self, Refusal};
 use crate::config::{AdmissionConfig, JoinRule, ServerConfig, TermsConfig, texts};
 use crate::identity::TrustDomain;
@@ -46,6 +47,8 @@ pub struct Settings {
     pub profiles: BTreeMap<String, Profile>,
     /// Rules by which a node joins without an operator.
     pub rules: Vec<Rule>,
+    /// What registrations must keep to.
+    pub registry: Rules,
     /// Who must have signed a reference set.
     pub policy: Policy,
     /// A lease's online term.
@@ -77,6 +80,8 @@ pub struct Rule {
     pub ek: Option<String>,
     /// The group a joining node is put in.
     pub group: Option<String>,
+    /// The environment it belongs to; empty for none.
+    pub environment: String,
 }
 
 impl Settings {
@@ -96,13 +101,15 @@ impl Settings {
         within("terms.ca_days", ca_days, 1, 3650)?;
         within("logs.node_mib", config.logs.node_mib, 1, 16_384)?;
         let lifetime = Duration::from_secs(ca_days * DAY);
+        let registry = Rules::check(&config.trust_domain, &config.registry)?;
         Ok(Self {
             trust_domain: config.trust_domain.clone(),
             selection,
             roots: ek_roots(&config.admission.ek_roots)?,
             firmware: floors(&config.admission)?,
             profiles: profiles(&config.firmware_profiles)?,
-            rules: config.admission.join.iter().map(Rule::check).collect::<Result<_, _>>()?,
+            rules: config.admission.join.iter().map(|rule| Rule::check(rule, &registry)).collect::<Result<_, _>>()?,
+            registry,
             policy: Policy::new(&texts(&config.policy.keys, POLICY[0])?, config.policy.threshold, POLICY)?,
             lease: Duration::from_secs(lease_seconds),
             svid: Duration::from_secs(svid_seconds),
@@ -118,8 +125,9 @@ impl Settings {
 }
 
 impl Rule {
-    fn check(rule: &JoinRule) -> Result<Self, Refusal> {
+    fn check(rule: &JoinRule, registry: &Rules) -> Result<Self, Refusal> {
         let at = format!("admission.join `{}`", rule.name);
+        let configured = |refusal| Refusal { code: codes::CONFIG_INVALID, ..refusal };
         let grade = match rule.grade.as_str() {
             "certified" => Grade::Certified,
             "listed" => Grade::Listed,
@@ -130,9 +138,16 @@ impl Rule {
             return Err(invalid(&at, format!("ek `{ek}`")).expected(EK_KINDS.join(", ")));
         }
         if let Some(group) = &rule.group {
-            check_group(group).map_err(|refusal| Refusal { code: codes::CONFIG_INVALID, ..refusal }.at(at))?;
+            names::plain(&at, group).map_err(configured)?;
         }
-        Ok(Self { name: rule.name.clone(), grade, ek: rule.ek.clone(), group: rule.group.clone() })
+        registry.environment(&at, &rule.environment).map_err(configured)?;
+        Ok(Self {
+            name: rule.name.clone(),
+            grade,
+            ek: rule.ek.clone(),
+            group: rule.group.clone(),
+            environment: rule.environment.clone(),
+        })
     }
 
     /// Whether a TPM of this grade joins by this rule under this EK.
@@ -296,6 +311,11 @@ mod tests {
             ("[[admission.join]]\nname = \"all\"\ngrade = \"unknown\"", "admission.join `all`"),
             ("[[admission.join]]\nname = \"all\"\ngrade = \"listed\"\ngroup = \"a b\"", "admission.join `all`"),
             ("[[admission.join]]\nname = \"all\"\ngrade = \"listed\"\nek = \"rsa\"", "admission.join `all`"),
+            ("[[admission.join]]\nname = \"all\"\ngrade = \"listed\"\nenvironment = \"prod\"", "admission.join `all`"),
+            ("[registry]\nenvironments = [\"a/b\"]", "registry.environments"),
+            ("[registry]\nenvironments = [\"a\", \"a\"]", "registry.environments"),
+            ("[registry]\npurposes = [\"\"]", "registry.purposes"),
+            ("[registry]\nthird_party_ttl_seconds = 0", "registry.third_party_ttl_seconds"),
             ("[admission]\nek_roots = [\"/nowhere\"]", "admission.ek_roots /nowhere"),
             ("[policy]\nkeys = [\"/nowhere\"]", "policy.keys /nowhere"),
             ("[policy]\nthreshold = 3", "policy.threshold"),

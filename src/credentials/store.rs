@@ -53,6 +53,16 @@ impl Store {
         }
     }
 
+    /// Drops one SVID; gives back its serial number.
+    pub fn drop_svid(&mut self, id: &str) -> Option<String> {
+        self.svids.remove(id).and_then(|held| held.value().serial())
+    }
+
+    /// The workloads with an SVID, and its serial number.
+    pub fn serials(&self) -> Vec<(String, String)> {
+        self.svids.iter().filter_map(|(id, held)| Some((id.clone(), held.value().serial()?))).collect()
+    }
+
     /// Holds a token, if its workload is still registered.
     pub fn hold_token(&mut self, whom: TokenFor, token: Held<JwtSvid>, now: BootInstant) {
         let id = token.value().id.to_string();
@@ -64,11 +74,6 @@ impl Store {
     /// The token for `whom`, before half of its life is over.
     pub fn token(&self, whom: &TokenFor, now: BootInstant) -> Option<&Held<JwtSvid>> {
         self.tokens.get(whom, now)
-    }
-
-    /// Drops one SVID: the issuer refused to renew it.
-    pub fn drop_svid(&mut self, id: &str) -> bool {
-        self.svids.remove(id).is_some()
     }
 
     /// Drops the tokens of a workload.

@@ -23,6 +23,8 @@ const UEID_RAND: u8 = 1;
 const SIGNED_LIMIT: usize = 1024;
 /// The most logs one quote is bound to.
 const LOGS_LIMIT: usize = 1024;
+/// The most withdrawals one evidence names.
+pub const WITHDRAWN_LIMIT: usize = 256;
 
 /// Claim keys (RFC 9711, 10.2; private use below -65536, RFC 8392, 9.1).
 mod key {
@@ -38,6 +40,7 @@ mod key {
     pub const REQUESTED_AT: i128 = -65_540;
     pub const AGENT_DIGEST: i128 = -65_541;
     pub const LOG_DIGESTS: i128 = -65_542;
+    pub const WITHDRAWN: i128 = -65_543;
 }
 
 /// What a node says about itself. Nothing in it is believed before `verify` has seen it.
@@ -65,6 +68,9 @@ pub struct NodeClaims {
     pub agent_digest: [u8; 32],
     /// The digest of each log sent so far ([`super::logs::log_digests`]); at most 1024.
     pub log_digests: Vec<[u8; 32]>,
+    /// The withdrawals that the agent applied and hasn't proven yet, by their numbers: at most 256, ascending.
+    /// Signed by the node key; the quote beside it shows the measured state of the code that says so.
+    pub withdrawn: Vec<u64>,
 }
 
 /// Evidence that waits for the node key's signature.
@@ -138,6 +144,10 @@ impl NodeClaims {
         put(key::REQUESTED_AT, Value::Integer(self.requested_at.as_nanos().into()));
         put(key::AGENT_DIGEST, bytes(&self.agent_digest));
         put(key::LOG_DIGESTS, Value::Array(self.log_digests.iter().map(|digest| bytes(digest)).collect()));
+        if !self.withdrawn.is_empty() {
+            let numbers = self.withdrawn.iter().map(|number| Value::Integer((*number).into()));
+            put(key::WITHDRAWN, Value::Array(numbers.collect()));
+        }
         cbor::encode(&Value::Map(map))
     }
 
@@ -181,6 +191,7 @@ impl NodeClaims {
                 Value::Array(items) if items.len() <= LOGS_LIMIT => items.into_iter().map(read::fixed).collect(),
                 _ => None,
             })?,
+            withdrawn: claims.take_optional(key::WITHDRAWN, decode_withdrawn)?.unwrap_or_default(),
         })
     }
 }
@@ -226,6 +237,16 @@ fn decode_signed(value: Value) -> Option<Signed> {
     let [attest, signature] = read::tuple(value)?;
     let part = |value| read::bytes(value).filter(|part| (1..=SIGNED_LIMIT).contains(&part.len()));
     Some(Signed { attest: part(attest)?, signature: part(signature)? })
+}
+
+/// Numbers in one form: each once, ascending, and none at all is no claim.
+fn decode_withdrawn(value: Value) -> Option<Vec<u64>> {
+    let Value::Array(items) = value else { return None };
+    if !(1..=WITHDRAWN_LIMIT).contains(&items.len()) {
+        return None;
+    }
+    let numbers: Vec<u64> = items.into_iter().map(read::integer).collect::<Option<_>>()?;
+    numbers.is_sorted_by(|one, next| one < next).then_some(numbers)
 }
 
 fn decode_version(value: Value) -> Option<String> {

@@ -11,7 +11,7 @@ pub mod logs;
 pub mod sign1;
 
 pub use binding::{certification_binding, quote_binding};
-pub use claims::{NodeClaims, PROFILE, Unsigned};
+pub use claims::{NodeClaims, PROFILE, Unsigned, WITHDRAWN_LIMIT};
 pub use decode::UnverifiedEvidence;
 pub use logs::{LogChain, LogKind};
 

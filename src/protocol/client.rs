@@ -7,7 +7,7 @@ use reqwest::{Client, Method, StatusCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::grants::{GrantAnswer, GrantRequest, Noted, TasksEnded};
+use super::grants::{GrantAnswer, GrantRequest, Noted, TasksEnded, WithdrawalsApplied};
 use super::messages::*;
 use super::tls::{TrustAnchors, client_config, node_identity};
 use crate::codes::{self, Refusal};
@@ -194,6 +194,14 @@ impl Enrolled {
         }
     }
 
+    /// Says which withdrawals were applied here.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn withdrawn(&self, applied: &WithdrawalsApplied) -> Result<Noted, Failure> {
+        post(&self.client, &self.place, "withdrawals", applied).await
+    }
+
     /// Says which tasks ended, and that none of an earlier run of this agent is left.
     ///
     /// # Errors
@@ -260,8 +268,8 @@ pub struct Events {
 }
 
 impl Events {
-    /// The largest event in bytes.
-    const LIMIT: usize = 64 << 10;
+    /// The largest event in bytes: a withdrawal of some ten thousand workloads.
+    const LIMIT: usize = 1 << 20;
 
     /// The next event.
     ///

@@ -284,6 +284,9 @@ pub struct AttestAnswer {
     /// Where the quote stands in IMA's list, where the lease names rules for what comes after.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub position: Option<ListPosition>,
+    /// What the node must stop releasing and hasn't acknowledged; at most 256.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub withdrawals: Vec<Withdrawal>,
 }
 
 /// A workload that may run on this node.
@@ -303,6 +306,9 @@ pub struct Entry {
     /// Whether processes of login sessions may have it, too.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub interactive: bool,
+    /// Why nothing is issued for it now: what its callers are told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub withheld: Option<Refusal>,
 }
 
 /// Asks for X.509-SVIDs.

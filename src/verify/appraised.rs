@@ -325,6 +325,11 @@ impl Appraised {
         &self.claims().log_digests
     }
 
+    /// The withdrawals that the node applied, as it says itself.
+    pub fn withdrawn(&self) -> &[u64] {
+        &self.claims().withdrawn
+    }
+
     const fn claims(&self) -> &NodeClaims {
         &self.fresh.authentic.claims
     }

@@ -134,3 +134,7 @@ impl State {
         Ok(Self { credentials, place, login, executable })
     }
 }
+
+#[cfg(test)]
+#[path = "held_tests.rs"]
+mod tests;

@@ -337,4 +337,4 @@ fn unmapped_ids() -> Option<(u32, u32)> {
 
 #[cfg(test)]
 #[path = "peer_tests.rs"]
-mod tests;
+pub(super) mod tests;

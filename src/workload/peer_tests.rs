@@ -11,15 +11,15 @@ use super::*;
 const BOTH: [PeerMethod; 2] = [PeerMethod::PeerPidfd, PeerMethod::Fallback];
 
 /// A user that no machine has.
-const STRANGER: u32 = 424_242;
+pub(in crate::workload) const STRANGER: u32 = 424_242;
 
-struct Bench {
-    directory: tempfile::TempDir,
-    listener: UnixListener,
+pub(in crate::workload) struct Bench {
+    pub(in crate::workload) directory: tempfile::TempDir,
+    pub(in crate::workload) listener: UnixListener,
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub(in crate::workload) fn new() -> Self {
         use std::os::unix::fs::PermissionsExt;
         let directory = tempfile::tempdir().unwrap();
         std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -35,7 +35,7 @@ impl Bench {
         path
     }
 
-    fn command(&self, program: &Path, role: &str) -> Command {
+    pub(in crate::workload) fn command(&self, program: &Path, role: &str) -> Command {
         let mut command = Command::new(program);
         command.args(["--exact", "workload::peer::tests::helper", "--ignored", "--nocapture"]);
         command.env("LEASEHOLD_TEST_ROLE", role).env("LEASEHOLD_TEST_SOCKET", self.directory.path().join("s"));
@@ -44,21 +44,21 @@ impl Bench {
     }
 
     /// Starts a helper and accepts its connection.
-    fn connected(&self, mut command: Command) -> (Helper, UnixStream) {
+    pub(in crate::workload) fn connected(&self, mut command: Command) -> (Helper, UnixStream) {
         let helper = Helper(command.spawn().unwrap());
         (helper, self.listener.accept().unwrap().0)
     }
 
-    fn own(&self, role: &str) -> (Helper, UnixStream) {
+    pub(in crate::workload) fn own(&self, role: &str) -> (Helper, UnixStream) {
         self.connected(self.command(&std::env::current_exe().unwrap(), role))
     }
 }
 
-struct Helper(Child);
+pub(in crate::workload) struct Helper(pub(in crate::workload) Child);
 
 impl Helper {
     /// Lets a helper go on, and waits until it says that it has.
-    fn go(&mut self) {
+    pub(in crate::workload) fn go(&mut self) {
         writeln!(self.0.stdin.as_mut().unwrap(), "go").unwrap();
         let mut lines = BufReader::new(self.0.stdout.as_mut().unwrap()).lines();
         assert!(lines.any(|line| line.unwrap().ends_with("done")));
@@ -83,6 +83,7 @@ fn helper() {
     match role.as_str() {
         "stay" => {}
         "exec" => panic!("{}", Command::new("sh").args(["-c", "echo done; exec sleep 60"]).exec()),
+        "groups" => nix::unistd::setgroups(&[STRANGER.into()]).unwrap(),
         "setuid" => nix::unistd::setuid(STRANGER.into()).unwrap(),
         // The connection outlives the one who made it: `cat` reads on until we close it.
         "hand over" => drop(Command::new("cat").stdin(OwnedFd::from(stream)).spawn().unwrap()),
@@ -125,11 +126,11 @@ fn a_peer_that_can_not_be_looked_at_for_want_of_descriptors_is_not_a_lost_one() 
     helper.go();
 }
 
-fn parse(selectors: &[String]) -> Vec<Selector> {
+pub(in crate::workload) fn parse(selectors: &[String]) -> Vec<Selector> {
     selectors.iter().map(|text| Selector::parse(text).unwrap()).collect()
 }
 
-fn is_root(test: &str) -> bool {
+pub(in crate::workload) fn is_root(test: &str) -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
         eprintln!("SKIPPED {test}: it needs root");

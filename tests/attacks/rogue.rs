@@ -241,6 +241,7 @@ impl Station {
             agent_version: "0.0.0-rogue".to_owned(),
             agent_digest: [0; 32],
             log_digests: Vec::new(),
+            withdrawn: Vec::new(),
         }
     }
 

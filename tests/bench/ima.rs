@@ -7,12 +7,31 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use leasehold::clock::BootInstant;
+use leasehold::measurements::LogHash;
 use leasehold::verify::references::Document;
 use leasehold::verify::runtime::RuntimeRules;
 use sha2::{Digest, Sha256};
 
-pub use super::list::{VALUES, entry, rules};
+pub use super::list::{VALUES, entry};
 use super::world::{Node, Server};
+
+/// This test's program: callers of the agent must have been measured like all that runs.
+pub fn own() -> &'static (String, [u8; 32]) {
+    static OWN: std::sync::LazyLock<(String, [u8; 32])> = std::sync::LazyLock::new(|| {
+        let path = std::env::current_exe().unwrap().canonicalize().unwrap();
+        let digest = Sha256::digest(std::fs::read(&path).unwrap()).into();
+        (path.display().to_string(), digest)
+    });
+    &OWN
+}
+
+/// Rules that allow these files, and the program of this test.
+pub fn rules(files: &[(&str, &[u8])]) -> RuntimeRules {
+    let mut rules = super::list::rules(files);
+    let (path, digest) = own();
+    rules.allow_file(path.as_bytes(), LogHash::Sha256, digest);
+    rules
+}
 
 /// The kernel's list, and PCR 10 beside it.
 pub struct Kernel {
@@ -23,8 +42,16 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// A list that begins with this TPM's `boot_aggregate`.
+    /// A list that begins with this TPM's `boot_aggregate`, and has this test's program.
     pub async fn start(node: &Node) -> Self {
+        let mut kernel = Self::boot(node).await;
+        let (path, digest) = own();
+        kernel.measure(node, path, digest).await;
+        kernel
+    }
+
+    /// A list with the `boot_aggregate` alone.
+    pub async fn boot(node: &Node) -> Self {
         let path = node.path("ima");
         let list = File::options().create(true).append(true).open(&path).unwrap();
         let mut kernel = Self { path, list, value: [0; 32] };

@@ -272,12 +272,16 @@ impl Node {
         id
     }
 
-    /// Registers `/NAME` on this node for the test's own uid.
+    /// Registers `/NAME` on this node for the test's own uid, and gid if it is not the first there.
     pub fn register(&self, server: &Server, node: &str, name: &str) {
         let uid = format!("unix:uid:{}", rustix::process::geteuid().as_raw());
+        let gid = format!("unix:gid:{}", rustix::process::getegid().as_raw());
+        let registered = server.json(&["workload", "list"])["workloads"].as_array().unwrap().clone();
+        let first = !registered.iter().any(|workload| workload["node"] == node);
         let id = format!("spiffe://{TRUST_DOMAIN}/{name}");
         let add = ["workload", "add", "--id", &id, "--owner", "team-a", "--purpose", "tests", "--node", node];
-        server.admin(&[&add[..], &["--selector", &uid], interactive()].concat());
+        let more: &[&str] = if first { &[] } else { &["--selector", &gid] };
+        server.admin(&[&add[..], &["--selector", &uid], more, interactive()].concat());
     }
 
     /// The agent's status, once `wanted` holds of it.

@@ -21,7 +21,7 @@ async fn a_node_gets_a_lease_on_its_reference_values_and_none_on_others() {
     let answer = member.attest().await.unwrap();
     assert!(answer.lease.is_some());
     assert_eq!(answer.entries.iter().map(|entry| entry.id.as_str()).collect::<Vec<_>>(), [spiffe_id.as_str()]);
-    assert_eq!(answer.entries[0].selectors, ["unix:uid:1000"]);
+    assert_eq!(answer.entries[0].selectors, ["unix:path:/usr/bin/web", "unix:uid:1000"]);
     let first = member.sequence;
     assert!(member.attest().await.unwrap().lease.is_some());
     assert!(member.sequence > first);

@@ -149,7 +149,9 @@ impl Server {
     pub async fn register(&self, name: &str, node: &str) -> String {
         let id = format!("spiffe://{TRUST_DOMAIN}/{name}");
         self.admin(&["owner", "add", "team"]).await;
-        let place = ["--node", node, "--selector", "unix:uid:1000"];
+        // Two workloads of one node are told apart by something.
+        let program = format!("unix:path:/usr/bin/{}", name.replace('/', "-"));
+        let place = ["--node", node, "--selector", "unix:uid:1000", "--selector", &program];
         self.admin(&[&["workload", "add", "--id", &id, "--owner", "team", "--purpose", "tests"], &place[..]].concat())
             .await;
         id

@@ -25,6 +25,7 @@ mod logs;
 mod node;
 mod operators;
 mod pushed;
+mod registry;
 mod routes;
 mod sets;
 mod start;

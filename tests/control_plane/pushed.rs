@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use leasehold::codes;
-use leasehold::protocol::{Event, decode};
+use leasehold::protocol::{Event, Withdrawn, decode};
 
 use crate::bench::{Client, Server};
 
@@ -58,6 +58,8 @@ async fn a_node_hears_of_what_concerns_it() {
     let id = server.register("web", &member.id()).await;
     assert_eq!(stream.said().await, Some(Event::Attest));
     server.admin(&["workload", "remove", &id]).await;
+    let Some(Event::Withdraw(withdrawal)) = stream.said().await else { panic!("no word of it") };
+    assert_eq!(withdrawal.of, Withdrawn::Workloads(vec![id]));
     assert_eq!(stream.said().await, Some(Event::Attest));
     server.admin(&["reference", "retire", "--node", &member.id()]).await;
     assert_eq!(stream.said().await, Some(Event::Attest));
@@ -66,6 +68,7 @@ async fn a_node_hears_of_what_concerns_it() {
     // Of all that, the other heard of the CA only.
     assert_eq!(others.said().await, Some(Event::Attest));
     server.admin(&["revoke", "node", &other.id(), "--reason", "lost"]).await;
+    assert!(matches!(others.said().await, Some(Event::Withdraw(_))));
     assert!(matches!(others.said().await, Some(Event::Revoked(_))));
 }
 
@@ -77,6 +80,8 @@ async fn a_revoked_node_is_told_its_stream_ends_and_nothing_is_served_to_it() {
     let mut stream = Stream::open(&member.client).await;
     let revoked = server.admin(&["node", "revoke", &member.id(), "--reason", "stolen"]).await;
     assert_eq!(revoked["state"], "revoked");
+    let Some(Event::Withdraw(withdrawal)) = stream.said().await else { panic!("no word of it") };
+    assert_eq!(withdrawal.of, Withdrawn::Node);
     let Some(Event::Revoked(refusal)) = stream.said().await else { panic!("no word of it") };
     assert_eq!(refusal.code, codes::GATE_REVOKED);
     assert!(refusal.found.contains("stolen"));

@@ -8,7 +8,7 @@ use leasehold::codes::{self, Code};
 use leasehold::control_plane::routes::ROUTES;
 use leasehold::protocol::{
     AttestRequest, BODY_LIMIT, CredentialAnswer, CredentialRequest, GrantAnswer, LogsRequest, TasksEnded, Wanted,
-    decode, encode,
+    WithdrawalsApplied, decode, encode,
 };
 use p256::ecdsa::SigningKey;
 use p256::pkcs8::DecodePrivateKey;
@@ -59,6 +59,8 @@ fn expected() -> BTreeMap<&'static str, [Ended; 8]> {
         }),
         ("/v1/tasks/end", [no, no, no, revoked, Served, Served, no, no]),
         ("/v1/events", [no, no, no, revoked, Served, Served, no, no]),
+        // A revoked node may still say that it applied that.
+        ("/v1/withdrawals", [no, no, no, Served, Served, Served, no, no]),
     ])
 }
 
@@ -127,6 +129,7 @@ async fn call(
                 vec![Wanted { id: "spiffe://example.org/web".into(), csr: csr(&rcgen::KeyPair::generate().unwrap()) }];
             encode(&CredentialRequest { request_id: random(), lease_sequence, wanted }).unwrap()
         }
+        "/v1/withdrawals" => encode(&WithdrawalsApplied { numbers: vec![1] }).unwrap(),
         "/v1/grants" => {
             let lease_sequence = if column == 4 { another.sequence } else { right.sequence };
             encode(&grants::request(lease_sequence, "spiffe://example.org/web", &["api"])).unwrap()

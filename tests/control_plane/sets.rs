@@ -130,6 +130,7 @@ async fn a_group_s_assignment_leaves_nodes_with_their_own_alone() {
     server.admin(&["reference", "unassign", "--node-group", "edge-nodes"]).await;
     // The first that the node hears is what came after.
     server.admin(&["node", "revoke", &id, "--reason", "a test"]).await;
+    assert!(matches!(stream.said().await, Some(Event::Withdraw(_))));
     assert!(matches!(stream.said().await, Some(Event::Revoked(_))));
 }
 

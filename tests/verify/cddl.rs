@@ -19,7 +19,7 @@ pub fn holds(cddl: &str, bytes: &[u8]) -> Result<(), String> {
 
 #[test]
 fn evidence_is_as_its_cddl_says() {
-    let node = Node { logs: vec![[7; 32]; 3], ..Node::honest() };
+    let node = Node { logs: vec![[7; 32]; 3], withdrawn: vec![3, 300, u64::MAX], ..Node::honest() };
     let unsigned = Unsigned::new(&node.node_claims(), &name(&node.node_key_public())).unwrap();
     let signature = node.node_key.sign_prehash(&unsigned.digest()).unwrap();
     let evidence = unsigned.finish(signature);
@@ -33,7 +33,7 @@ fn evidence_is_as_its_cddl_says() {
 fn what_the_cddl_refuses_the_decoder_refuses() {
     let node = Node::honest();
     let good = node.claims(&node.attest(&node.quote()), &node.attest(&node.certification()));
-    let replaced: [(i128, Value); 9] = [
+    let replaced: [(i128, Value); 11] = [
         (10, Value::Bytes(vec![0; 31])),
         (256, Value::Bytes(vec![1; 32])),
         (265, Value::Text("urn:uuid:00000000-0000-0000-0000-000000000000".to_owned())),
@@ -42,6 +42,8 @@ fn what_the_cddl_refuses_the_decoder_refuses() {
         (-65_537, Value::Array(vec![Value::Bytes(vec![0; 10])])),
         (-65_538, Value::Array(vec![Value::Integer(4), Value::Map([].into())])),
         (-65_540, Value::Integer(-1)),
+        (-65_543, Value::Array(Vec::new())),
+        (-65_543, Value::Array(vec![Value::Integer(-1)])),
         (-1, Value::Integer(0)),
     ];
     for (key, value) in replaced {
@@ -54,6 +56,16 @@ fn what_the_cddl_refuses_the_decoder_refuses() {
         claims.remove(key);
         refused_by_both(&node, claims, 0);
     }
+}
+
+/// The CDDL can't say it: each number once, ascending.
+#[test]
+fn applied_withdrawals_have_one_form() {
+    for numbers in [vec![2, 1], vec![1, 1], (0..257).collect()] {
+        let evidence = Node { withdrawn: numbers, ..Node::honest() }.evidence();
+        assert_eq!(UnverifiedEvidence::decode(&evidence).unwrap_err().code, codes::EVIDENCE_MALFORMED);
+    }
+    UnverifiedEvidence::decode(&Node { withdrawn: (0..256).collect(), ..Node::honest() }.evidence()).unwrap();
 }
 
 fn refused_by_both(node: &Node, claims: std::collections::BTreeMap<Value, Value>, key: i128) {

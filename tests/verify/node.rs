@@ -110,6 +110,7 @@ pub struct Node {
     pub requested_at: u64,
     pub values: BTreeMap<u8, Vec<u8>>,
     pub logs: Vec<[u8; 32]>,
+    pub withdrawn: Vec<u64>,
     pub certification_nonce: [u8; 32],
     pub clock_ms: u64,
     pub reset: u32,
@@ -128,6 +129,7 @@ impl Node {
             requested_at: 90_000_000_000,
             values: [0, 1, 2, 3, 4, 5, 6, 7].map(|pcr| (pcr, vec![pcr + 1; 32])).into(),
             logs: Vec::new(),
+            withdrawn: Vec::new(),
             certification_nonce: [0xC0; 32],
             clock_ms: 1_000_000,
             reset: 3,
@@ -209,6 +211,10 @@ impl Node {
             (Value::Integer(-65_541), bytes(&[0xD0; 32])),
             (Value::Integer(-65_542), Value::Array(self.logs.iter().map(|digest| bytes(digest)).collect())),
         ]);
+        if !self.withdrawn.is_empty() {
+            let numbers = self.withdrawn.iter().map(|number| Value::Integer((*number).into())).collect();
+            claims.insert(Value::Integer(-65_543), Value::Array(numbers));
+        }
         if let Some(id) = self.id {
             claims.insert(Value::Integer(256), bytes(&[&[1][..], id.as_bytes()].concat()));
         }
@@ -250,6 +256,7 @@ impl Node {
             agent_version: "0.1.0".to_owned(),
             agent_digest: [0xD0; 32],
             log_digests: self.logs.clone(),
+            withdrawn: self.withdrawn.clone(),
         }
     }
 

@@ -86,6 +86,7 @@ fn evidence_of_a_real_tpm_is_accepted() {
         agent_version: "0.1.0".to_owned(),
         agent_digest: [0x55; 32],
         log_digests: Vec::new(),
+        withdrawn: Vec::new(),
     };
     let unsigned = Unsigned::new(&claims, &node_name).unwrap();
     tpm.write("digest", &unsigned.digest());

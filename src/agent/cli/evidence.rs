@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::agent::attester::{Attester, Certification};
+use crate::agent::attester::{Attester, Certification, Stated};
 use crate::codes::{self, Refusal, exit};
 use crate::config::AgentConfig;
 use crate::evidence::certification_binding;
@@ -88,7 +88,7 @@ async fn gather(tpm: Tpm, nonce: [u8; 32], selection: PcrSelection) -> Result<Ma
     let binding = certification_binding(&nonce, &attester.node_key.name());
     let certified = tpm.certify_node_key(binding).await?;
     let certification = Certification { nonce, attest: certified.attest, signature: certified.signature };
-    let evidence = attester.gather(nonce, None, selection, &certification, Vec::new(), None).await?.evidence;
+    let evidence = attester.gather(nonce, None, selection, &certification, Stated::default(), None).await?.evidence;
     let identity = attester.identity();
     Ok(Made { evidence, ak: identity.ak_public.clone(), node_key: identity.node_key_public.clone() })
 }

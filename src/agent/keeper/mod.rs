@@ -3,23 +3,28 @@
 mod judging;
 mod matching;
 mod release;
+mod tokens;
+mod withdrawal;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, broadcast, watch};
+use tokio::sync::{Notify, broadcast};
 
 use super::follower::Follower;
+use super::journal::Journal;
+use super::measured::Measured;
 use super::sources::Sources;
 use crate::clock::BootInstant;
 use crate::codes::{self, Refusal};
+use crate::credentials::token::TokenKeys;
 use crate::credentials::{Held, Store, X509Svid};
-use crate::delivery::workload_api::Denied;
+use crate::delivery::workload_api::{Denied, Signal};
 use crate::gate::{Gate, Permit, Reason, Standing};
 use crate::identity::TrustDomain;
 use crate::measurements::Watcher;
-use crate::protocol::{Bundle, Entry, ListPosition};
+use crate::protocol::{Bundle, Entry, ListPosition, Withdrawal};
 use crate::shutdown::CancellationToken;
 use crate::telemetry::AgentMetrics;
 use crate::tpm::{Bank, PcrReading, TpmError};
@@ -27,6 +32,10 @@ use crate::verify::Lease;
 use crate::verify::appraisal::{Finding, LayerResult};
 use crate::verify::runtime::{Checkpoint, CompiledRules};
 use crate::workload::Selector;
+use tokens::Grants;
+
+use withdrawal::Taken;
+pub use withdrawal::{Applied, Observer};
 
 /// Everything that is decided or held on this node, behind one lock that is never kept across
 /// an await: each answer sees one consistent state.
@@ -34,6 +43,8 @@ use crate::workload::Selector;
 struct Holdings {
     gate: Gate,
     store: Store,
+    /// What JWT-SVIDs are verified with.
+    token_keys: TokenKeys,
     /// The registered workloads with their selectors, parsed.
     registered: Vec<Registered>,
     /// Workloads the issuer refused, and why.
@@ -55,6 +66,8 @@ struct Holdings {
     /// How often something spoke against the node: a lease asked for before the last time is not
     /// opened under, however it crossed the revocation on the way.
     withdrawals: u64,
+    /// What was taken back by name.
+    taken: Taken,
 }
 
 /// What an attestation's answer says of the logs.
@@ -94,6 +107,45 @@ impl Holdings {
         self.store.clear();
         self.withdrawals += 1;
     }
+
+    fn asks(&self) -> Asked {
+        Asked { withdrawals: self.withdrawals, mark: self.taken.mark() }
+    }
+
+    /// Why none of these is to be had, if so: the first one's reason.
+    fn all_refused(&self, matching: &[Registered]) -> Option<Refusal> {
+        let refused = |entry: &Registered| self.refused.contains_key(&entry.id) && self.store.svid(&entry.id).is_none();
+        let first = matching.first().filter(|_| matching.iter().all(refused))?;
+        self.refused.get(&first.id).cloned()
+    }
+
+    /// What nothing is issued for is not asked for, and its callers are told why.
+    fn withhold(&mut self) {
+        let withheld: Vec<_> =
+            self.store.entries().iter().filter_map(|entry| Some((entry.id.clone(), entry.withheld.clone()?))).collect();
+        for (id, why) in withheld {
+            self.store.drop_svid(&id);
+            self.store.drop_tokens(&id);
+            self.refused.insert(id, why);
+        }
+    }
+}
+
+/// When something was asked for, in the order of withdrawals.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Asked {
+    withdrawals: u64,
+    mark: u64,
+}
+
+/// Who is told of withdrawals.
+#[derive(Default)]
+struct Observers(Mutex<Vec<Observer>>);
+
+impl std::fmt::Debug for Observers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Observers")
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -117,12 +169,19 @@ pub struct Keeper {
     watcher: Watcher,
     holdings: Mutex<Holdings>,
     /// Grows when anything changed that an open stream must look at again.
-    changes: watch::Sender<u64>,
+    changes: Signal,
+    /// Who drops what he holds himself.
+    observers: Observers,
+    /// For those who may lag behind.
+    withdrawn: broadcast::Sender<Withdrawal>,
     /// Wakes the tenancy: the node drifted, or its TPM was reset.
     drifted: Notify,
     /// Wakes it, too: IMA's list grew, by what is allowed.
     grown: Notify,
     follower: Follower,
+    grants: Grants,
+    journal: Journal,
+    measured: Measured,
     metrics: AgentMetrics,
 }
 
@@ -132,6 +191,7 @@ impl Keeper {
         let holdings = Holdings {
             gate: Gate::default(),
             store: Store::default(),
+            token_keys: TokenKeys::default(),
             registered: Vec::new(),
             refused: BTreeMap::new(),
             last_reading: None,
@@ -142,18 +202,28 @@ impl Keeper {
             tpm_trouble: None,
             control_plane_reachable: false,
             withdrawals: 0,
+            taken: Taken::default(),
         };
-        let changes = watch::Sender::new(0);
         Self {
             trust_domain,
             watcher,
             holdings: Mutex::new(holdings),
-            changes,
+            changes: Signal::default(),
+            observers: Observers::default(),
+            withdrawn: broadcast::Sender::new(64),
             drifted: Notify::new(),
             grown: Notify::new(),
-            follower: Follower::new(sources),
+            grants: Grants::default(),
+            journal: Journal::default(),
+            follower: Follower::new(Arc::clone(&sources)),
+            measured: Measured::new(sources),
             metrics: AgentMetrics::default(),
         }
+    }
+
+    /// To be taken before credentials are asked for.
+    pub fn asks(&self) -> Asked {
+        self.holdings().asks()
     }
 
     /// How often something spoke against the node so far; to be taken before a lease is asked for.
@@ -186,6 +256,7 @@ impl Keeper {
             }
             // What the issuer refused under the old lease is asked for again under the new one.
             holdings.refused.clear();
+            holdings.withhold();
             let (opened, ended) = holdings.step(|gate, now| gate.open(lease, reading, now));
             if opened.is_ok() {
                 holdings.new_entries = 0;
@@ -248,24 +319,45 @@ impl Keeper {
         let changed = {
             let mut holdings = self.holdings();
             let trusted = holdings.store.trust(bundle.certificates.iter().map(|der| der.to_vec()).collect());
+            let keys = holdings.store.trust_tokens(bundle.jwt_keys.clone());
+            if keys {
+                holdings.token_keys = TokenKeys::new(&bundle.jwt_keys).unwrap_or_else(|refusal| {
+                    // None at all is the safe reading: no token is accepted.
+                    tracing::warn!(%refusal, "the bundle's keys for tokens can't be used");
+                    TokenKeys::default()
+                });
+            }
             let registered = holdings.store.register(entries);
             if registered {
                 holdings.registered = holdings.store.entries().iter().filter_map(parsed).collect();
                 holdings.refused.clear();
+                holdings.withhold();
+                let ids: BTreeSet<String> = holdings.store.entries().iter().map(|entry| entry.id.clone()).collect();
+                holdings.taken.retain(|id| ids.contains(id));
             }
-            trusted || registered
+            trusted || keys || registered
         };
         if changed {
             self.changed();
         }
     }
 
-    /// Holds what was issued and drops what was refused.
-    pub fn hold(&self, issued: Vec<Held<X509Svid>>, refused: Vec<(String, Refusal)>) {
+    /// Holds what was issued and drops what was refused, asked for when [`Self::mark`] and [`Self::withdrawals`]
+    /// said these numbers: of what was withdrawn since then nothing is held.
+    pub fn hold(&self, issued: Vec<Held<X509Svid>>, refused: Vec<(String, Refusal)>, asked: Asked) {
         {
             let mut holdings = self.holdings();
+            if holdings.withdrawals != asked.withdrawals {
+                tracing::info!("what was issued crossed what spoke against this node; it isn't held");
+                return;
+            }
             for svid in issued {
-                holdings.refused.remove(&svid.value().id.to_string());
+                let id = svid.value().id.to_string();
+                if let Some(why) = holdings.taken.crossed(asked.mark, &id, svid.value().serial().as_deref(), None) {
+                    tracing::info!(id, "issued and withdrawn meanwhile: {why}");
+                    continue;
+                }
+                holdings.refused.remove(&id);
                 holdings.store.hold(svid);
             }
             for (id, refusal) in refused {
@@ -395,8 +487,12 @@ impl Keeper {
         self.holdings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn observers(&self) -> MutexGuard<'_, Vec<Observer>> {
+        self.observers.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn changed(&self) {
-        self.changes.send_modify(|generation| *generation = generation.wrapping_add(1));
+        self.changes.changed();
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use tokio::sync::watch;
-
 use super::{Keeper, denied, starting};
 use crate::clock::BootInstant;
 use crate::credentials::Held;
-use crate::delivery::workload_api::{Bundles, Denied, Source, X509Context, X509Item};
+use crate::credentials::token::Verified;
+use crate::delivery::workload_api::{
+    Bundles, Changes, Denied, JwtAsked, JwtBundles, JwtContext, Source, Unaccepted, X509Context, X509Item,
+};
 use crate::gate::Released;
 use crate::telemetry::ByCode;
 use crate::workload::Peer;
@@ -21,8 +22,20 @@ impl Source for Keeper {
         self.counted(self.release_bundles(peer, arrived).await)
     }
 
-    fn changes(&self) -> watch::Receiver<u64> {
-        self.changes.subscribe()
+    async fn jwt(&self, peer: &Peer, arrived: BootInstant, asked: &JwtAsked) -> Result<Released<JwtContext>, Denied> {
+        self.counted(self.release_jwt(peer, arrived, asked).await)
+    }
+
+    async fn jwt_bundles(&self, peer: &Peer, arrived: BootInstant) -> Result<Released<JwtBundles>, Denied> {
+        self.counted(self.release_jwt_bundles(peer, arrived).await)
+    }
+
+    async fn validate(&self, peer: &Peer, audience: &str, token: &str) -> Result<Verified, Unaccepted> {
+        self.judge_token(peer, audience, token).await
+    }
+
+    fn changes(&self) -> Changes {
+        self.changes.follow()
     }
 }
 
@@ -34,7 +47,11 @@ impl Keeper {
         }
         // Who is asking, before the TPM is troubled; and again after it answered, since the caller
         // may have become another program meanwhile.
-        self.matching(peer).await?;
+        let matching = self.matching(peer).await?;
+        // What is refused needs no reading: a withdrawal ends streams also while the TPM is away.
+        if let Some(refusal) = self.holdings().all_refused(&matching.workloads) {
+            return Err(Denied::NoIdentity(refusal));
+        }
         let permit = self.permit(arrived).await?;
         let matching = self.matching(peer).await?.workloads;
         let holdings = self.holdings();
@@ -52,8 +69,7 @@ impl Keeper {
             }
         }
         if held.is_empty() {
-            let refusal = matching.first().and_then(|entry| holdings.refused.get(&entry.id)).cloned();
-            return Err(refusal.map_or_else(starting, Denied::NoIdentity));
+            return Err(holdings.all_refused(&matching).map_or_else(starting, Denied::NoIdentity));
         }
         let bundle = holdings.store.bundle().to_vec();
         let hints: BTreeMap<&str, &str> =

@@ -5,13 +5,16 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::registrations::{destinations, eks, owners, workloads};
 use super::roles::{Action, Actor};
-use super::{governance, nodes, operators, references, registrations, trust};
-use crate::clock::WallTime;
+use super::{governance, nodes, operators, references, revocations, trust};
+use crate::clock::{BootInstant, WallTime};
 use crate::codes::{self, Refusal};
 use crate::control_plane::audit;
 use crate::control_plane::events::Audience;
-use crate::control_plane::registry::workloads::Stated;
+use crate::control_plane::registry::destinations::Destination;
+use crate::control_plane::registry::owners::{Kind, Stated as StatedOwner};
+use crate::control_plane::registry::workloads::{Changes, Stated};
 use crate::control_plane::server::Shared;
 use crate::control_plane::store::Transaction;
 use crate::protocol::Event;
@@ -23,16 +26,29 @@ pub enum Command {
     NodeList,
     NodeShow { node: String },
     NodeExplain { node: String },
-    NodeApprove { node: String, group: Option<String>, accept_counts: bool },
-    NodeRevoke { node: String, reason: String },
-    EkAdd(registrations::StatedEk),
+    NodeApprove { node: String, group: Option<String>, environment: Option<String>, accept_counts: bool },
+    NodeSet { node: String, group: Option<String>, environment: Option<String> },
+    EkAdd(eks::StatedEk),
     EkList,
     EkRemove { value: String },
-    OwnerAdd { name: String, contact: String },
+    OwnerAdd(StatedOwner),
+    OwnerSet { name: String, contact: Option<String>, kind: Option<Kind> },
+    OwnerRetire { name: String, to: Option<String>, reason: String },
+    OwnerShow { name: String },
     OwnerList,
+    DestinationAdd(Destination),
+    DestinationList,
+    DestinationRemove { name: String },
     WorkloadAdd(Stated),
+    WorkloadSet(Changes),
+    WorkloadSuspend { id: String, reason: String },
+    WorkloadResume { id: String },
+    WorkloadShow { id: String },
     WorkloadList,
     WorkloadRemove { id: String, reason: Option<String> },
+    Revoke(revocations::Stated),
+    RevocationList,
+    RevocationShow { number: u64 },
     ReferencePreview { node: String },
     ReferenceLearn { node: String, fingerprint: String },
     ReferenceList,
@@ -95,7 +111,10 @@ impl Command {
             | Self::NodeShow { .. }
             | Self::NodeExplain { .. }
             | Self::EkList
+            | Self::OwnerShow { .. }
             | Self::OwnerList
+            | Self::DestinationList
+            | Self::WorkloadShow { .. }
             | Self::WorkloadList
             | Self::ReferencePreview { .. }
             | Self::ReferenceList
@@ -108,14 +127,25 @@ impl Command {
             | Self::ReviewDue
             | Self::Debt
             | Self::Report { .. }
+            | Self::RevocationList
+            | Self::RevocationShow { .. }
+            | Self::Revoke(revocations::Stated { explain: true, .. })
             | Self::AuditTail { .. } => Action::Read,
             Self::NodeApprove { .. }
-            | Self::NodeRevoke { .. }
             | Self::EkAdd(_)
             | Self::EkRemove { .. }
-            | Self::OwnerAdd { .. }
+            | Self::NodeSet { .. }
+            | Self::OwnerAdd(_)
+            | Self::OwnerSet { .. }
+            | Self::OwnerRetire { .. }
+            | Self::DestinationAdd(_)
+            | Self::DestinationRemove { .. }
             | Self::WorkloadAdd(_)
+            | Self::WorkloadSet(_)
+            | Self::WorkloadSuspend { .. }
+            | Self::WorkloadResume { .. }
             | Self::WorkloadRemove { .. }
+            | Self::Revoke(_)
             | Self::ReferenceLearn { .. }
             | Self::ReferenceRetire { .. }
             | Self::ReferenceImport { .. }
@@ -143,7 +173,7 @@ impl Command {
         actor: Actor,
         still: impl FnOnce(&Transaction<'_>, &Shared) -> Result<(), Refusal> + Send + 'static,
     ) -> Result<Value, Refusal> {
-        let (of_work, now) = (shared.clone(), shared.now());
+        let (of_work, now, came) = (shared.clone(), shared.now(), BootInstant::now());
         let name = self.name();
         if let Err(refusal) = shared.settings.roles.allow(&actor, self.action(), &name) {
             let recorded = refusal.clone();
@@ -154,7 +184,7 @@ impl Command {
             .store
             .transaction(move |tx| {
                 still(tx, &of_work)?;
-                let (facts, effects) = audit::acting(&actor.name, || self.apply(tx, &of_work, &actor, now))?;
+                let (facts, effects) = audit::acting(&actor.name, || self.apply(tx, &of_work, &actor, came, now))?;
                 if effects.taken {
                     of_work.generation.advance(tx)?;
                 }
@@ -180,22 +210,46 @@ impl Command {
         value.get("command").and_then(Value::as_str).unwrap_or("?").to_owned()
     }
 
-    fn apply(self, tx: &Transaction<'_>, shared: &Shared, actor: &Actor, now: WallTime) -> Result<Outcome, Refusal> {
-        let domain = &shared.settings.trust_domain;
+    fn apply(
+        self,
+        tx: &Transaction<'_>,
+        shared: &Shared,
+        actor: &Actor,
+        came: BootInstant,
+        now: WallTime,
+    ) -> Result<Outcome, Refusal> {
+        let rules = &shared.settings.registry;
         match self {
             Self::NodeList => nodes::list(tx, now),
             Self::NodeShow { node } => nodes::show(tx, &node, now),
             Self::NodeExplain { node } => nodes::explain(tx, shared, &node, now),
-            Self::NodeApprove { node, group, accept_counts } => nodes::approve(tx, &node, group, accept_counts, now),
-            Self::NodeRevoke { node, reason } => nodes::revoke(tx, &node, &reason, now),
-            Self::EkAdd(stated) => registrations::ek_add(tx, stated, now),
-            Self::EkList => registrations::ek_list(tx),
-            Self::EkRemove { value } => registrations::ek_remove(tx, &value, now),
-            Self::OwnerAdd { name, contact } => registrations::owner_add(tx, &name, &contact, now),
-            Self::OwnerList => registrations::owner_list(tx),
-            Self::WorkloadAdd(stated) => registrations::workload_add(tx, stated, domain, now),
-            Self::WorkloadList => registrations::workload_list(tx),
-            Self::WorkloadRemove { id, reason } => registrations::workload_remove(tx, &id, reason.as_deref(), now),
+            Self::NodeApprove { node, group, environment, accept_counts } => {
+                nodes::approve(tx, &node, nodes::Place { group, environment }, accept_counts, rules, now)
+            }
+            Self::NodeSet { node, group, environment } => {
+                nodes::set(tx, &node, nodes::Place { group, environment }, rules, now)
+            }
+            Self::EkAdd(stated) => eks::add(tx, stated, rules, now),
+            Self::EkList => eks::list(tx),
+            Self::EkRemove { value } => eks::remove(tx, &value, now),
+            Self::OwnerAdd(stated) => owners::add(tx, stated, now),
+            Self::OwnerSet { name, contact, kind } => owners::set(tx, &name, contact, kind, now),
+            Self::OwnerRetire { name, to, reason } => owners::retire(tx, &name, to.as_deref(), &reason, now),
+            Self::OwnerShow { name } => owners::show(tx, &name),
+            Self::OwnerList => owners::list(tx),
+            Self::DestinationAdd(stated) => destinations::add(tx, stated, rules, now),
+            Self::DestinationList => destinations::list(tx),
+            Self::DestinationRemove { name } => destinations::remove(tx, &name, now),
+            Self::WorkloadAdd(stated) => workloads::add(tx, stated, rules, now),
+            Self::WorkloadSet(changes) => workloads::set(tx, changes, rules, now),
+            Self::WorkloadSuspend { id, reason } => workloads::suspend(tx, &id, &reason, now),
+            Self::WorkloadResume { id } => workloads::resume(tx, &id, now),
+            Self::WorkloadShow { id } => workloads::show(tx, &id),
+            Self::WorkloadList => workloads::list(tx),
+            Self::WorkloadRemove { id, reason } => workloads::remove(tx, &id, reason.as_deref(), now),
+            Self::Revoke(stated) => revocations::revoke(tx, shared, &stated, came, now),
+            Self::RevocationList => revocations::list(tx),
+            Self::RevocationShow { number } => revocations::show(tx, shared, number),
             Self::ReferencePreview { node } => trust::reference_preview(tx, &shared.settings.policy, &node),
             Self::ReferenceLearn { node, fingerprint } => {
                 trust::reference_learn(tx, &shared.settings.policy, &node, &fingerprint, now)
@@ -219,7 +273,7 @@ impl Command {
             Self::CaRotate { early } => trust::ca_rotate(tx, &shared.authority, early, now),
             Self::AuditTail { after, limit } => trust::audit_tail(tx, after, limit),
             Self::OperatorAdd { id, role, owner } => {
-                operators::add(tx, &id, &role, owner.as_deref(), actor, domain, now)
+                operators::add(tx, &id, &role, owner.as_deref(), actor, &rules.trust_domain, now)
             }
             Self::OperatorList => operators::list(tx),
             Self::OperatorRemove { id } => operators::remove(tx, &id, now),

@@ -23,6 +23,8 @@ pub struct NodeFacts {
     pub grade: String,
     /// Its group.
     pub group: Option<String>,
+    /// Its environment; empty for none.
+    pub environment: String,
     /// Who or what admitted it.
     pub admitted_by: Option<String>,
     /// RFC 3339, as all times here.
@@ -108,6 +110,7 @@ impl NodeFacts {
             state: node.state.as_str().to_owned(),
             grade: node.grade.clone(),
             group: node.group.clone(),
+            environment: node.environment.clone(),
             admitted_by: node.admitted_by.clone(),
             enrolled: node.enrolled_at.to_string(),
             admitted: node.admitted_at.map(|at| at.to_string()),

@@ -10,7 +10,7 @@ use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::credentials::registered;
 use crate::control_plane::governance::{approvals, debt, exceptions, report, reviews};
-use crate::control_plane::registry::{operators, owners, workloads};
+use crate::control_plane::registry::{names, operators, owners, workloads};
 use crate::control_plane::server::Shared;
 use crate::control_plane::store::Transaction;
 use crate::identity::SpiffeId;
@@ -57,10 +57,10 @@ pub fn exception_add(
     now: WallTime,
 ) -> Result<Outcome, Refusal> {
     for (option, text) in [("--reason", &stated.reason), ("--ticket", &stated.ticket), ("--owner", &stated.owner)] {
-        workloads::check_text(option, text)?;
+        names::text(option, text)?;
     }
     let workload = known(tx, &stated.workload)?;
-    if !owners::exists(tx, &stated.owner)? {
+    if owners::find(tx, &stated.owner)?.is_none() {
         return Err(Refusal::new(codes::ADMIN_UNKNOWN, format!("no owner `{}`", stated.owner)).at("--owner"));
     }
     let StatedException { workload: id, owner, reason, ticket, seconds } = stated;
@@ -84,7 +84,7 @@ pub fn exception_list(tx: &Transaction<'_>, now: WallTime) -> Result<Outcome, Re
 /// # Errors
 /// [`codes::ADMIN_UNKNOWN`].
 pub fn exception_close(tx: &Transaction<'_>, id: &str, reason: &str, now: WallTime) -> Result<Outcome, Refusal> {
-    workloads::check_text("--reason", reason)?;
+    names::text("--reason", reason)?;
     let exception = exceptions::close(tx, id, reason, now)?;
     let push = match known(tx, &exception.workload) {
         Ok(workload) => registrations::told(tx, &workload)?,
@@ -107,7 +107,7 @@ pub fn approval_request(
     by: &Actor,
     now: WallTime,
 ) -> Result<Outcome, Refusal> {
-    workloads::check_text("--reason", &stated.reason)?;
+    names::text("--reason", &stated.reason)?;
     let workload = known(tx, &stated.workload)?;
     let StatedRequest { destination, reason, seconds, .. } = stated;
     let bounds = &shared.settings.governance;
@@ -136,7 +136,7 @@ pub fn approval_grant(
     let approver = match (&operator, break_glass) {
         (Some(operator), false) => approvals::Approver::Operator(operator),
         (None, true) if by.local => {
-            workloads::check_text("--reason", note)?;
+            names::text("--reason", note)?;
             approvals::Approver::BreakGlass(by)
         }
         (Some(_), true) => {
@@ -168,7 +168,7 @@ pub fn approval_deny(
     by: &Actor,
     now: WallTime,
 ) -> Result<Outcome, Refusal> {
-    workloads::check_text("--reason", reason)?;
+    names::text("--reason", reason)?;
     let approval = approvals::deny(tx, id, by, reason, now)?;
     let workload = known(tx, &approval.workload)?;
     let facts = json!({ "schema": 1, "changed": true, "approval": approval_shown(&approval, now) });
@@ -216,7 +216,7 @@ pub fn review_sign(
     now: WallTime,
 ) -> Result<Outcome, Refusal> {
     if !note.is_empty() {
-        workloads::check_text("--note", note)?;
+        names::text("--note", note)?;
     }
     let workload = known(tx, workload)?;
     reviews::sign(tx, &workload.id.to_string(), &by.name, note, now)?;

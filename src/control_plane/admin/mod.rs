@@ -9,6 +9,7 @@ mod operators;
 mod references;
 pub mod registrations;
 pub mod remote;
+pub mod revocations;
 pub mod roles;
 pub mod socket;
 mod trust;

@@ -1,15 +1,21 @@
 //! Commands about nodes.
 
+use std::collections::BTreeSet;
+
 use serde_json::json;
 
 use super::commands::{Effects, Outcome, only};
 use super::facts::NodeFacts;
+use super::registrations;
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
+use crate::control_plane::credentials::ledger::{self, Of};
 use crate::control_plane::events::Audience;
 use crate::control_plane::references::documents;
 use crate::control_plane::registry::nodes::{self, Node, State};
-use crate::control_plane::registry::{ownership, workloads};
+use crate::control_plane::registry::rules::Rules;
+use crate::control_plane::registry::workloads::{Target, Workload};
+use crate::control_plane::registry::{names, ownership, workloads};
 use crate::control_plane::server::Shared;
 use crate::control_plane::store::Transaction;
 use crate::control_plane::{audit, authn, basis, leases, logs, references};
@@ -149,16 +155,98 @@ pub fn explain(tx: &Transaction<'_>, shared: &Shared, node: &str, now: WallTime)
     Ok(only(facts(tx, &node, now, more)?))
 }
 
-/// Admits a waiting node. For one that is admitted already it changes its group, if one is given.
+/// Where an operator puts a node; what isn't stated stays.
+#[derive(Clone, Debug, Default)]
+pub struct Place {
+    /// Its group.
+    pub group: Option<String>,
+    /// Its environment.
+    pub environment: Option<String>,
+}
+
+impl Place {
+    /// `node`, put there. Workloads that are registered for it must be able to run there, and their processes to
+    /// be told from those of the group's.
+    fn put(self, tx: &Transaction<'_>, node: Node, rules: &Rules) -> Result<Node, Refusal> {
+        let node = Node {
+            group: self.group.or(node.group),
+            environment: self.environment.unwrap_or(node.environment),
+            ..node
+        };
+        if let Some(group) = &node.group {
+            names::plain("--group", group)?;
+        }
+        rules.environment("--environment", &node.environment)?;
+        let elsewhere = |workload: &&Workload| {
+            matches!(workload.target, Target::Node(_))
+                && !node.environment.is_empty()
+                && workload.environment != node.environment
+        };
+        if let Some(workload) = workloads::of_node(tx, &node)?.iter().find(elsewhere) {
+            let found = format!("{} is registered for it, of the environment `{}`", workload.id, workload.environment);
+            return Err(Refusal::new(codes::ADMIN_CONFLICT, found).at("--environment"));
+        }
+        workloads::of_moved_node(tx, &node)?;
+        Ok(node)
+    }
+}
+
+/// Changes a node's group or environment; what it may not hold there any more ends.
 ///
 /// # Errors
-/// [`codes::ADMIN_CONFLICT`] for a revoked node; [`codes::ENROL_ID_TAKEN`] and
+/// [`codes::ADMIN_CONFLICT`] for a revoked node, and where its workloads can't be there.
+pub fn set(tx: &Transaction<'_>, node: &str, place: Place, rules: &Rules, now: WallTime) -> Result<Outcome, Refusal> {
+    let before = nodes::resolve(tx, node)?;
+    if before.state == State::Revoked {
+        return Err(Refusal::new(codes::ADMIN_CONFLICT, "it was revoked").at(format!("node {}", before.id)));
+    }
+    let node = place.put(tx, before.clone(), rules)?;
+    let changed = node.group != before.group || node.environment != before.environment;
+    let mut effects = Effects::default();
+    if changed {
+        effects = moved(tx, &before, &node, now)?;
+    }
+    Ok((facts(tx, &node, now, json!({ "changed": changed }))?, effects))
+}
+
+/// Writes where a node is now; what it holds and may not hold there ends.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn moved(tx: &Transaction<'_>, before: &Node, node: &Node, now: WallTime) -> Result<Effects, Refusal> {
+    if node.group == before.group && node.environment == before.environment {
+        return Ok(Effects { push: registrations::attest(tx, BTreeSet::from([node.id]))?, ..Effects::default() });
+    }
+    nodes::put(tx, node)?;
+    let detail = json!({
+        "before": { "group": before.group, "environment": before.environment },
+        "after": { "group": node.group, "environment": node.environment },
+    });
+    audit::done(tx, now, "node.changed", Some(node.id), detail)?;
+    let stays: BTreeSet<String> =
+        workloads::of_node(tx, node)?.iter().map(|workload| workload.id.to_string()).collect();
+    let mut effects = Effects { push: registrations::attest(tx, BTreeSet::from([node.id]))?, ..Effects::default() };
+    for credential in ledger::live(tx, Of::Node(node.id))? {
+        if !stays.contains(&credential.workload) {
+            let reason = "its node was put elsewhere";
+            ledger::end(tx, Of::Credential(&credential.id), codes::POLICY_SCOPE, reason, now)?;
+            effects.taken = true;
+        }
+    }
+    Ok(effects)
+}
+
+/// Admits a waiting node. For one that is admitted already it changes its place, if one is given.
+///
+/// # Errors
+/// [`codes::ADMIN_CONFLICT`] for a revoked node, and where its workloads can't be there; [`codes::ENROL_ID_TAKEN`] and
 /// [`codes::ENROL_REVOKED`] when another node holds its keys or proved one of its EKs.
 pub fn approve(
     tx: &Transaction<'_>,
     node: &str,
-    group: Option<String>,
+    place: Place,
     accept_counts: bool,
+    rules: &Rules,
     now: WallTime,
 ) -> Result<Outcome, Refusal> {
     let before = nodes::resolve(tx, node)?;
@@ -167,78 +255,33 @@ pub fn approve(
             Refusal::new(codes::ADMIN_CONFLICT, "a revoked node doesn't come back").at(format!("node {}", before.id))
         );
     }
-    if let Some(group) = &group {
-        workloads::check_group(group)?;
-    }
-    let group = group.or_else(|| before.group.clone());
-    let mut changed = before.state == State::Waiting || group != before.group;
+    let put = place.put(tx, before.clone(), rules)?;
     if accept_counts {
         references::forget_high_water(tx, before.id)?;
         audit::done(tx, now, "node.counts_accepted", Some(before.id), json!({}))?;
-        changed = true;
     }
-    let node = match before.state {
-        State::Waiting => Node {
-            state: State::Admitted,
-            group,
-            admitted_by: Some("operator".to_owned()),
-            admitted_at: Some(now),
-            last_refusal: None,
-            ..before
-        },
-        State::Admitted | State::Revoked => Node { group, ..before },
+    let waits = before.state == State::Waiting;
+    let changed = waits || accept_counts || put.group != before.group || put.environment != before.environment;
+    if !waits {
+        let effects = if changed { moved(tx, &before, &put, now)? } else { Effects::default() };
+        return Ok((facts(tx, &put, now, json!({ "changed": changed }))?, effects));
+    }
+    let node = Node {
+        state: State::Admitted,
+        admitted_by: Some("operator".to_owned()),
+        admitted_at: Some(now),
+        last_refusal: None,
+        ..put
     };
-    if changed {
-        ownership::check_keys(tx, node.id, &node.ak_public, &node.node_key_spki)?;
-        nodes::put(tx, &node)?;
-        audit::claimed_eks(tx, now, &node, &ownership::claim_eks(tx, &node)?)?;
-        audit::done(
-            tx,
-            now,
-            "node.approved",
-            Some(node.id),
-            json!({ "grade": node.grade, "group": node.group, "by": node.admitted_by }),
-        )?;
-    }
-    let facts = facts(tx, &node, now, json!({ "changed": changed }))?;
-    let push = vec![(Audience::Node(node.id), Event::Attest)];
-    Ok((facts, Effects { push: if changed { push } else { Vec::new() }, ..Effects::default() }))
-}
-
-/// Revokes a node for good: its lease ends, its streams end, it can't enrol again under any of its EKs.
-///
-/// # Errors
-/// As [`nodes::resolve`].
-pub fn revoke(tx: &Transaction<'_>, node: &str, reason: &str, now: WallTime) -> Result<Outcome, Refusal> {
-    workloads::check_text("--reason", reason)?;
-    let before = nodes::resolve(tx, node)?;
-    if before.state == State::Revoked {
-        return Ok(only(facts(tx, &before, now, json!({ "changed": false }))?));
-    }
-    // A waiting node with the key or an EK of another one only claims them: it takes nothing along.
-    ownership::check_keys(tx, before.id, &before.ak_public, &before.node_key_spki).map_err(
-        |refusal| match refusal.code {
-            codes::STORE_FAILED => refusal,
-            _ => Refusal { code: codes::ADMIN_CONFLICT, ..refusal }.at(format!("node {}", before.id)),
-        },
-    )?;
-    let aliases = match before.state {
-        // Its own EK is proven. What a node that nobody ever admitted says of others is not, and
-        // must not keep their TPMs out.
-        State::Waiting => Vec::new(),
-        State::Admitted | State::Revoked => before.aliases.clone(),
-    };
-    let revoked_reason = Some(reason.to_owned());
-    let node = Node { state: State::Revoked, aliases, revoked_at: Some(now), revoked_reason, ..before };
+    ownership::check_keys(tx, node.id, &node.ak_public, &node.node_key_spki)?;
     nodes::put(tx, &node)?;
     audit::claimed_eks(tx, now, &node, &ownership::claim_eks(tx, &node)?)?;
-    leases::end(tx, node.id, codes::GATE_REVOKED)?;
-    tx.execute("DELETE FROM nonces WHERE node = ?1 AND used_at IS NULL", [node.id.as_bytes()])?;
-    audit::done(tx, now, "node.revoked", Some(node.id), json!({ "reason": reason }))?;
-    let told = Refusal { code: codes::GATE_REVOKED, ..authn::revoked(&node) };
+    let detail = json!({
+        "grade": node.grade, "group": node.group, "environment": node.environment, "by": node.admitted_by,
+    });
+    audit::done(tx, now, "node.approved", Some(node.id), detail)?;
     let facts = facts(tx, &node, now, json!({ "changed": true }))?;
-    let push = vec![(Audience::Node(node.id), Event::Revoked(told))];
-    Ok((facts, Effects { push, ca: false, taken: true }))
+    Ok((facts, Effects { push: vec![(Audience::Node(node.id), Event::Attest)], ..Effects::default() }))
 }
 
 /// The facts about a node, and what a command adds to them.

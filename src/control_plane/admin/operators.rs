@@ -38,7 +38,7 @@ pub fn add(
             .expected("`leasehold-server workload add` first, for the machine the operator works on"));
     }
     if let Some(owner) = owner
-        && !owners::exists(tx, owner)?
+        && owners::find(tx, owner)?.is_none()
     {
         return Err(Refusal::new(codes::ADMIN_UNKNOWN, format!("no owner `{}`", owner.escape_debug()))
             .at("--owner")

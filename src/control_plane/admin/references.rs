@@ -11,7 +11,7 @@ use crate::control_plane::basis::Basis;
 use crate::control_plane::events::Audience;
 use crate::control_plane::reference::{difference, learn};
 use crate::control_plane::references::documents::{self, Facts, Target};
-use crate::control_plane::registry::{nodes, workloads};
+use crate::control_plane::registry::{names, nodes};
 use crate::control_plane::settings::Settings;
 use crate::control_plane::store::Transaction;
 use crate::control_plane::{audit, leases, logs, references, replay};
@@ -168,7 +168,7 @@ fn target(tx: &Transaction<'_>, node: Option<&str>, group: Option<&str>) -> Resu
     match (node, group) {
         (Some(node), None) => Ok(Target::Node(nodes::resolve(tx, node)?.id)),
         (None, Some(group)) => {
-            workloads::check_group(group)?;
+            names::plain("--node-group", group)?;
             Ok(Target::Group(group.to_owned()))
         }
         _ => Err(Refusal::new(codes::ADMIN_INVALID, "no target, or two").expected("one of --node, --node-group")),

@@ -6,7 +6,9 @@ use clap::{Args, Parser, Subcommand};
 
 use super::client::{Client, Local};
 use super::reference::ReferenceCommand;
+use super::registry::{DestinationCommand, EkCommand, NodeCommand, OwnerCommand, WorkloadCommand};
 use super::remote::Remote;
+use super::revoke::{RevocationCommand, RevokeCommand};
 use crate::codes::Refusal;
 use crate::config::{self, ServerConfig};
 use crate::control_plane::dev::command::DevArguments;
@@ -126,6 +128,9 @@ pub enum Command {
     /// Owners: who answers for a workload.
     #[command(subcommand)]
     Owner(OwnerCommand),
+    /// Destinations: what credentials are for.
+    #[command(subcommand)]
+    Destination(DestinationCommand),
     /// Workloads: which identities there are, on which nodes, for which processes.
     #[command(subcommand)]
     Workload(WorkloadCommand),
@@ -158,162 +163,15 @@ pub enum Command {
     /// The trust domain's CAs and their rotation.
     #[command(subcommand)]
     Ca(CaCommand),
-    /// Takes something back, now and for good.
+    /// Takes something back, now: a node, a workload, an owner's workloads, a credential, a task.
     #[command(subcommand)]
     Revoke(RevokeCommand),
+    /// Revocations that were made: who was told, who acknowledged, who has proven it.
+    #[command(subcommand)]
+    Revocation(RevocationCommand),
     /// The record of what was decided.
     #[command(subcommand)]
     Audit(AuditCommand),
-}
-
-/// Commands about nodes. NODE is a node's id or the start of it (at least 6 digits).
-#[derive(Clone, Debug, Subcommand)]
-pub enum NodeCommand {
-    /// Lists all nodes.
-    List,
-    /// Shows one node with its lease and its latest verified quote.
-    Show {
-        /// The node.
-        node: String,
-    },
-    /// Admits a waiting node: its TPM is genuine or known to you, and it may attest.
-    ///
-    /// Compare the id with the one that `leasehold-agent status` prints on the machine itself.
-    Approve {
-        /// The node.
-        node: String,
-        /// Puts it in this group; workloads can be registered for a group.
-        #[arg(long)]
-        group: Option<String>,
-        /// Accepts that the TPM's reset count or clock went back: after a TPM was rightly cleared.
-        ///
-        /// Otherwise that is how a copied or rolled-back TPM shows.
-        #[arg(long)]
-        accept_counts: bool,
-    },
-    /// Revokes a node for good: its lease ends at once, and it can't enrol again.
-    Revoke {
-        /// The node.
-        node: String,
-        /// Why; it is recorded and the node is told.
-        #[arg(long)]
-        reason: String,
-    },
-    /// Says step by step why a node has, or has not, a lease, and what would change that.
-    ///
-    /// Exit code 0 if it has one, 3 if a step is missing, 4 if its measurements are refused.
-    Explain {
-        /// The node.
-        node: String,
-    },
-}
-
-/// Commands about EKs.
-#[derive(Clone, Debug, Subcommand)]
-pub enum EkCommand {
-    /// Names an EK: a node with it is graded `listed` and joins when it enrols.
-    #[command(group(clap::ArgGroup::new("ek").required(true).args(["name", "cert", "public"])))]
-    Add {
-        /// The EK's TPM name in hexadecimal: 000b and the SHA-256 of its public area.
-        #[arg(long, value_name = "HEX")]
-        name: Option<String>,
-        /// The EK's certificate, DER or PEM.
-        #[arg(long, value_name = "FILE")]
-        cert: Option<PathBuf>,
-        /// The EK's public area, TPMT_PUBLIC or TPM2B_PUBLIC.
-        #[arg(long, value_name = "FILE")]
-        public: Option<PathBuf>,
-        /// Your words for it, e.g. an inventory number.
-        #[arg(long)]
-        label: String,
-        /// The group its node is put in.
-        #[arg(long)]
-        group: Option<String>,
-    },
-    /// Lists the named EKs.
-    List,
-    /// Removes one; a node that joined by it stays.
-    Remove {
-        /// The value that `ek list` shows.
-        value: String,
-    },
-}
-
-/// Commands about owners.
-#[derive(Clone, Debug, Subcommand)]
-pub enum OwnerCommand {
-    /// Adds an owner.
-    Add {
-        /// Its name, e.g. a team's.
-        name: String,
-        /// How to reach it.
-        #[arg(long, default_value = "")]
-        contact: String,
-    },
-    /// Lists the owners.
-    List,
-}
-
-/// Commands about workloads.
-#[derive(Clone, Debug, Subcommand)]
-pub enum WorkloadCommand {
-    /// Registers a workload. Its nodes hear of it at once.
-    ///
-    /// Example: leasehold-server workload add --id spiffe://example.org/web --owner shop
-    /// --purpose 'serves the shop' --node 3f9a02 --selector unix:uid:1000
-    Add(WorkloadAdd),
-    /// Lists the workloads.
-    List,
-    /// Removes a workload: nothing is issued for it any more, and its nodes withdraw what they hold.
-    Remove {
-        /// Its SPIFFE ID.
-        id: String,
-    },
-}
-
-/// A workload.
-#[derive(Clone, Debug, Args)]
-pub struct WorkloadAdd {
-    /// Its SPIFFE ID, in this server's trust domain.
-    #[arg(long, value_name = "SPIFFE-ID")]
-    pub id: String,
-    /// Who answers for it; see `owner add`.
-    #[arg(long)]
-    pub owner: String,
-    /// What it is for, in a few words.
-    #[arg(long)]
-    pub purpose: String,
-    /// Where it may run.
-    #[command(flatten)]
-    pub target: WorkloadTarget,
-    /// What a process must match, every one of them: unix:uid:N, unix:gid:N (effective),
-    /// unix:supplementary-gid:N, unix:path:/PATH, unix:sha256:HEX (of its executable),
-    /// systemd:unit:app.service, systemd:slice:system.slice, systemd:invocation:HEX,
-    /// cgroup:path:/PATH, container:id:HEX (all 64 digits).
-    #[arg(long = "selector", required = true, value_name = "TYPE:KEY:VALUE")]
-    pub selectors: Vec<String>,
-    /// People may use it, too: processes of login sessions, which are refused otherwise. For trying
-    /// things from a terminal, and for jobs of cron, which PAM marks as somebody's login.
-    #[arg(long)]
-    pub interactive: bool,
-    /// The longest lifetime of its credentials in seconds, if shorter than the server's.
-    #[arg(long, value_name = "SECONDS")]
-    pub ttl: Option<u64>,
-    /// A hint for clients with several identities.
-    #[arg(long, default_value = "")]
-    pub hint: String,
-}
-
-/// Where a workload may run.
-#[derive(Clone, Debug, Args)]
-#[group(required = true, multiple = false)]
-pub struct WorkloadTarget {
-    /// The node it is for …
-    #[arg(long)]
-    pub node: Option<String>,
-    /// … or the group of nodes.
-    #[arg(long)]
-    pub node_group: Option<String>,
 }
 
 /// Commands about CAs.
@@ -330,27 +188,6 @@ pub enum CaCommand {
         /// Doesn't wait until every node has had the time to learn of the new CA.
         #[arg(long)]
         early: bool,
-    },
-}
-
-/// What can be revoked.
-#[derive(Clone, Debug, Subcommand)]
-pub enum RevokeCommand {
-    /// As `node revoke`.
-    Node {
-        /// The node.
-        node: String,
-        /// Why; it is recorded and the node is told.
-        #[arg(long)]
-        reason: String,
-    },
-    /// Removes a workload's registration and records why.
-    Workload {
-        /// Its SPIFFE ID.
-        id: String,
-        /// Why; it is recorded.
-        #[arg(long)]
-        reason: String,
     },
 }
 

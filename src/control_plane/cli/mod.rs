@@ -7,7 +7,9 @@ mod governance;
 mod operator;
 mod print;
 mod reference;
+mod registry;
 mod remote;
+mod revoke;
 mod run;
 
 use std::io::{BufRead, IsTerminal};
@@ -17,13 +19,9 @@ use clap::Parser;
 use serde_json::Value;
 
 pub use args::Cli;
-use args::{
-    AuditCommand, CaCommand, Command, EkCommand, NodeCommand, OwnerCommand, RevokeCommand, Shared, WorkloadCommand,
-};
+use args::{AuditCommand, CaCommand, Command, Shared};
 
 use super::admin;
-use super::admin::registrations::StatedEk;
-use super::registry::workloads::Stated;
 use crate::codes::exit::{CONTRAINDICATED, DONE, FAILED, UNAVAILABLE, USAGE, WARNING};
 use crate::codes::{self, Refusal};
 use crate::output::{self, say};
@@ -63,6 +61,11 @@ fn administer(cli: &Shared, command: Command) -> Result<u8, Refusal> {
             return tail(cli, &client, after, lines, follow);
         }
         Command::Reference(command) => return reference::run(cli, &client, command),
+        Command::Revoke(command) => return revoke::revoke(cli, &client, command),
+        Command::Node(registry::NodeCommand::Revoke(stated)) => {
+            return revoke::revoke(cli, &client, revoke::RevokeCommand::Node(stated));
+        }
+        Command::Revocation(command) => return revoke::revocation(cli, &client, command),
         command => request(command)?,
     };
     let explains = matches!(command, admin::Command::NodeExplain { .. });
@@ -81,46 +84,11 @@ fn administer(cli: &Shared, command: Command) -> Result<u8, Refusal> {
 fn request(command: Command) -> Result<admin::Command, Refusal> {
     use admin::Command as Admin;
     Ok(match command {
-        Command::Node(NodeCommand::List) => Admin::NodeList,
-        Command::Node(NodeCommand::Show { node }) => Admin::NodeShow { node },
-        Command::Node(NodeCommand::Explain { node }) => Admin::NodeExplain { node },
-        Command::Node(NodeCommand::Approve { node, group, accept_counts }) => {
-            Admin::NodeApprove { node, group, accept_counts }
-        }
-        Command::Node(NodeCommand::Revoke { node, reason }) | Command::Revoke(RevokeCommand::Node { node, reason }) => {
-            Admin::NodeRevoke { node, reason }
-        }
-        Command::Ek(EkCommand::Add { name, cert, public, label, group }) => Admin::EkAdd(StatedEk {
-            name,
-            certificate: cert.map(|path| client::read_certificate(&path)).transpose()?,
-            public: public.map(|path| client::read_hex(&path)).transpose()?,
-            label,
-            group,
-        }),
-        Command::Ek(EkCommand::List) => Admin::EkList,
-        Command::Ek(EkCommand::Remove { value }) => Admin::EkRemove { value },
-        Command::Owner(OwnerCommand::Add { name, contact }) => Admin::OwnerAdd { name, contact },
-        Command::Owner(OwnerCommand::List) => Admin::OwnerList,
-        Command::Workload(WorkloadCommand::Add(add)) => Admin::WorkloadAdd(Stated {
-            id: add.id,
-            owner: add.owner,
-            purpose: add.purpose,
-            hint: add.hint,
-            ttl_seconds: add.ttl,
-            node: add.target.node,
-            node_group: add.target.node_group,
-            selectors: add.selectors,
-            description: String::new(),
-            tier: None,
-            audiences: Vec::new(),
-            destinations: Vec::new(),
-            roles: Vec::new(),
-            third_party: false,
-            interactive: add.interactive,
-        }),
-        Command::Workload(WorkloadCommand::List) => Admin::WorkloadList,
-        Command::Workload(WorkloadCommand::Remove { id }) => Admin::WorkloadRemove { id, reason: None },
-        Command::Revoke(RevokeCommand::Workload { id, reason }) => Admin::WorkloadRemove { id, reason: Some(reason) },
+        Command::Node(command) => registry::node(command),
+        Command::Ek(command) => registry::ek(command)?,
+        Command::Owner(command) => registry::owner(command),
+        Command::Destination(command) => registry::destination(command),
+        Command::Workload(command) => registry::workload(command),
         Command::Operator(command) => operator::request(command),
         Command::Approval(command) => governance::approval(command)?,
         Command::Exception(command) => governance::exception(command)?,
@@ -130,7 +98,13 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         Command::Ca(CaCommand::Show) => Admin::CaShow,
         Command::Ca(CaCommand::Prepare) => Admin::CaPrepare,
         Command::Ca(CaCommand::Rotate { early }) => Admin::CaRotate { early },
-        Command::Run { .. } | Command::Dev(_) | Command::Appraise(_) | Command::Audit(_) | Command::Reference(_) => {
+        Command::Run { .. }
+        | Command::Dev(_)
+        | Command::Appraise(_)
+        | Command::Audit(_)
+        | Command::Reference(_)
+        | Command::Revoke(_)
+        | Command::Revocation(_) => {
             return Err(Refusal::new(codes::ADMIN_INVALID, "BUG: this command is carried out elsewhere"));
         }
     })

@@ -129,6 +129,16 @@ pub fn live(tx: &Transaction<'_>, of: Of<'_>) -> Result<Vec<Credential>, Refusal
     Ok(found)
 }
 
+/// The credential with this id, live or not.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn find(tx: &Transaction<'_>, id: &str) -> Result<Option<Credential>, Refusal> {
+    let mut statement = tx.prepare_cached(&format!("SELECT {COLUMNS} FROM credentials WHERE id = ?1"))?;
+    let mut rows = statement.query([id])?;
+    rows.next()?.map(read).transpose()
+}
+
 /// Ends the live ones, each with its record; gives back which.
 ///
 /// # Errors

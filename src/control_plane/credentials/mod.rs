@@ -10,6 +10,7 @@ use super::ca::Issuing;
 use super::issuer::{self, Leaf};
 use super::leases::{self, LeaseRow};
 use super::policy::{self, Action, Question};
+use super::registry::keys;
 use super::registry::nodes::Node;
 use super::registry::workloads::{self, Workload};
 use super::server::Shared;
@@ -114,7 +115,7 @@ fn one(
 /// Issues the X.509-SVID that `question` asked for and `decision` grants, and enters it in the ledger.
 ///
 /// # Errors
-/// As [`Issuing::issue`].
+/// As [`Issuing::issue`] and [`keys::claim`].
 pub fn issue_leaf(
     tx: &Transaction<'_>,
     issuing: &Issuing,
@@ -126,6 +127,7 @@ pub fn issue_leaf(
 ) -> Result<Leaf, Refusal> {
     let Question { workload, task, .. } = *question;
     let leaf = issuing.issue(tx, &workload.id, spki, now, term)?;
+    keys::claim(tx, spki, &workload.id.to_string(), now, leaf.not_after)?;
     let credential = Credential {
         id: hex::encode(&leaf.serial),
         kind: Kind::X509,

@@ -8,9 +8,9 @@ pub mod report;
 pub mod reviews;
 
 use super::admin::registrations;
-use super::credentials::ledger::{self, Of};
 use super::events::Audience;
 use super::registry::workloads;
+use super::revocation::{Cause, What, take_back};
 use super::server::Shared;
 use super::store::Transaction;
 use crate::clock::WallTime;
@@ -58,12 +58,14 @@ pub fn round(tx: &Transaction<'_>, shared: &Shared, now: WallTime) -> Result<Vec
 
 /// Ends what was issued to a workload, and says whom to tell.
 fn taken(tx: &Transaction<'_>, id: &str, reason: &str, now: WallTime) -> Result<Vec<(Audience, Event)>, Refusal> {
-    ledger::end(tx, Of::Workload(id), codes::POLICY_GUARDRAIL, reason, now)?;
-    let Ok(id) = SpiffeId::new(id) else { return Ok(Vec::new()) };
-    match workloads::find(tx, &id)? {
-        Some(workload) => registrations::told(tx, &workload),
-        None => Ok(Vec::new()),
+    let cause = Cause { kind: "workload", target: id, reason, code: codes::POLICY_GUARDRAIL };
+    let mut push = take_back(tx, &What::Workloads(vec![id.to_owned()]), &cause, now)?.push();
+    if let Ok(id) = SpiffeId::new(id)
+        && let Some(workload) = workloads::find(tx, &id)?
+    {
+        push.extend(registrations::told(tx, &workload)?);
     }
+    Ok(push)
 }
 
 /// Bounds and habits, from the configuration.

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::names;
+use super::rules::Rules;
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::store::{OptionalExtension, Transaction, params, signed, unsigned};
@@ -17,7 +19,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    const fn as_str(self) -> &'static str {
+    /// As in the store and in files.
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Name => "name",
             Self::Key => "key",
@@ -36,38 +39,76 @@ pub struct KnownEk {
     pub label: String,
     /// The group a node with it is put in.
     pub group: Option<String>,
+    /// The environment a node with it belongs to; empty for none.
+    pub environment: String,
     /// RFC 3339.
     pub added: String,
 }
 
-/// Adds an EK. Adding it again with the same label and group changes nothing. Returns whether it is new.
+/// What an operator says of an EK.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Words {
+    /// Words for it.
+    pub label: String,
+    /// The group a node with it is put in.
+    pub group: Option<String>,
+    /// The environment a node with it belongs to; empty for none.
+    pub environment: String,
+}
+
+impl Words {
+    /// Checks what an operator stated.
+    ///
+    /// # Errors
+    /// [`codes::ADMIN_INVALID`].
+    pub fn checked(self, rules: &Rules) -> Result<Self, Refusal> {
+        names::text("--label", &self.label)?;
+        if let Some(group) = &self.group {
+            names::plain("--group", group)?;
+        }
+        rules.environment("--environment", &self.environment)?;
+        Ok(self)
+    }
+}
+
+impl KnownEk {
+    /// What an operator said of it.
+    pub fn words(&self) -> Words {
+        Words { label: self.label.clone(), group: self.group.clone(), environment: self.environment.clone() }
+    }
+}
+
+/// Adds an EK. Adding it again in the same words changes nothing. Returns whether it is new.
 ///
 /// # Errors
-/// [`codes::ADMIN_CONFLICT`] when it is known with another label or group.
-pub fn add(
-    tx: &Transaction<'_>,
-    kind: Kind,
-    value: &[u8],
-    label: &str,
-    group: Option<&str>,
-    now: WallTime,
-) -> Result<bool, Refusal> {
+/// [`codes::ADMIN_CONFLICT`] when it is known in other words.
+pub fn add(tx: &Transaction<'_>, kind: Kind, value: &[u8], words: &Words, now: WallTime) -> Result<bool, Refusal> {
     if let Some(known) = find(tx, kind, value)? {
-        return match known.label == label && known.group.as_deref() == group {
+        return match known.words() == *words {
             true => Ok(false),
             false => Err(Refusal::new(
                 codes::ADMIN_CONFLICT,
                 format!("it is listed as `{}`, group {}", known.label, known.group.as_deref().unwrap_or("none")),
             )
             .at(known.value)
-            .expected("the same label and group, or `ek remove` first")),
+            .expected("the same label, group and environment, or `ek remove` first")),
         };
     }
-    tx.execute(
-        "INSERT INTO known_eks(kind, value, label, node_group, added_at) VALUES (?1, ?2, ?3, ?4, ?5)",
-        params![kind.as_str(), value, label, group, signed(now.0)],
-    )?;
+    put(tx, kind, value, words, now)?;
     Ok(true)
+}
+
+/// Writes an EK as it is to be. A node that has joined by it stays as it is.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn put(tx: &Transaction<'_>, kind: Kind, value: &[u8], words: &Words, now: WallTime) -> Result<(), Refusal> {
+    tx.execute(
+        "INSERT INTO known_eks(kind, value, label, node_group, environment, added_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+         ON CONFLICT(kind, value) DO UPDATE SET label = ?3, node_group = ?4, environment = ?5",
+        params![kind.as_str(), value, words.label, words.group, words.environment, signed(now.0)],
+    )?;
+    Ok(())
 }
 
 /// Removes an EK. Nodes that were admitted by it stay admitted.
@@ -86,8 +127,7 @@ pub fn remove(tx: &Transaction<'_>, value: &[u8]) -> Result<(), Refusal> {
 /// # Errors
 /// [`codes::STORE_FAILED`].
 pub fn all(tx: &Transaction<'_>) -> Result<Vec<KnownEk>, Refusal> {
-    let mut statement =
-        tx.prepare("SELECT kind, value, label, node_group, added_at FROM known_eks ORDER BY added_at, value")?;
+    let mut statement = tx.prepare(&format!("SELECT {COLUMNS} FROM known_eks ORDER BY added_at, value"))?;
     let rows = statement.query_map([], read)?;
     Ok(rows.collect::<Result<_, _>>()?)
 }
@@ -103,10 +143,16 @@ pub fn lookup(tx: &Transaction<'_>, name: &[u8], key: &[u8]) -> Result<Option<Kn
     }
 }
 
-fn find(tx: &Transaction<'_>, kind: Kind, value: &[u8]) -> Result<Option<KnownEk>, Refusal> {
+const COLUMNS: &str = "kind, value, label, node_group, added_at, environment";
+
+/// The EK that is named so.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn find(tx: &Transaction<'_>, kind: Kind, value: &[u8]) -> Result<Option<KnownEk>, Refusal> {
     Ok(tx
         .query_row(
-            "SELECT kind, value, label, node_group, added_at FROM known_eks WHERE kind = ?1 AND value = ?2",
+            &format!("SELECT {COLUMNS} FROM known_eks WHERE kind = ?1 AND value = ?2"),
             params![kind.as_str(), value],
             read,
         )
@@ -120,6 +166,7 @@ fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<KnownEk> {
         value: hex::encode(row.get::<_, Vec<u8>>(1)?),
         label: row.get(2)?,
         group: row.get(3)?,
+        environment: row.get(5)?,
         added: WallTime(unsigned(row.get(4)?)).to_string(),
     })
 }

@@ -52,6 +52,12 @@ impl Generation {
                 "UPDATE leases SET ends_at = 0, ended_code = ?1, sequence = max(sequence, ?2)",
                 params![codes::PROTOCOL_EPOCH.as_str(), signed(ahead)],
             )?;
+            // A node may still say that it applied a withdrawal made after the backup: no other may have its number.
+            tx.execute(
+                "INSERT INTO revocations(number, at, kind, target, reason, credentials) VALUES (?1, 0, 'ca', '', '', 0)",
+                [signed(ahead)],
+            )?;
+            tx.execute("DELETE FROM revocations WHERE number = ?1", [signed(ahead)])?;
             let bundle = meta::number(tx, "bundle_sequence")?;
             meta::set_number(tx, "bundle_sequence", bundle.max(ahead))?;
             meta::set(tx, "epoch", &random_epoch()?)?;

@@ -17,7 +17,7 @@ use super::generated::{
 };
 use super::limits::Slot;
 use super::repeats::Repeats;
-use super::{CODE_METADATA, Denied, NO_IDENTITY, Source, messages};
+use super::{CODE_METADATA, Changes, Denied, NO_IDENTITY, Source, messages};
 use crate::clock::BootInstant;
 use crate::codes::{self, Refusal};
 use crate::shutdown::CancellationToken;
@@ -39,8 +39,14 @@ pub(super) struct Caller {
 }
 
 impl Caller {
+    /// Who made this request.
+    pub(super) fn of<R>(request: &Request<R>) -> Result<Self, Status> {
+        let caller = request.extensions().get::<Self>().cloned();
+        caller.ok_or_else(|| Status::internal("BUG: a request without its connection's caller"))
+    }
+
     /// Waits for what ends every call of this caller.
-    async fn over(&mut self) -> Status {
+    pub(super) async fn over(&mut self) -> Status {
         tokio::select! {
             biased;
             () = self.stopping.cancelled() => {
@@ -84,31 +90,31 @@ impl<S: Source> SpiffeWorkloadApi for Service<S> {
         self.open::<X509Bundles, _>(&request).await
     }
 
-    async fn fetch_jwtsvid(&self, _: Request<JwtsvidRequest>) -> Result<Response<JwtsvidResponse>, Status> {
-        Err(not_served())
+    async fn fetch_jwtsvid(&self, request: Request<JwtsvidRequest>) -> Result<Response<JwtsvidResponse>, Status> {
+        self.jwt(request).await
     }
 
     async fn fetch_jwt_bundles(
         &self,
-        _: Request<JwtBundlesRequest>,
+        request: Request<JwtBundlesRequest>,
     ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
-        Err(not_served())
+        self.open::<JwtBundles, _>(&request).await
     }
 
     async fn validate_jwtsvid(
         &self,
-        _: Request<ValidateJwtsvidRequest>,
+        request: Request<ValidateJwtsvidRequest>,
     ) -> Result<Response<ValidateJwtsvidResponse>, Status> {
-        Err(not_served())
+        self.validate(request).await
     }
 }
 
 impl<S: Source> Service<S> {
     async fn open<F: Feed, R>(&self, request: &Request<R>) -> Result<Response<Answers<F::Message>>, Status> {
-        let caller = request.extensions().get::<Caller>().cloned();
-        let caller = caller.ok_or_else(|| Status::internal("BUG: a request without its connection's caller"))?;
+        let caller = Caller::of(request)?;
         let arrived = caller.arrived;
         let mut open = Open {
+            // Before the first question: a change while it is answered must be seen afterwards.
             changes: self.source.changes(),
             source: Arc::clone(&self.source),
             caller,
@@ -118,8 +124,6 @@ impl<S: Source> Service<S> {
             at_once: false,
             sent: [0; 32],
         };
-        // Before the first question: a change while it is answered must be seen afterwards.
-        open.changes.mark_unchanged();
         let asked = BootInstant::now();
         let first = match open.ask::<F>(arrived).await? {
             Ok(message) => message,
@@ -180,6 +184,16 @@ impl Feed for X509Bundles {
     }
 }
 
+struct JwtBundles;
+
+impl Feed for JwtBundles {
+    type Message = JwtBundlesResponse;
+
+    async fn ask<S: Source>(source: &S, peer: &Peer, arrived: BootInstant) -> Result<Self::Message, Denied> {
+        messages::jwt_bundles(source.jwt_bundles(peer, arrived).await?)
+    }
+}
+
 /// An open stream.
 ///
 /// It is polled as soon as its last answer has left it for the HTTP library, and hands over what it
@@ -187,7 +201,7 @@ impl Feed for X509Bundles {
 struct Open<S> {
     source: Arc<S>,
     caller: Caller,
-    changes: watch::Receiver<u64>,
+    changes: Changes,
     retry: Duration,
     repeats: Arc<Repeats>,
     /// The last question had no answer: ask again without a change, too.
@@ -202,12 +216,14 @@ impl<S: Source> Open<S> {
     /// The next message that differs from the last one, or how the stream ends.
     async fn next<F: Feed>(&mut self) -> Result<F::Message, Status> {
         loop {
+            // What was answered before has been taken, or there was nothing to take.
+            self.changes.dealt_with();
             let at_once = std::mem::take(&mut self.at_once);
             let pause = if at_once { Duration::ZERO } else { self.retry_after() };
             tokio::select! {
                 biased;
                 status = self.caller.over() => return Err(status),
-                changed = self.changes.changed() => if changed.is_err() {
+                changed = self.changes.changed() => if !changed {
                     return Err(unavailable(&Refusal::new(codes::DELIVERY_STOPPING, "the agent is stopping")));
                 },
                 () = tokio::time::sleep(pause), if self.waiting || at_once => {}
@@ -235,7 +251,7 @@ impl<S: Source> Open<S> {
     fn holds(&self, asked: BootInstant) -> bool {
         !self.caller.stopping.is_cancelled()
             && self.caller.lost.borrow().is_none()
-            && self.changes.has_changed().is_ok_and(|changed| !changed)
+            && self.changes.unchanged()
             && BootInstant::now().since(asked) <= OLD
     }
 
@@ -249,10 +265,7 @@ impl<S: Source> Open<S> {
     }
 
     fn refuse(&self, refusal: &Refusal, status: fn(&Refusal) -> Status) -> Status {
-        if let Some(before) = self.repeats.due(self.caller.peer.uid(), refusal.code, BootInstant::now()) {
-            tracing::info!(peer = %self.caller.peer, code = %refusal.code, %refusal, held_back = before, "nothing released");
-        }
-        status(refusal)
+        refused(&self.repeats, &self.caller.peer, refusal, status)
     }
 
     /// Between half and the whole of the retry time, so that waiting streams don't ask as one.
@@ -280,8 +293,18 @@ pub(super) fn header_missing() -> Status {
     with_code(Status::invalid_argument("security header missing from request"), &refusal)
 }
 
-fn not_served() -> Status {
-    Status::unimplemented("JWT-SVIDs are not served by this version")
+/// `InvalidArgument` for a request that can't be answered, or a token that isn't valid; with what its
+/// code means, for the token itself is nobody's to repeat.
+pub(super) fn invalid(refusal: &Refusal) -> Status {
+    with_code(Status::invalid_argument(refusal.code.meaning()), refusal)
+}
+
+/// Logs why a caller gets nothing, now and then, and says it to them.
+pub(super) fn refused(repeats: &Repeats, peer: &Peer, refusal: &Refusal, status: fn(&Refusal) -> Status) -> Status {
+    if let Some(before) = repeats.due(peer.uid(), refusal.code, BootInstant::now()) {
+        tracing::info!(%peer, code = %refusal.code, %refusal, held_back = before, "nothing released");
+    }
+    status(refusal)
 }
 
 fn with_code(mut status: Status, refusal: &Refusal) -> Status {

@@ -238,7 +238,7 @@ fn is_boot_aggregate(entry: &ImaEntry<'_>) -> bool {
 /// the name. `ima-sig` and `ima-buf` are laid out alike, and a buffer would pass for a file with its content,
 /// a signature for a buffer. But the digest of a buffer is the buffer's, and a file's is not that of its
 /// signature; and names of buffers are no absolute paths.
-fn relabelled(entry: &ImaEntry<'_>) -> Option<&'static str> {
+pub(super) fn relabelled(entry: &ImaEntry<'_>) -> Option<&'static str> {
     let fields = &entry.fields;
     let is_of = |bytes: &[u8]| LogHash::from_name(fields.algorithm).map(|hash| hash.digest(&[bytes]) == fields.digest);
     match entry.template {

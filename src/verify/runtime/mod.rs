@@ -7,10 +7,12 @@
 
 mod judge;
 mod rules;
+mod search;
 mod signature;
 
 pub use judge::{Advanced, Judge};
 pub use rules::CompiledRules;
+pub use search::Search;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -24,3 +24,11 @@ CREATE TABLE destinations(
     description TEXT NOT NULL,
     created_at INTEGER NOT NULL
 ) STRICT;
+
+-- The keys that certificates were issued over, until the last of them runs out: none serves two workloads.
+CREATE TABLE credential_keys(
+    digest BLOB PRIMARY KEY CHECK (length(digest) = 32),
+    workload TEXT NOT NULL,
+    not_after INTEGER NOT NULL
+) STRICT;
+CREATE INDEX credential_keys_by_end ON credential_keys(not_after);

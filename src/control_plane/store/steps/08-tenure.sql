@@ -55,7 +55,7 @@ CREATE INDEX tasks_by_id ON tasks(id, began_at);
 CREATE TABLE revocations(
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     at INTEGER NOT NULL,
-    kind TEXT NOT NULL CHECK (kind IN ('node', 'workload', 'owner', 'credential', 'task')),
+    kind TEXT NOT NULL CHECK (kind IN ('node', 'workload', 'owner', 'credential', 'task', 'ca')),
     target TEXT NOT NULL,
     reason TEXT NOT NULL,
     -- Credentials that it ended.
@@ -71,6 +71,18 @@ CREATE TABLE withdrawals(
     told_at INTEGER,
     acknowledged_at INTEGER,
     proven_at INTEGER,
+    -- The same in milliseconds after the command, where one process saw both.
+    told_ms INTEGER,
+    acknowledged_ms INTEGER,
+    proven_ms INTEGER,
     PRIMARY KEY (revocation, node)
 ) STRICT;
 CREATE INDEX open_withdrawals ON withdrawals(node) WHERE proven_at IS NULL;
+-- Who holds something of a workload, also of what ended before its time.
+CREATE INDEX credentials_by_holder ON credentials(workload, node, not_after);
+-- What relying parties must not take although its time isn't over.
+CREATE INDEX denied_credentials ON credentials(kind, signer, not_after)
+    WHERE ended_at IS NOT NULL AND ended_code <> 'issuer.expired';
+-- A CA taken out of the bundle before its time: nothing under it counts, but nodes that know no other are led on.
+ALTER TABLE ca_keys ADD COLUMN removed_at INTEGER;
+ALTER TABLE ca_keys ADD COLUMN removed_reason TEXT;

@@ -25,6 +25,7 @@ use super::{admin, attestation, audit, basis, credentials, enrolment, tasks, tok
 use crate::clock::WallTime;
 use crate::codes::{self, Code, Refusal};
 use crate::identity::NodeId;
+use crate::protocol::records;
 use crate::protocol::{
     self, AttestRequest, BODY_LIMIT, CredentialRequest, Event, FreshNonce, GrantRequest, MEDIA_TYPE, Noted, Refused,
     WithdrawalsApplied,
@@ -70,6 +71,13 @@ pub const ROUTES: &[Route] = &[
     Route { method: Method::POST, path: "/v1/grants", access: Access::Node, limit: 64 << 10, call: Call::Grants },
     Route { method: Method::POST, path: "/v1/tasks/end", access: Access::Node, limit: 1 << 20, call: Call::TasksEnd },
     Route { method: Method::GET, path: "/v1/bundle", access: Access::Anyone, limit: 0, call: Call::Bundle },
+    Route {
+        method: Method::POST,
+        path: "/v1/records",
+        access: Access::Node,
+        limit: records::BODY_LIMIT,
+        call: Call::Records,
+    },
     Route { method: Method::GET, path: "/v1/events", access: Access::Node, limit: 0, call: Call::Events },
     Route {
         method: Method::POST,
@@ -104,6 +112,7 @@ enum Call {
     Grants,
     Bundle,
     TasksEnd,
+    Records,
     Events,
     Admin,
     /// The one call that a revoked node is served: it says that it applied that.
@@ -267,6 +276,12 @@ impl Server {
                 bundle
                     .map(|bundle| document(bundle, "application/json"))
                     .map_err(|refusal| Refused { refusal, next: None })
+            }
+            (Call::Records, Some(peer)) => {
+                self.for_node(route, peer, body, |tx, shared, node, _, body, now| {
+                    protocol::encode(&audit::journals::receive(tx, shared, node, &protocol::decode(body)?, now)?)
+                })
+                .await
             }
             (Call::Events, Some(peer)) => self.events(peer, route.path).await,
             (Call::Withdrawals, Some(peer)) => self.withdrawals(peer, &body, route.path).await,

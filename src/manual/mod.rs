@@ -1,5 +1,6 @@
 //! Prose about Leasehold, kept beside the code it explains.
 //!
+//! - [`audit`]: what is recorded, its chain, what isn't protected, how to verify.
 //! - [`threat_model`]: who is kept out, who isn't, and where the edge runs.
 //! - [`protocol`]: what the two binaries say, in order, and why.
 //! - [`measurements`]: logs, what of them is believed, reference values and their updates.
@@ -9,6 +10,7 @@
 //! - [`decisions`]: dated choices: context, choice, what would change our mind.
 
 pub mod administration;
+pub mod audit;
 pub mod decisions;
 pub mod measurements;
 pub mod operations;

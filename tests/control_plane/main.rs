@@ -24,7 +24,9 @@ mod logs;
 #[allow(dead_code, reason = "shared with the verifier's tests, which use all of it")]
 mod node;
 mod operators;
+mod policy;
 mod pushed;
+mod records;
 mod registry;
 mod routes;
 mod sets;

@@ -6,6 +6,7 @@ pub mod facts;
 pub mod governance;
 mod nodes;
 mod operators;
+mod policy;
 mod references;
 pub mod registrations;
 pub mod remote;

@@ -2,9 +2,11 @@
 
 mod appraise;
 mod args;
+mod audit;
 mod client;
 mod governance;
 mod operator;
+mod policy;
 mod print;
 mod reference;
 mod registry;
@@ -20,7 +22,7 @@ use clap::Parser;
 use serde_json::Value;
 
 pub use args::Cli;
-use args::{AuditCommand, CaCommand, Command, Shared};
+use args::{CaCommand, Command, Shared};
 
 use super::admin;
 use crate::codes::exit::{CONTRAINDICATED, DONE, FAILED, UNAVAILABLE, USAGE, WARNING};
@@ -56,12 +58,19 @@ fn administer(cli: &Shared, command: Command) -> Result<u8, Refusal> {
     if let Command::Appraise(arguments) = &command {
         return appraise::appraise(arguments, cli.json);
     }
+    let command = match command {
+        Command::Policy(command) => match policy::offline(cli, command)? {
+            Ok(code) => return Ok(code),
+            Err(command) => Command::Policy(command),
+        },
+        command => command,
+    };
     let client = cli.client()?;
     let command = match command {
-        Command::Audit(AuditCommand::Tail { after, lines, follow }) => {
-            return tail(cli, &client, after, lines, follow);
-        }
+        Command::Audit(command) => return audit::run(cli, &client, command),
         Command::Reference(command) => return reference::run(cli, &client, command),
+        Command::Policy(command) => return policy::run(cli, &client, command),
+        Command::Decision(command) => return policy::decision(cli, &client, command),
         Command::Revoke(command) => return revoke::revoke(cli, &client, command),
         Command::Node(registry::NodeCommand::Revoke(stated)) => {
             return revoke::revoke(cli, &client, revoke::RevokeCommand::Node(stated));
@@ -105,6 +114,8 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         | Command::Appraise(_)
         | Command::Audit(_)
         | Command::Reference(_)
+        | Command::Policy(_)
+        | Command::Decision(_)
         | Command::Revoke(_)
         | Command::Revocation(_) => {
             return Err(Refusal::new(codes::ADMIN_INVALID, "BUG: this command is carried out elsewhere"));
@@ -134,22 +145,6 @@ fn learn(cli: &Shared, client: &client::Client, node: String, yes: bool) -> Resu
     let command = admin::Command::ReferenceLearn { node: text("node"), fingerprint: text("fingerprint") };
     print::facts(&client.call(&command)?, cli.json);
     Ok(DONE)
-}
-
-/// Prints records, one a line, and goes on with new ones if asked to.
-fn tail(cli: &Shared, client: &client::Client, mut after: u64, mut limit: u64, follow: bool) -> Result<u8, Refusal> {
-    loop {
-        let facts = client.call(&admin::Command::AuditTail { after, limit })?;
-        for record in facts.get("records").and_then(Value::as_array).into_iter().flatten() {
-            print::record(record, cli.json);
-            after = record.get("id").and_then(Value::as_u64).unwrap_or(after);
-        }
-        if !follow || !output::is_open() {
-            return Ok(DONE);
-        }
-        limit = u64::MAX;
-        std::thread::sleep(std::time::Duration::from_secs(1));
-    }
 }
 
 fn all_hold(facts: &Value) -> bool {

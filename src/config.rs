@@ -1,6 +1,7 @@
 //! Configuration files: TOML, every key known, every mistake named with file and line.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -53,6 +54,23 @@ pub fn texts(files: &[PathBuf], key: &str) -> Result<Vec<(String, String)>, Refu
         std::fs::read_to_string(file).map_err(failed).map(|text| (name.clone(), text))
     };
     files.iter().map(read).collect()
+}
+
+/// A basic string of TOML, as it is written.
+pub fn quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for character in text.chars() {
+        match character {
+            '"' | '\\' => out.extend(['\\', character]),
+            control if control.is_control() => {
+                let _ = write!(out, "\\u{:04X}", u32::from(control));
+            }
+            plain => out.push(plain),
+        }
+    }
+    out.push('"');
+    out
 }
 
 /// The known key nearest to the unknown one in serde's message, which quotes the unknown key

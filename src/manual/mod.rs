@@ -5,6 +5,7 @@
 //! - [`protocol`]: what the two binaries say, in order, and why.
 //! - [`measurements`]: logs, what of them is believed, reference values and their updates.
 //! - [`administration`]: who may give which command; approvals, exceptions, reviews, reports.
+//! - [`registry`]: owners, workloads, environments, who leaves, the inventory, the registry as files.
 //! - [`operations`]: setting up, what states mean, what to do when something is refused.
 //! - [`tasks`]: credentials for one piece of work, from a program; what ends them.
 //! - [`decisions`]: dated choices: context, choice, what would change our mind.
@@ -15,5 +16,6 @@ pub mod decisions;
 pub mod measurements;
 pub mod operations;
 pub mod protocol;
+pub mod registry;
 pub mod tasks;
 pub mod threat_model;

@@ -13,6 +13,7 @@ mod authorities;
 mod bench;
 mod command_line;
 mod credentials;
+mod declared;
 mod enrolment;
 mod governance;
 mod grants;

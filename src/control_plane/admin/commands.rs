@@ -5,17 +5,19 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::registrations::{destinations, eks, owners, workloads};
+use super::registrations::{destinations, eks, inventory, owners, workloads};
 use super::roles::{Action, Actor};
-use super::{governance, nodes, operators, policy, references, revocations, tasks, trust};
+use super::{declared, governance, nodes, operators, policy, references, revocations, tasks, trust};
 use crate::clock::{BootInstant, WallTime};
 use crate::codes::{self, Refusal};
 use crate::control_plane::audit::listing::{Filter, Of};
 use crate::control_plane::audit::{self, Reading};
 use crate::control_plane::events::Audience;
 use crate::control_plane::policy::{Asked, standing};
+use crate::control_plane::registry::declared::SourceFile;
 use crate::control_plane::registry::destinations::Destination;
 use crate::control_plane::registry::owners::{Kind, Stated as StatedOwner};
+use crate::control_plane::registry::placement::Place;
 use crate::control_plane::registry::workloads::{Changes, Stated};
 use crate::control_plane::server::Shared;
 use crate::control_plane::store::Transaction;
@@ -44,6 +46,10 @@ pub enum Command {
     DestinationAdd(Destination),
     DestinationList,
     DestinationRemove { name: String },
+    Inventory,
+    DeclarationPlan { files: Vec<SourceFile>, prune: bool },
+    DeclarationApply { files: Vec<SourceFile>, prune: bool, fingerprint: String },
+    DeclarationExport,
     WorkloadAdd(Stated),
     WorkloadSet(Changes),
     WorkloadSuspend { id: String, reason: String },
@@ -130,6 +136,9 @@ impl Command {
             | Self::NodeShow { .. }
             | Self::NodeExplain { .. }
             | Self::EkList
+            | Self::Inventory
+            | Self::DeclarationPlan { .. }
+            | Self::DeclarationExport
             | Self::OwnerShow { .. }
             | Self::OwnerList
             | Self::DestinationList
@@ -164,6 +173,7 @@ impl Command {
             | Self::EkAdd(_)
             | Self::EkRemove { .. }
             | Self::NodeSet { .. }
+            | Self::DeclarationApply { .. }
             | Self::OwnerAdd(_)
             | Self::OwnerSet { .. }
             | Self::OwnerRetire { .. }
@@ -294,10 +304,10 @@ impl Command {
             Self::NodeShow { node } => nodes::show(tx, &node, now),
             Self::NodeExplain { node } => nodes::explain(tx, shared, &node, now),
             Self::NodeApprove { node, group, environment, accept_counts } => {
-                nodes::approve(tx, &node, nodes::Place { group, environment }, accept_counts, rules, now)
+                nodes::approve(tx, &node, Place { group, environment }, accept_counts, rules, now)
             }
             Self::NodeSet { node, group, environment } => {
-                nodes::set(tx, &node, nodes::Place { group, environment }, rules, now)
+                nodes::set(tx, &node, Place { group, environment }, rules, now)
             }
             Self::EkAdd(stated) => eks::add(tx, stated, rules, now),
             Self::EkList => eks::list(tx),
@@ -310,6 +320,12 @@ impl Command {
             Self::DestinationAdd(stated) => destinations::add(tx, stated, rules, now),
             Self::DestinationList => destinations::list(tx),
             Self::DestinationRemove { name } => destinations::remove(tx, &name, now),
+            Self::Inventory => inventory(tx, now),
+            Self::DeclarationPlan { files, prune } => declared::plan(tx, &files, prune, rules, now),
+            Self::DeclarationApply { files, prune, fingerprint } => {
+                declared::apply(tx, &files, prune, &fingerprint, rules, now)
+            }
+            Self::DeclarationExport => declared::export(tx),
             Self::WorkloadAdd(stated) => workloads::add(tx, stated, rules, now),
             Self::WorkloadSet(changes) => workloads::set(tx, changes, rules, now),
             Self::WorkloadSuspend { id, reason } => workloads::suspend(tx, &id, &reason, now),

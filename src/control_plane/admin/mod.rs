@@ -2,6 +2,7 @@
 //! a certificate; on the socket liveness, readiness and metrics beside it.
 
 pub mod commands;
+mod declared;
 pub mod facts;
 pub mod governance;
 mod nodes;

@@ -4,6 +4,7 @@ mod appraise;
 mod args;
 mod audit;
 mod client;
+mod declared;
 mod governance;
 mod operator;
 mod policy;
@@ -68,6 +69,8 @@ fn administer(cli: &Shared, command: Command) -> Result<u8, Refusal> {
     let client = cli.client()?;
     let command = match command {
         Command::Audit(command) => return audit::run(cli, &client, command),
+        Command::Apply(arguments) => return declared::apply(cli, &client, &arguments),
+        Command::Export(arguments) => return declared::export(cli, &client, &arguments),
         Command::Reference(command) => return reference::run(cli, &client, command),
         Command::Policy(command) => return policy::run(cli, &client, command),
         Command::Decision(command) => return policy::decision(cli, &client, command),
@@ -98,6 +101,7 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         Command::Ek(command) => registry::ek(command)?,
         Command::Owner(command) => registry::owner(command),
         Command::Destination(command) => registry::destination(command),
+        Command::Inventory => Admin::Inventory,
         Command::Workload(command) => registry::workload(command),
         Command::Operator(command) => operator::request(command),
         Command::Approval(command) => governance::approval(command)?,
@@ -110,6 +114,8 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         Command::Ca(CaCommand::Prepare) => Admin::CaPrepare,
         Command::Ca(CaCommand::Rotate { early }) => Admin::CaRotate { early },
         Command::Run { .. }
+        | Command::Apply(_)
+        | Command::Export(_)
         | Command::Dev(_)
         | Command::Appraise(_)
         | Command::Audit(_)
@@ -128,14 +134,7 @@ fn learn(cli: &Shared, client: &client::Client, node: String, yes: bool) -> Resu
     let preview = client.call(&admin::Command::ReferencePreview { node })?;
     if !yes {
         print::facts(&preview, cli.json);
-        if cli.json || !std::io::stdin().is_terminal() {
-            return Err(Refusal::new(codes::ADMIN_INVALID, "nobody is there to confirm").expected("--yes"));
-        }
-        output::part(format_args!("Make these values what the node must show? [yes/no] "));
-        let mut answer = String::new();
-        let read = std::io::stdin().lock().read_line(&mut answer);
-        if read.is_err() || answer.trim() != "yes" {
-            say!("Nothing was changed.");
+        if !confirmed(cli, "Make these values what the node must show?")? {
             return Ok(FAILED);
         }
     } else if !cli.json {
@@ -145,6 +144,21 @@ fn learn(cli: &Shared, client: &client::Client, node: String, yes: bool) -> Resu
     let command = admin::Command::ReferenceLearn { node: text("node"), fingerprint: text("fingerprint") };
     print::facts(&client.call(&command)?, cli.json);
     Ok(DONE)
+}
+
+/// Asks, if somebody is there to answer.
+fn confirmed(cli: &Shared, question: &str) -> Result<bool, Refusal> {
+    if cli.json || !std::io::stdin().is_terminal() {
+        return Err(Refusal::new(codes::ADMIN_INVALID, "nobody is there to confirm").expected("--yes"));
+    }
+    output::part(format_args!("{question} [yes/no] "));
+    let mut answer = String::new();
+    let read = std::io::stdin().lock().read_line(&mut answer);
+    let confirmed = read.is_ok() && answer.trim() == "yes";
+    if !confirmed {
+        say!("Nothing was changed.");
+    }
+    Ok(confirmed)
 }
 
 fn all_hold(facts: &Value) -> bool {

@@ -22,7 +22,7 @@ use super::settings::Settings;
 use super::steady::Steady;
 use super::store::{Epoch, Generation, Store, Transaction, meta, signed};
 use super::tls::{self, Tls};
-use super::{admin, governance, nonces, routes, tasks};
+use super::{admin, governance, nonces, routes, tasks, tokens};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::config::ServerConfig;
@@ -320,6 +320,7 @@ async fn round(shared: &Arc<Shared>, renew_at: &mut WallTime) -> Result<(), Refu
             nonces::tidy(tx, now)?;
             tasks::expire(tx, now)?;
             ledger::expire(tx, now)?;
+            tokens::uses::tidy(tx)?;
             let push = governance::round(tx, &of_work, now)?;
             tx.execute("DELETE FROM enrolments WHERE expires_at < ?1", [signed(now.0)])?;
             let changed = of_work.authority.turn(tx, now)?;

@@ -14,7 +14,7 @@ use super::keys;
 use super::registry::names;
 use super::registry::rules::Rules;
 use crate::codes::{self, Refusal};
-use crate::config::{AdmissionConfig, JoinRule, ServerConfig, TermsConfig, texts};
+use crate::config::{AdmissionConfig, JoinRule, PolicyDefault, ServerConfig, TermsConfig, texts};
 use crate::identity::TrustDomain;
 use crate::tpm::PcrSelection;
 use crate::tpm::structures::Public;
@@ -51,6 +51,8 @@ pub struct Settings {
     pub registry: Rules,
     /// Who must have signed a reference set.
     pub policy: Policy,
+    /// Whether what is registered is permitted as long as no policy bundle was ever applied.
+    pub permit_registered: bool,
     /// A lease's online term.
     pub lease: Duration,
     /// The longest lifetime of a workload's SVID.
@@ -111,6 +113,7 @@ impl Settings {
             rules: config.admission.join.iter().map(|rule| Rule::check(rule, &registry)).collect::<Result<_, _>>()?,
             registry,
             policy: Policy::new(&texts(&config.policy.keys, POLICY[0])?, config.policy.threshold, POLICY)?,
+            permit_registered: config.policy.default == PolicyDefault::Registered,
             lease: Duration::from_secs(lease_seconds),
             svid: Duration::from_secs(svid_seconds),
             nonce_seconds,

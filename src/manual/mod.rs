@@ -12,8 +12,8 @@
 //! - [`decisions`]: dated choices: context, choice, what would change our mind.
 
 pub mod administration;
-pub mod callers;
 pub mod audit;
+pub mod callers;
 pub mod decisions;
 pub mod measurements;
 pub mod operations;

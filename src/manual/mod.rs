@@ -4,6 +4,7 @@
 //! - [`protocol`]: what the two binaries say, in order, and why.
 //! - [`measurements`]: logs, what of them is believed, reference values and their updates.
 //! - [`administration`]: who may give which command; approvals, exceptions, reviews, reports.
+//! - [`policy`]: what is decided from what, how to write, test, sign and explain it.
 //! - [`operations`]: setting up, what states mean, what to do when something is refused.
 //! - [`decisions`]: dated choices: context, choice, what would change our mind.
 
@@ -11,5 +12,6 @@ pub mod administration;
 pub mod decisions;
 pub mod measurements;
 pub mod operations;
+pub mod policy;
 pub mod protocol;
 pub mod threat_model;

@@ -1,6 +1,7 @@
 //! Configuration files: TOML, every key known, every mistake named with file and line.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -55,6 +56,23 @@ pub fn texts(files: &[PathBuf], key: &str) -> Result<Vec<(String, String)>, Refu
     files.iter().map(read).collect()
 }
 
+/// A basic string of TOML, as it is written.
+pub fn quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for character in text.chars() {
+        match character {
+            '"' | '\\' => out.extend(['\\', character]),
+            control if control.is_control() => {
+                let _ = write!(out, "\\u{:04X}", u32::from(control));
+            }
+            plain => out.push(plain),
+        }
+    }
+    out.push('"');
+    out
+}
+
 /// The known key nearest to the unknown one in serde's message, which quotes the unknown key
 /// first and the known ones after it.
 fn nearest_known(message: &str) -> Option<&str> {
@@ -91,6 +109,31 @@ pub struct AgentConfig {
     /// The logs of what was measured.
     #[serde(default)]
     pub logs: AgentLogs,
+    /// The record of what was released.
+    #[serde(default)]
+    pub journal: JournalConfig,
+}
+
+/// The agent's own record, in the state directory.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct JournalConfig {
+    /// The most that may wait for the control plane, in MiB, 1 to 16 384; then nothing is released until it was
+    /// delivered. A process that fetches without end takes about 8 MiB a day.
+    pub max_mib: u64,
+}
+
+impl Default for JournalConfig {
+    fn default() -> Self {
+        Self { max_mib: 256 }
+    }
+}
+
+impl JournalConfig {
+    /// The limit in bytes, kept within its range.
+    pub fn limit(&self) -> u64 {
+        self.max_mib.clamp(1, 16_384) << 20
+    }
 }
 
 /// How the agent reaches and knows its control plane: no trust on first use.

@@ -7,12 +7,13 @@ use tokio::sync::{Notify, watch};
 
 use super::admin;
 use super::events;
-use super::journal::Journal;
+use super::journal::{Courier, Journal, JournalThread};
 use super::keeper::Keeper;
 use super::rules;
 use super::sources::Sources;
 use super::state::Memory;
 use super::status::Status;
+use super::tasks::Tasks;
 use super::tenancy::Tenancy;
 use super::withdrawals::Withdrawals;
 use crate::codes::{self, Refusal};
@@ -37,6 +38,8 @@ const FIRST_SELECTION: &str = "sha256:0-7";
 pub struct Agent {
     shutdown: Shutdown,
     tpm_thread: TpmThread,
+    journal: Journal,
+    journal_thread: JournalThread,
     keeper: Arc<Keeper>,
     trust_domain: String,
     trouble: watch::Receiver<Option<Refusal>>,
@@ -67,12 +70,18 @@ pub async fn start(config: AgentConfig) -> anyhow::Result<Agent> {
     let (tpm, tpm_thread) =
         Tpm::spawn(address, Duration::from_secs(config.tpm.deadline_seconds.max(1)), &config.trust_domain)?;
     let (watcher, watching) = Watcher::new(tpm.clone(), selection, config.watch.interval(), token.clone());
-    let keeper = Arc::new(Keeper::new(config.trust_domain.clone(), watcher.clone(), sources.clone()));
+    // In the directory that `memory` locked. A disk that can't be written is no error: nothing is released then.
+    let (journal, journal_thread) = Journal::start(&config.state_dir, config.journal.limit())?;
+    let keeper = Arc::new(Keeper::new(config.trust_domain.clone(), watcher.clone(), sources.clone(), journal.clone()));
     shutdown.tasks.spawn(watching);
     shutdown.tasks.spawn({
         let (keeper, token) = (keeper.clone(), token.clone());
         async move { keeper.judge_observations(token).await }
     });
+
+    let (client, client_seen) = watch::channel(None);
+    keeper.connect(client_seen.clone());
+    let tasks = Arc::new(Tasks::start(keeper.clone(), client_seen.clone(), journal.clone(), shutdown.clone())?);
 
     // Bound early, so that clients find the socket; they are answered `Unavailable` until there is
     // a lease.
@@ -80,7 +89,8 @@ pub async fn start(config: AgentConfig) -> anyhow::Result<Agent> {
     let mut admin_socket = BoundSocket::bind(&config.sockets.admin, 0o600)?;
     if let Some(listener) = workload.take() {
         let listener = tokio::net::UnixListener::from_std(listener)?;
-        let server = Server::new(keeper.clone(), Peers::new(PeerMethod::Auto), Limits::default().within_this_process());
+        let server = Server::new(keeper.clone(), Peers::new(PeerMethod::Auto), Limits::default().within_this_process())
+            .with_tasks(tasks);
         let shutdown = shutdown.clone();
         shutdown.tasks.clone().spawn(async move {
             if let Err(error) = server.serve(listener, shutdown).await {
@@ -91,10 +101,10 @@ pub async fn start(config: AgentConfig) -> anyhow::Result<Agent> {
 
     let (trouble, trouble_seen) = watch::channel(None);
     let (node, node_seen) = watch::channel(None);
-    let (client, client_seen) = watch::channel(None);
-    keeper.connect(client_seen.clone());
     let attest_now = Arc::new(Notify::new());
-    let withdrawals = Arc::new(Withdrawals::new(keeper.clone(), Journal::default(), memory.beside("withdrawals.cbor")));
+    let courier = Courier { journal: journal.clone(), tpm: tpm.clone(), client: client_seen.clone() };
+    shutdown.tasks.spawn(courier.run(token.clone()));
+    let withdrawals = Arc::new(Withdrawals::new(keeper.clone(), journal.clone(), memory.beside("withdrawals.cbor")));
     let tenancy = Tenancy {
         tpm,
         watcher,
@@ -117,7 +127,8 @@ pub async fn start(config: AgentConfig) -> anyhow::Result<Agent> {
     let trust_domain = config.trust_domain.to_string();
     let admin_listener = admin_socket.take();
     let sockets = [workload, admin_socket];
-    let agent = Agent { shutdown, tpm_thread, keeper, trust_domain, trouble: trouble_seen, node: node_seen, sockets };
+    let (trouble, node) = (trouble_seen, node_seen);
+    let agent = Agent { shutdown, tpm_thread, journal, journal_thread, keeper, trust_domain, trouble, node, sockets };
     if let Some(listener) = admin_listener {
         agent.serve_admin(tokio::net::UnixListener::from_std(listener)?);
     }
@@ -135,6 +146,10 @@ impl Agent {
         if !self.shutdown.drain(DRAIN).await {
             tracing::warn!("some tasks didn't end within {DRAIN:?}");
         }
+        // Nothing is released any more: what is counted is written.
+        if !self.journal_thread.stop(DRAIN).await {
+            tracing::warn!("the journal's thread didn't end in time");
+        }
         if let Err(error) = self.tpm_thread.stop(DRAIN) {
             tracing::warn!(%error, "the TPM thread didn't end in time");
         }
@@ -144,9 +159,10 @@ impl Agent {
     fn look(&self) -> admin::Look {
         let (keeper, trust_domain) = (self.keeper.clone(), self.trust_domain.clone());
         let (trouble, node) = (self.trouble.clone(), self.node.clone());
+        let journal = self.journal.standing();
         Arc::new(move || {
             let node = node.borrow().map(|node| node.to_string());
-            Status::of(&keeper, trust_domain.clone(), node, trouble.borrow().clone())
+            Status::of(&keeper, trust_domain.clone(), node, trouble.borrow().clone(), journal.borrow().clone())
         })
     }
 

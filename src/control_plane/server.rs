@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 
-use super::audit;
+use super::audit::{self, heads, heads::Heads};
 use super::basis::Cache;
 use super::ca::{self, Authority};
 use super::credentials::ledger;
@@ -22,7 +22,7 @@ use super::settings::Settings;
 use super::steady::Steady;
 use super::store::{Epoch, Generation, Store, Transaction, meta, signed};
 use super::tls::{self, Tls};
-use super::{admin, governance, nonces, routes, tasks};
+use super::{admin, governance, nonces, routes, tasks, tokens};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::config::ServerConfig;
@@ -72,6 +72,8 @@ pub struct Shared {
     pub metrics: ServerMetrics,
     /// The time; it never goes back.
     pub clock: Arc<Steady>,
+    /// Signs the log's heads.
+    pub heads: Heads,
     tls: Arc<Tls>,
     server_key: p256::ecdsa::SigningKey,
 }
@@ -126,6 +128,7 @@ pub async fn start_at(config: ServerConfig, now: Now) -> Result<Bound, Refusal> 
     shutdown.tasks.spawn(tls::serve(listener, shared.tls.clone(), router, shutdown.clone()));
     shutdown.tasks.spawn(admin::serve(admin_listener, shared.clone(), shutdown.token.clone()));
     shutdown.tasks.spawn(keep(shared.clone(), shutdown.clone()));
+    shutdown.tasks.spawn(heads::keep(shared.clone(), shutdown.clone()));
     shutdown.tasks.spawn(words::write(shared.clone(), shutdown.token.clone()));
     let ca_hash = ca::hash(shared.authority.current().ca.certificate());
     tracing::info!(%addr, admin = %config.admin_socket.display(), ca_hash, "serving");
@@ -176,6 +179,12 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
     let generation = Generation::new(wrapping_path.with_added_extension("generation"));
     let bundles = Bundles::new(Floor::open(wrapping_path.with_added_extension("policy"))?, &settings)?;
     let server_key = keys::generate()?;
+    // Before anything is written to the log: whether it is all there.
+    let witness = heads::witness_path(&wrapping_path);
+    let (heads, cut) = store.transaction_blocking(|tx| {
+        let restored = generation.is_behind(tx)?;
+        Heads::open(tx, &wrapping, witness, restored, now())
+    })?;
     let clock = store.transaction_blocking(|tx| Steady::open(tx, now, config.accept_clock))?;
     let time = clock.now();
     let (authority, epoch, configuration) = store.transaction_blocking(|tx| {
@@ -184,7 +193,7 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
             audit::done(tx, time, "clock.accepted", None, serde_json::json!({}))?;
         }
         clock.keep(tx)?;
-        let (epoch, restored) = generation.enter(tx, time)?;
+        let (epoch, restored) = generation.enter(tx, cut, time)?;
         if restored {
             audit::done(
                 tx,
@@ -215,6 +224,7 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
         bundles,
         metrics: ServerMetrics::default(),
         clock,
+        heads,
         tls,
         server_key,
     })
@@ -312,6 +322,7 @@ async fn round(shared: &Arc<Shared>, renew_at: &mut WallTime) -> Result<(), Refu
             ledger::expire(tx, now)?;
             let kept = of_work.settings.keep_decisions.as_secs();
             policy::forget(tx, WallTime(now.0.saturating_sub(kept)))?;
+            tokens::uses::tidy(tx)?;
             let push = governance::round(tx, &of_work, now)?;
             tx.execute("DELETE FROM enrolments WHERE expires_at < ?1", [signed(now.0)])?;
             let changed = of_work.authority.turn(tx, now)?;

@@ -143,8 +143,10 @@ impl Process {
         // In another mount namespace, or once it is deleted, the path says something else to us.
         match std::fs::symlink_metadata(&path) {
             Ok(here) if here.dev() == executable.device && here.ino() == executable.inode => Ok(path),
-            Ok(_) => Err(format!("{}, which is another file in the agent's mount namespace", path.display())),
-            Err(_) => Err(format!("{}, which isn't there in the agent's mount namespace", path.display())),
+            Ok(_) => {
+                Err(format!("its path is {}, which is another file in the agent's mount namespace", path.display()))
+            }
+            Err(_) => Err(format!("its path is {}, which isn't there in the agent's mount namespace", path.display())),
         }
     }
 
@@ -153,7 +155,8 @@ impl Process {
         Ok(File::from(openat(&self.directory, "exe", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?))
     }
 
-    fn read(&self, name: &str) -> Result<String, Refusal> {
+    /// A small file of its directory, as text.
+    pub(super) fn read(&self, name: &str) -> Result<String, Refusal> {
         let read = || {
             let file = openat(&self.directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
             let mut bytes = Vec::new();

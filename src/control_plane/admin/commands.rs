@@ -5,20 +5,26 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::registrations::{destinations, eks, owners, workloads};
+use super::registrations::{destinations, eks, inventory, owners, workloads};
 use super::roles::{Action, Actor};
-use super::{governance, nodes, operators, policy, references, revocations, trust};
+use super::{declared, governance, nodes, operators, policy, references, revocations, tasks, trust};
 use crate::clock::{BootInstant, WallTime};
 use crate::codes::{self, Refusal};
-use crate::control_plane::audit;
+use crate::control_plane::audit::listing::{Filter, Of};
+use crate::control_plane::audit::{self, Reading};
 use crate::control_plane::events::Audience;
 use crate::control_plane::policy::{Asked, standing};
+use crate::control_plane::registry::declared::SourceFile;
 use crate::control_plane::registry::destinations::Destination;
 use crate::control_plane::registry::owners::{Kind, Stated as StatedOwner};
+use crate::control_plane::registry::placement::Place;
 use crate::control_plane::registry::workloads::{Changes, Stated};
 use crate::control_plane::server::Shared;
 use crate::control_plane::store::Transaction;
 use crate::protocol::Event;
+
+/// The most records of one answer.
+const RECORDS: u64 = 10_000;
 
 /// A command. Nodes are named by their id or the start of one.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -40,6 +46,10 @@ pub enum Command {
     DestinationAdd(Destination),
     DestinationList,
     DestinationRemove { name: String },
+    Inventory,
+    DeclarationPlan { files: Vec<SourceFile>, prune: bool },
+    DeclarationApply { files: Vec<SourceFile>, prune: bool, fingerprint: String },
+    DeclarationExport,
     WorkloadAdd(Stated),
     WorkloadSet(Changes),
     WorkloadSuspend { id: String, reason: String },
@@ -63,7 +73,11 @@ pub enum Command {
     CaShow,
     CaPrepare,
     CaRotate { early: bool },
-    AuditTail { after: u64, limit: u64 },
+    AuditList { of: Of, after: u64, limit: u64, newest: bool, filter: Filter },
+    AuditVerify { node: Option<String> },
+    AuditJoin,
+    TaskList { all: bool },
+    TaskShow { id: String },
     OperatorAdd { id: String, role: String, owner: Option<String> },
     OperatorList,
     OperatorRemove { id: String },
@@ -122,6 +136,9 @@ impl Command {
             | Self::NodeShow { .. }
             | Self::NodeExplain { .. }
             | Self::EkList
+            | Self::Inventory
+            | Self::DeclarationPlan { .. }
+            | Self::DeclarationExport
             | Self::OwnerShow { .. }
             | Self::OwnerList
             | Self::DestinationList
@@ -143,15 +160,20 @@ impl Command {
             | Self::ExceptionList
             | Self::ReviewDue
             | Self::Debt
+            | Self::TaskList { .. }
+            | Self::TaskShow { .. }
             | Self::Report { .. }
             | Self::RevocationList
             | Self::RevocationShow { .. }
             | Self::Revoke(revocations::Stated { explain: true, .. })
-            | Self::AuditTail { .. } => Action::Read,
+            | Self::AuditList { .. }
+            | Self::AuditVerify { .. }
+            | Self::AuditJoin => Action::Read,
             Self::NodeApprove { .. }
             | Self::EkAdd(_)
             | Self::EkRemove { .. }
             | Self::NodeSet { .. }
+            | Self::DeclarationApply { .. }
             | Self::OwnerAdd(_)
             | Self::OwnerSet { .. }
             | Self::OwnerRetire { .. }
@@ -194,7 +216,7 @@ impl Command {
         still: impl FnOnce(&Transaction<'_>, &Shared) -> Result<(), Refusal> + Send + 'static,
     ) -> Result<Value, Refusal> {
         let (of_work, now, came) = (shared.clone(), shared.now(), BootInstant::now());
-        let name = self.name();
+        let (name, reading) = (self.name(), self.reading());
         if let Err(refusal) = shared.settings.roles.allow(&actor, self.action(), &name) {
             let recorded = refusal.clone();
             shared.store.transaction(move |tx| audit::refused(tx, now, &recorded, None, &name)).await?;
@@ -229,7 +251,26 @@ impl Command {
         if effects.taken {
             shared.witness().await?;
         }
+        if let Some(reading) = reading {
+            let shared = shared.clone();
+            let read = move || reading.read(&shared.store.reader()?, Some(&shared.heads.witness), shared.now());
+            let failed =
+                |e: tokio::task::JoinError| Refusal::new(codes::STORE_FAILED, format!("BUG: it ended early: {e}"));
+            return tokio::task::spawn_blocking(read).await.map_err(failed)?;
+        }
         Ok(facts)
+    }
+
+    /// What takes longer than the one writer should wait: it is read apart, once the command may be carried out.
+    fn reading(&self) -> Option<Reading> {
+        match self.clone() {
+            Self::AuditList { of, after, limit, newest, filter } => {
+                Some(Reading::List { of, after, limit: limit.min(RECORDS), newest, filter })
+            }
+            Self::AuditVerify { node } => Some(Reading::Verify { node }),
+            Self::AuditJoin => Some(Reading::Join),
+            _ => None,
+        }
     }
 
     /// Runs a bundle's tests, which take longer than a transaction may.
@@ -263,10 +304,10 @@ impl Command {
             Self::NodeShow { node } => nodes::show(tx, &node, now),
             Self::NodeExplain { node } => nodes::explain(tx, shared, &node, now),
             Self::NodeApprove { node, group, environment, accept_counts } => {
-                nodes::approve(tx, &node, nodes::Place { group, environment }, accept_counts, rules, now)
+                nodes::approve(tx, &node, Place { group, environment }, accept_counts, rules, now)
             }
             Self::NodeSet { node, group, environment } => {
-                nodes::set(tx, &node, nodes::Place { group, environment }, rules, now)
+                nodes::set(tx, &node, Place { group, environment }, rules, now)
             }
             Self::EkAdd(stated) => eks::add(tx, stated, rules, now),
             Self::EkList => eks::list(tx),
@@ -279,6 +320,12 @@ impl Command {
             Self::DestinationAdd(stated) => destinations::add(tx, stated, rules, now),
             Self::DestinationList => destinations::list(tx),
             Self::DestinationRemove { name } => destinations::remove(tx, &name, now),
+            Self::Inventory => inventory(tx, now),
+            Self::DeclarationPlan { files, prune } => declared::plan(tx, &files, prune, rules, now),
+            Self::DeclarationApply { files, prune, fingerprint } => {
+                declared::apply(tx, &files, prune, &fingerprint, rules, now)
+            }
+            Self::DeclarationExport => declared::export(tx),
             Self::WorkloadAdd(stated) => workloads::add(tx, stated, rules, now),
             Self::WorkloadSet(changes) => workloads::set(tx, changes, rules, now),
             Self::WorkloadSuspend { id, reason } => workloads::suspend(tx, &id, &reason, now),
@@ -310,7 +357,8 @@ impl Command {
             Self::CaShow => trust::ca_show(tx),
             Self::CaPrepare => trust::ca_prepare(tx, &shared.authority, now),
             Self::CaRotate { early } => trust::ca_rotate(tx, &shared.authority, early, now),
-            Self::AuditTail { after, limit } => trust::audit_tail(tx, after, limit),
+            // See `reading`.
+            Self::AuditList { .. } | Self::AuditVerify { .. } | Self::AuditJoin => Ok(only(Value::Null)),
             Self::OperatorAdd { id, role, owner } => {
                 operators::add(tx, &id, &role, owner.as_deref(), actor, &rules.trust_domain, now)
             }
@@ -338,6 +386,8 @@ impl Command {
             Self::ReviewDue => governance::review_due(tx, shared, now),
             Self::ReviewSign { workload, note } => governance::review_sign(tx, &workload, &note, actor, now),
             Self::Debt => governance::debt(tx, now),
+            Self::TaskList { all } => tasks::list(tx, all),
+            Self::TaskShow { id } => tasks::show(tx, &id),
             Self::Report { framework } => governance::report(tx, shared, &framework, now),
         }
     }

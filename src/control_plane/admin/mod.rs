@@ -2,6 +2,7 @@
 //! a certificate; on the socket liveness, readiness and metrics beside it.
 
 pub mod commands;
+mod declared;
 pub mod facts;
 pub mod governance;
 mod nodes;
@@ -13,6 +14,7 @@ pub mod remote;
 pub mod revocations;
 pub mod roles;
 pub mod socket;
+mod tasks;
 mod trust;
 
 use std::sync::Arc;

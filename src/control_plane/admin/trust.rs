@@ -14,9 +14,6 @@ use crate::control_plane::{audit, leases, references, replay};
 use crate::protocol::Event;
 use crate::verify::references::Policy;
 
-/// The most records of one answer.
-const RECORDS: u64 = 10_000;
-
 /// What `reference learn` would learn: to be shown before it is confirmed.
 ///
 /// # Errors
@@ -121,15 +118,6 @@ pub fn ca_rotate(tx: &Transaction<'_>, authority: &Authority, early: bool, now: 
     replay::forget(tx, None)?;
     audit::done(tx, now, "ca.rotated", None, json!({ "early": early }))?;
     Ok((ca_facts(tx, Some(true))?, Effects { ca: true, taken: true, ..Effects::default() }))
-}
-
-/// The newest records.
-///
-/// # Errors
-/// [`codes::STORE_FAILED`].
-pub fn audit_tail(tx: &Transaction<'_>, after: u64, limit: u64) -> Result<Outcome, Refusal> {
-    let records = audit::tail(tx, after, limit.min(RECORDS))?;
-    Ok(only(json!({ "schema": 1, "records": records })))
 }
 
 /// Whether values that nobody signed may come into force.

@@ -2,7 +2,9 @@
 
 mod appraise;
 mod args;
+mod audit;
 mod client;
+mod declared;
 mod governance;
 mod operator;
 mod policy;
@@ -12,6 +14,7 @@ mod registry;
 mod remote;
 mod revoke;
 mod run;
+mod task;
 
 use std::io::{BufRead, IsTerminal};
 use std::process::ExitCode;
@@ -20,7 +23,7 @@ use clap::Parser;
 use serde_json::Value;
 
 pub use args::Cli;
-use args::{AuditCommand, CaCommand, Command, Shared};
+use args::{CaCommand, Command, Shared};
 
 use super::admin;
 use crate::codes::exit::{CONTRAINDICATED, DONE, FAILED, UNAVAILABLE, USAGE, WARNING};
@@ -65,9 +68,9 @@ fn administer(cli: &Shared, command: Command) -> Result<u8, Refusal> {
     };
     let client = cli.client()?;
     let command = match command {
-        Command::Audit(AuditCommand::Tail { after, lines, follow }) => {
-            return tail(cli, &client, after, lines, follow);
-        }
+        Command::Audit(command) => return audit::run(cli, &client, command),
+        Command::Apply(arguments) => return declared::apply(cli, &client, &arguments),
+        Command::Export(arguments) => return declared::export(cli, &client, &arguments),
         Command::Reference(command) => return reference::run(cli, &client, command),
         Command::Policy(command) => return policy::run(cli, &client, command),
         Command::Decision(command) => return policy::decision(cli, &client, command),
@@ -98,17 +101,21 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         Command::Ek(command) => registry::ek(command)?,
         Command::Owner(command) => registry::owner(command),
         Command::Destination(command) => registry::destination(command),
+        Command::Inventory => Admin::Inventory,
         Command::Workload(command) => registry::workload(command),
         Command::Operator(command) => operator::request(command),
         Command::Approval(command) => governance::approval(command)?,
         Command::Exception(command) => governance::exception(command)?,
         Command::Review(command) => governance::review(command),
         Command::Debt => Admin::Debt,
+        Command::Task(command) => task::request(command),
         Command::Report { framework } => Admin::Report { framework },
         Command::Ca(CaCommand::Show) => Admin::CaShow,
         Command::Ca(CaCommand::Prepare) => Admin::CaPrepare,
         Command::Ca(CaCommand::Rotate { early }) => Admin::CaRotate { early },
         Command::Run { .. }
+        | Command::Apply(_)
+        | Command::Export(_)
         | Command::Dev(_)
         | Command::Appraise(_)
         | Command::Audit(_)
@@ -127,14 +134,7 @@ fn learn(cli: &Shared, client: &client::Client, node: String, yes: bool) -> Resu
     let preview = client.call(&admin::Command::ReferencePreview { node })?;
     if !yes {
         print::facts(&preview, cli.json);
-        if cli.json || !std::io::stdin().is_terminal() {
-            return Err(Refusal::new(codes::ADMIN_INVALID, "nobody is there to confirm").expected("--yes"));
-        }
-        output::part(format_args!("Make these values what the node must show? [yes/no] "));
-        let mut answer = String::new();
-        let read = std::io::stdin().lock().read_line(&mut answer);
-        if read.is_err() || answer.trim() != "yes" {
-            say!("Nothing was changed.");
+        if !confirmed(cli, "Make these values what the node must show?")? {
             return Ok(FAILED);
         }
     } else if !cli.json {
@@ -146,20 +146,19 @@ fn learn(cli: &Shared, client: &client::Client, node: String, yes: bool) -> Resu
     Ok(DONE)
 }
 
-/// Prints records, one a line, and goes on with new ones if asked to.
-fn tail(cli: &Shared, client: &client::Client, mut after: u64, mut limit: u64, follow: bool) -> Result<u8, Refusal> {
-    loop {
-        let facts = client.call(&admin::Command::AuditTail { after, limit })?;
-        for record in facts.get("records").and_then(Value::as_array).into_iter().flatten() {
-            print::record(record, cli.json);
-            after = record.get("id").and_then(Value::as_u64).unwrap_or(after);
-        }
-        if !follow || !output::is_open() {
-            return Ok(DONE);
-        }
-        limit = u64::MAX;
-        std::thread::sleep(std::time::Duration::from_secs(1));
+/// Asks, if somebody is there to answer.
+fn confirmed(cli: &Shared, question: &str) -> Result<bool, Refusal> {
+    if cli.json || !std::io::stdin().is_terminal() {
+        return Err(Refusal::new(codes::ADMIN_INVALID, "nobody is there to confirm").expected("--yes"));
     }
+    output::part(format_args!("{question} [yes/no] "));
+    let mut answer = String::new();
+    let read = std::io::stdin().lock().read_line(&mut answer);
+    let confirmed = read.is_ok() && answer.trim() == "yes";
+    if !confirmed {
+        say!("Nothing was changed.");
+    }
+    Ok(confirmed)
 }
 
 fn all_hold(facts: &Value) -> bool {

@@ -117,7 +117,8 @@ impl Soak {
     async fn token(&mut self) {
         let client = self.node.client().await;
         let wanted = format!("spiffe://{TRUST_DOMAIN}/one").parse().unwrap();
-        let fetched = tokio::time::timeout(Duration::from_secs(20), client.fetch_jwt_svid(["api"], Some(&wanted))).await;
+        let fetched =
+            tokio::time::timeout(Duration::from_secs(20), client.fetch_jwt_svid(["api"], Some(&wanted))).await;
         self.tally.note("fetches of a JWT-SVID", fetched.is_ok_and(|token| token.is_ok()));
     }
 
@@ -244,9 +245,7 @@ async fn every_credential_has_one_issue_its_releases_and_one_end() {
     let connection = rusqlite::Connection::open(&copy).unwrap();
     let last: i64 = connection.query_row("SELECT max(id) FROM log", [], |row| row.get(0)).unwrap();
     let number = 1 + i64::try_from(soak.chance.below(u64::try_from(last).unwrap())).unwrap();
-    let changed = connection
-        .execute("UPDATE log SET time = time + 1 WHERE id = ?1", [number])
-        .unwrap();
+    let changed = connection.execute("UPDATE log SET time = time + 1 WHERE id = ?1", [number]).unwrap();
     assert_eq!(changed, 1);
     drop(connection);
     let copy = copy.display().to_string();

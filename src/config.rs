@@ -380,6 +380,8 @@ pub struct PolicyConfig {
     /// What holds as long as no policy bundle was ever applied: `registered` permits what is registered, within
     /// the guardrails; `deny` permits nothing.
     pub default: PolicyDefault,
+    /// How many days decisions are kept, 1 to 3650; those of live credentials longer.
+    pub keep_days: u64,
 }
 
 /// What holds without a policy bundle.
@@ -395,7 +397,7 @@ pub enum PolicyDefault {
 
 impl Default for PolicyConfig {
     fn default() -> Self {
-        Self { keys: Vec::new(), threshold: 1, default: PolicyDefault::default() }
+        Self { keys: Vec::new(), threshold: 1, default: PolicyDefault::default(), keep_days: 90 }
     }
 }
 

@@ -15,7 +15,7 @@ use super::credentials::ledger;
 use super::events::{Audience, Hub};
 use super::keys::{self, WrappingKey};
 use super::limiter::Limiter;
-use super::policy::{Bundles, Floor, standing};
+use super::policy::{self, Bundles, Floor, standing};
 use super::replay::{self, Sealing};
 use super::revocation::words::{self, Words};
 use super::settings::Settings;
@@ -320,6 +320,8 @@ async fn round(shared: &Arc<Shared>, renew_at: &mut WallTime) -> Result<(), Refu
             nonces::tidy(tx, now)?;
             tasks::expire(tx, now)?;
             ledger::expire(tx, now)?;
+            let kept = of_work.settings.keep_decisions.as_secs();
+            policy::forget(tx, WallTime(now.0.saturating_sub(kept)))?;
             tokens::uses::tidy(tx)?;
             let push = governance::round(tx, &of_work, now)?;
             tx.execute("DELETE FROM enrolments WHERE expires_at < ?1", [signed(now.0)])?;

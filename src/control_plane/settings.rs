@@ -53,6 +53,8 @@ pub struct Settings {
     pub policy: Policy,
     /// Whether what is registered is permitted as long as no policy bundle was ever applied.
     pub permit_registered: bool,
+    /// How long decisions are kept.
+    pub keep_decisions: Duration,
     /// A lease's online term.
     pub lease: Duration,
     /// The longest lifetime of a workload's SVID.
@@ -101,6 +103,7 @@ impl Settings {
         within("terms.svid_seconds", svid_seconds, 1, DAY)?;
         within("terms.nonce_seconds", nonce_seconds, 5, 3600)?;
         within("terms.ca_days", ca_days, 1, 3650)?;
+        within("policy.keep_days", config.policy.keep_days, 1, 3650)?;
         within("logs.node_mib", config.logs.node_mib, 1, 16_384)?;
         let lifetime = Duration::from_secs(ca_days * DAY);
         let registry = Rules::check(&config.trust_domain, &config.registry)?;
@@ -113,6 +116,7 @@ impl Settings {
             rules: config.admission.join.iter().map(|rule| Rule::check(rule, &registry)).collect::<Result<_, _>>()?,
             registry,
             policy: Policy::new(&texts(&config.policy.keys, POLICY[0])?, config.policy.threshold, POLICY)?,
+            keep_decisions: Duration::from_secs(config.policy.keep_days * DAY),
             permit_registered: config.policy.default == PolicyDefault::Registered,
             lease: Duration::from_secs(lease_seconds),
             svid: Duration::from_secs(svid_seconds),
@@ -311,6 +315,7 @@ mod tests {
             ("[terms]\nlease_seconds = 1", "terms.lease_seconds"),
             ("[terms]\nca_days = 0", "terms.ca_days"),
             ("[logs]\nnode_mib = 0", "logs.node_mib"),
+            ("[policy]\nkeep_days = 0", "policy.keep_days"),
             ("[[admission.join]]\nname = \"all\"\ngrade = \"unknown\"", "admission.join `all`"),
             ("[[admission.join]]\nname = \"all\"\ngrade = \"listed\"\ngroup = \"a b\"", "admission.join `all`"),
             ("[[admission.join]]\nname = \"all\"\ngrade = \"listed\"\nek = \"rsa\"", "admission.join `all`"),

@@ -76,15 +76,30 @@ pub fn keep(tx: &Transaction<'_>, kept: &Kept) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Forgets decisions from before `until`, a number of them at a time; those of live credentials stay.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn forget(tx: &Transaction<'_>, until: WallTime) -> Result<usize, Refusal> {
+    /// So many at a time: everybody else waits meanwhile.
+    const AT_ONCE: i64 = 5000;
+    Ok(tx.execute(
+        "DELETE FROM decisions WHERE rowid IN (SELECT rowid FROM decisions WHERE at < ?1
+         AND id NOT IN (SELECT decision FROM credentials WHERE ended_at IS NULL) ORDER BY at LIMIT ?2)",
+        params![signed(until.0), AT_ONCE],
+    )?)
+}
+
 /// The decision of this id, or of the one id that begins so (at least 8 digits).
 ///
 /// # Errors
 /// [`codes::ADMIN_UNKNOWN`].
 pub fn find(tx: &Transaction<'_>, id: &str) -> Result<Kept, Refusal> {
     let unknown = |found: &str| {
-        Refusal::new(codes::ADMIN_UNKNOWN, found)
-            .at(format!("decision {}", id.escape_debug()))
-            .expected("an id as `decision list` and the log show it, at least its first 8 digits")
+        Refusal::new(codes::ADMIN_UNKNOWN, found).at(format!("decision {}", id.escape_debug())).expected(
+            "an id as `decision list` shows it, at least its first 8 digits; what was refused before there was \
+                 anything to decide stands in the log alone",
+        )
     };
     if id.len() < 8 || id.len() > 32 || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Err(unknown("it is no decision's id"));

@@ -24,7 +24,15 @@ pub struct Bundles {
     /// The least version that may be in force.
     pub floor: Floor,
     built_in: Arc<Bundle>,
-    read: Mutex<Vec<Arc<Bundle>>>,
+    read: Mutex<Vec<Read>>,
+}
+
+/// A bundle that was read.
+#[derive(Debug)]
+struct Read {
+    bundle: Arc<Bundle>,
+    /// Whether the present keys approved it: one that was read for a decision of the past is no more than that.
+    approved: bool,
 }
 
 /// A bundle as shown to an operator.
@@ -80,15 +88,17 @@ impl Bundles {
             return Err(failed("its document was altered").at(format!("policy bundle {version}")));
         }
         let digest = fixed(&digest, "a bundle's digest")?;
-        if let Some(known) = self.kept(&digest) {
-            return Ok(known);
+        let bundle = match self.kept(&digest, true) {
+            Some(known) => known,
+            None => self.keep(
+                Bundle::read(&document, policy).map_err(|refusal| Refusal { code: codes::POLICY_FAILED, ..refusal })?,
+                true,
+            ),
+        };
+        match bundle.content.version == version {
+            true => Ok(bundle),
+            false => Err(failed("its row names another version").at(format!("policy bundle {version}"))),
         }
-        let bundle =
-            Bundle::read(&document, policy).map_err(|refusal| Refusal { code: codes::POLICY_FAILED, ..refusal })?;
-        if bundle.content.version != version {
-            return Err(failed("its row names another version").at(format!("policy bundle {version}")));
-        }
-        Ok(self.keep(bundle))
     }
 
     /// The bundle of this digest, in force or before: for decisions of the past.
@@ -96,7 +106,7 @@ impl Bundles {
     /// # Errors
     /// [`codes::ADMIN_UNKNOWN`]; [`codes::STORE_FAILED`].
     pub fn of_digest(&self, tx: &Transaction<'_>, digest: &[u8; 32]) -> Result<Arc<Bundle>, Refusal> {
-        if let Some(known) = self.kept(digest) {
+        if let Some(known) = self.kept(digest, false) {
             return Ok(known);
         }
         let document: Option<Vec<u8>> = tx
@@ -105,7 +115,7 @@ impl Bundles {
         for permits in [true, false] {
             let built_in = Bundle::built_in(permits)?;
             if built_in.digest == *digest {
-                return Ok(self.keep(built_in));
+                return Ok(self.keep(built_in, false));
             }
         }
         let document = document.ok_or_else(|| {
@@ -114,26 +124,27 @@ impl Bundles {
         // It was approved when it came into force; keys come and go.
         let bundle = Bundle::read(&document, &Policy::default())?;
         match bundle.digest == *digest {
-            true => Ok(self.keep(bundle)),
+            true => Ok(self.keep(bundle, false)),
             false => Err(damaged("a policy bundle")),
         }
     }
 
-    fn kept(&self, digest: &[u8; 32]) -> Option<Arc<Bundle>> {
-        if self.built_in.digest == *digest {
+    fn kept(&self, digest: &[u8; 32], approved: bool) -> Option<Arc<Bundle>> {
+        if self.built_in.digest == *digest && !approved {
             return Some(self.built_in.clone());
         }
         let kept = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.iter().find(|bundle| bundle.digest == *digest).cloned()
+        let known = kept.iter().find(|read| read.bundle.digest == *digest && (read.approved || !approved))?;
+        Some(known.bundle.clone())
     }
 
-    fn keep(&self, bundle: Bundle) -> Arc<Bundle> {
+    fn keep(&self, bundle: Bundle, approved: bool) -> Arc<Bundle> {
         let bundle = Arc::new(bundle);
         let mut kept = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() >= KEPT {
             kept.remove(0);
         }
-        kept.push(bundle.clone());
+        kept.push(Read { bundle: bundle.clone(), approved });
         bundle
     }
 }

@@ -230,10 +230,15 @@ fn without_a_valid_bundle_nothing_is_permitted() {
     assert_eq!(world.permits(&nobody), failed);
     let again = World { bundles: World::bundles(world.dir.path()), ..world };
     assert_eq!(again.permits(&nobody), failed);
-    // Not of the keys that are configured now.
+    // Not of the keys that are configured now, whoever read it before for a decision of the past.
     assert!(again.apply(5, ALL).unwrap());
     assert_eq!(again.permits(&nobody), (1000, None));
     let again = World { bundles: World::bundles(again.dir.path()), ..again };
+    let digest = again.with(|tx| Ok(again.bundles.in_force(tx, &nobody)?.digest));
+    let looked = World { bundles: World::bundles(again.dir.path()), ..again };
+    looked.with(|tx| looked.bundles.of_digest(tx, &digest).map(drop));
+    assert_eq!(looked.permits(&keys(1, 1).1), failed);
+    let again = World { bundles: World::bundles(looked.dir.path()), ..looked };
     assert_eq!(again.permits(&keys(1, 1).1), failed);
     std::fs::write(again.dir.path().join("floor"), "x").unwrap();
     assert_eq!(Floor::open(again.dir.path().join("floor")).unwrap_err().code, codes::CONFIG_INVALID);

@@ -70,6 +70,7 @@ pub const ROUTES: &[Route] = &[
     },
     Route { method: Method::POST, path: "/v1/grants", access: Access::Node, limit: 64 << 10, call: Call::Grants },
     Route { method: Method::POST, path: "/v1/tasks/end", access: Access::Node, limit: 1 << 20, call: Call::TasksEnd },
+    Route { method: Method::GET, path: "/v1/bundle", access: Access::Anyone, limit: 0, call: Call::Bundle },
     Route {
         method: Method::POST,
         path: "/v1/records",
@@ -109,6 +110,7 @@ enum Call {
     Attest,
     Credentials,
     Grants,
+    Bundle,
     TasksEnd,
     Records,
     Events,
@@ -268,6 +270,12 @@ impl Server {
                     protocol::encode(&Noted {})
                 })
                 .await
+            }
+            (Call::Bundle, _) => {
+                let bundle = tokens::bundle::document(&self.shared.authority.current().bundle);
+                bundle
+                    .map(|bundle| document(bundle, "application/json"))
+                    .map_err(|refusal| Refused { refusal, next: None })
             }
             (Call::Records, Some(peer)) => {
                 self.for_node(route, peer, body, |tx, shared, node, _, body, now| {
@@ -545,7 +553,12 @@ fn no_certificate() -> Refusal {
 }
 
 fn answered(body: Vec<u8>) -> Response {
-    ([(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE))], Body::from(body)).into_response()
+    document(body, MEDIA_TYPE)
+}
+
+/// An answer for others than agents, in the form that they know.
+fn document(body: Vec<u8>, media_type: &'static str) -> Response {
+    ([(header::CONTENT_TYPE, HeaderValue::from_static(media_type))], Body::from(body)).into_response()
 }
 
 fn refuse(refused: &Refused) -> Response {

@@ -52,6 +52,8 @@ fn expected() -> BTreeMap<&'static str, [Ended; 8]> {
         // Asked for the right node's workload; what counts here is below, in `credentials_of`.
         ("/v1/credentials", [no, no, no, revoked, Refused(codes::ISSUER_NOT_THIS_NODE), Served, no, no]),
         ("/v1/grants", [no, no, no, revoked, Refused(codes::ISSUER_NOT_THIS_NODE), Served, no, no]),
+        // Whoever verifies what we issue needs it, and it says nothing secret.
+        ("/v1/bundle", [Served; 8]),
         // A command that changes something: whoever may look isn't enough.
         ("/v1/command", {
             let node = Refused(codes::ADMIN_PEER);

@@ -49,6 +49,24 @@ const TABLES: &[(&str, &[(&str, &str)])] = &[
         &[("NAME", "name"), ("ENVIRONMENT", "environment"), ("DESCRIPTION", "description"), ("ADDED", "added")],
     ),
     (
+        "inventory",
+        &[
+            ("NODE", "node"),
+            ("STATE", "node_state"),
+            ("VERDICT", "verdict"),
+            ("LAST ATTEST", "last_attest"),
+            ("WORKLOAD", "workload"),
+            ("OWNER", "owner"),
+            ("LEFT", "owner_retired"),
+            ("PURPOSE", "purpose"),
+            ("TIER", "tier"),
+            ("THIRD PARTY", "third_party"),
+            ("CREDENTIALS", "live_credentials"),
+            ("EXCEPTIONS", "exceptions"),
+            ("SUSPENDED", "suspended"),
+        ],
+    ),
+    (
         "workloads",
         &[
             ("ID", "id"),
@@ -135,6 +153,29 @@ const TABLES: &[(&str, &[(&str, &str)])] = &[
             ("SELECTION", "selection"),
             ("LEARNT", "learnt"),
             ("RETIRED", "retired"),
+        ],
+    ),
+    (
+        "bundles",
+        &[
+            ("VERSION", "version"),
+            ("POLICIES", "policies"),
+            ("TESTS", "tests"),
+            ("ACTIVATED", "activated"),
+            ("RETIRED", "retired"),
+            ("DIGEST", "digest"),
+        ],
+    ),
+    (
+        "decisions",
+        &[
+            ("DECISION", "id"),
+            ("TIME", "time"),
+            ("ACTION", "action"),
+            ("WORKLOAD", "workload"),
+            ("PERMITTED", "permitted"),
+            ("CODE", "code"),
+            ("POLICIES", "policies"),
         ],
     ),
     (
@@ -277,7 +318,7 @@ fn shown(object: &Map<String, Value>) -> Vec<(&String, &Value)> {
 }
 
 /// A value in one cell.
-fn cell(value: &Value) -> String {
+pub fn cell(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
         Value::Bool(true) => "yes".to_owned(),

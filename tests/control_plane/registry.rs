@@ -1,7 +1,7 @@
 //! Who is who and who answers for it: owners who leave, twins, environments, third parties, one key for one name.
 
 use leasehold::codes;
-use leasehold::protocol::{CredentialAnswer, CredentialRequest, Event, Wanted};
+use leasehold::protocol::{CredentialAnswer, CredentialRequest, Entry, Event, Wanted, Withdrawn};
 use serde_json::Value;
 
 use crate::bench::{Server, csr, random};
@@ -17,6 +17,12 @@ async fn refused(server: &Server, arguments: &[&str]) -> (i32, String) {
     let output = server.run(arguments).await;
     assert!(!output.status.success(), "{arguments:?} was taken");
     (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+}
+
+/// Whether the node is told of these only that it gets nothing for them.
+fn withheld(entries: Vec<Entry>) -> bool {
+    let suspended = |entry: &Entry| entry.withheld.as_ref().is_some_and(|why| why.code == codes::POLICY_SUSPENDED);
+    !entries.is_empty() && entries.iter().all(suspended)
 }
 
 fn row<'a>(facts: &'a Value, list: &str, id: &str) -> &'a Value {
@@ -48,8 +54,12 @@ async fn who_leaves_hands_over_or_leaves_nothing_behind() {
 
     let retired = server.admin(&["owner", "retire", "alice", "--reason", "left"]).await;
     assert_eq!((&retired["changed"], &retired["suspended"]), (&true.into(), &serde_json::json!(ids)));
+    for id in ids {
+        let Some(Event::Withdraw(withdrawal)) = stream.said().await else { panic!("{id} isn't withdrawn") };
+        assert_eq!(withdrawal.of, Withdrawn::Workloads(vec![id.to_owned()]));
+    }
     assert_eq!(stream.said().await, Some(Event::Attest));
-    assert!(member.attest().await.unwrap().entries.is_empty(), "the node withdraws what it isn't told of any more");
+    assert!(withheld(member.attest().await.unwrap().entries), "the node is told why");
     for id in ids {
         let refusal = member.credential(id).await.unwrap().0.answers[0].refusal.clone().unwrap();
         assert_eq!(refusal.code, codes::POLICY_SUSPENDED);
@@ -68,7 +78,7 @@ async fn who_leaves_hands_over_or_leaves_nothing_behind() {
     // Somebody else answers for them: they stay suspended until that one resumes them.
     let handed = server.admin(&["owner", "retire", "alice", "--to", "bob", "--reason", "left"]).await;
     assert_eq!(handed["reassigned"], serde_json::json!(ids));
-    assert!(member.attest().await.unwrap().entries.is_empty());
+    assert!(withheld(member.attest().await.unwrap().entries));
     server.admin(&["workload", "resume", ids[0]]).await;
     assert_eq!(member.attest().await.unwrap().entries[0].owner, "bob");
     assert!(member.credential(ids[0]).await.unwrap().0.answers[0].refusal.is_none());
@@ -107,6 +117,7 @@ async fn a_workload_is_suspended_resumed_and_changed_in_place() {
     member.attest().await.unwrap();
     member.credential(&id).await.unwrap();
     server.admin(&["workload", "suspend", &id, "--reason", "strange traffic"]).await;
+    assert!(matches!(stream.said().await, Some(Event::Withdraw(_))));
     assert_eq!(stream.said().await, Some(Event::Attest));
     let again = server.admin(&["workload", "suspend", &id, "--reason", "another"]).await;
     assert_eq!((&again["changed"], &again["workload"]["suspended_reason"]), (&false.into(), &"strange traffic".into()));

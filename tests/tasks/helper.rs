@@ -28,11 +28,16 @@ fn child() {
     runtime.block_on(obey(socket.into()));
 }
 
-async fn obey(socket: PathBuf) {
-    let channel = Endpoint::from_static("http://localhost").connect_with_connector_lazy(tower::service_fn(move |_| {
+/// A connection to the Workload API's socket, made when it is needed.
+pub fn connect(socket: PathBuf) -> Channel {
+    Endpoint::from_static("http://localhost").connect_with_connector_lazy(tower::service_fn(move |_| {
         let socket = socket.clone();
         async move { tokio::net::UnixStream::connect(socket).await.map(TokioIo::new) }
-    }));
+    }))
+}
+
+async fn obey(socket: PathBuf) {
+    let channel = connect(socket);
     let mut streams = std::collections::HashMap::new();
     let (sender, mut lines) = tokio::sync::mpsc::unbounded_channel();
     std::thread::spawn(move || std::io::stdin().lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
@@ -49,7 +54,7 @@ async fn obey(socket: PathBuf) {
             "close" => drop(streams.remove(&text)),
             "heartbeat" => {
                 let request = HeartbeatRequest { task_id: text };
-                say(match unary::<_, HeartbeatResponse>(&channel, "Heartbeat", request).await {
+                say(match unary::<_, HeartbeatResponse>(&channel, "Heartbeat", with_header(request)).await {
                     Ok(answer) => json!({ "heard": answer.within_seconds }),
                     Err(status) => json!({ "refused": code(&status) }),
                 });
@@ -57,7 +62,7 @@ async fn obey(socket: PathBuf) {
             "end" | "fail" => {
                 let outcome = i32::from(what == "fail");
                 let request = EndRequest { task_id: text, outcome, note: "as told".to_owned() };
-                say(match unary::<_, EndResponse>(&channel, "End", request).await {
+                say(match unary::<_, EndResponse>(&channel, "End", with_header(request)).await {
                     Ok(EndResponse {}) => json!({ "ended": true }),
                     Err(status) => json!({ "refused": code(&status) }),
                 });
@@ -138,7 +143,8 @@ async fn follow(channel: Channel, request: BeginRequest, mut stopped: tokio::syn
     }
 }
 
-async fn unary<Q, A>(channel: &Channel, method: &str, request: Q) -> Result<A, Status>
+/// One call with one answer.
+pub async fn unary<Q, A>(channel: &Channel, method: &str, request: Request<Q>) -> Result<A, Status>
 where
     Q: prost::Message + Send + Sync + 'static,
     A: prost::Message + Default + Send + Sync + 'static,
@@ -147,7 +153,7 @@ where
     client.ready().await.unwrap();
     let path = PathAndQuery::try_from(format!("/leasehold.task.v1.Tasks/{method}")).unwrap();
     let codec = tonic_prost::ProstCodec::<Q, A>::default();
-    Ok(client.unary(with_header(request), path, codec).await?.into_inner())
+    Ok(client.unary(request, path, codec).await?.into_inner())
 }
 
 fn with_header<M>(message: M) -> Request<M> {
@@ -156,7 +162,8 @@ fn with_header<M>(message: M) -> Request<M> {
     request
 }
 
-fn code(status: &Status) -> String {
+/// The code of a refusal.
+pub fn code(status: &Status) -> String {
     status.metadata().get("leasehold-code").map(|code| code.to_str().unwrap().to_owned()).unwrap_or_default()
 }
 

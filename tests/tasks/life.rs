@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
+use base64ct::{Base64UrlUnpadded, Encoding};
 use leasehold::clock::BootInstant;
+use leasehold::delivery::workload_api::tasks::messages::{HeartbeatRequest, HeartbeatResponse};
 use serde_json::json;
 
-use super::bench::world::{Node, PATIENCE, Server};
+use super::bench::world::{Node, PATIENCE, Server, holds_svid};
 use super::client::{Client, Records};
+use super::helper::{code, connect, unary};
 
 /// A begin for one task of this id.
 fn named(id: &str) -> serde_json::Value {
@@ -96,6 +99,11 @@ async fn statements_that_can_not_be_kept_are_refused_before_anything_is_asked() 
     ] {
         assert_eq!(client.refused(&wrong).await, "task.invalid", "{wrong}");
     }
+    // The Workload API's rule holds here too: a browser, or a proxy, can't be made to call.
+    let channel = connect(node.path("workload.sock"));
+    let request = HeartbeatRequest { task_id: "any".to_owned() };
+    let bare = unary::<_, HeartbeatResponse>(&channel, "Heartbeat", tonic::Request::new(request)).await.unwrap_err();
+    assert_eq!((bare.code(), code(&bare).as_str()), (tonic::Code::InvalidArgument, "delivery.header"));
     assert_eq!(records.count("SELECT count(*) FROM tasks"), 0);
     assert_eq!(records.count("SELECT count(*) FROM credentials WHERE task IS NOT NULL"), 0);
     // Its own id, made up.
@@ -143,4 +151,39 @@ async fn a_thousand_tasks_leave_nothing_behind() {
     assert_eq!(records.count("SELECT count(*) FROM tasks WHERE ended_code = 'task.ended'"), TASKS as i64);
     let after = descriptors();
     assert!(after <= before + 8, "{before} descriptors before, {after} after");
+}
+
+/// The claims of a token; who signed it is for others to check.
+fn claims(token: &serde_json::Value) -> serde_json::Value {
+    let body = token.as_str().unwrap().split('.').nth(1).unwrap();
+    let bytes = Base64UrlUnpadded::decode_vec(body).unwrap();
+    serde_json::from_slice(&bytes).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_s_token_names_task_audience_and_what_was_granted() {
+    let server = Server::start("");
+    let mut node = Node::boot(&server).await;
+    node.settle(&server).await;
+    server.admin(&["workload", "set", "spiffe://example.org/app", "--audience", "https://ledger.example.org"]);
+    node.until(holds_svid).await;
+    let mut client = Client::start(&node);
+    let details = json!([{ "type": "ledger", "actions": ["post"], "locations": ["books/2026"] }]);
+    let stated = |id: &str| json!({ "task_id": id, "intent": "close the books", "audience": ["https://ledger.example.org"], "details": details });
+    let update = client.begin(&stated("close")).await;
+    let token = claims(&update["token"]);
+    assert_eq!(token["aud"], json!(["https://ledger.example.org"]), "{token}");
+    assert_eq!((&token["task_id"], &token["intent"]), (&json!("close"), &json!("close the books")));
+    assert_eq!((&token["authorization_details"], &update["details"]), (&details, &details));
+    assert_eq!(token["sub"], update["spiffe_id"]);
+    assert!(update["svid"].is_string() && update["decision"].is_string(), "both in one update");
+    // Another beginning, another token.
+    client.answer(json!({ "end": "close" })).await;
+    client.over().await;
+    let again = claims(&client.begin(&stated("close")).await["token"]);
+    assert_ne!(again["jti"], token["jti"]);
+    let records = Records::of(&server);
+    let jti = token["jti"].as_str().unwrap();
+    let end = records.count(&format!("SELECT ended_code = 'task.ended' FROM credentials WHERE id = '{jti}'"));
+    assert_eq!(end, 1, "the token ended with its task");
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use leasehold::clock::BootInstant;
 use serde_json::json;
 
-use super::bench::world::{Node, PATIENCE, Server, holds_svid};
+use super::bench::world::{Node, PATIENCE, Server, holds_svid, interactive};
 use super::client::{Client, Records, within_a_second};
 
 async fn settled(server: &Server) -> (Node, String) {
@@ -141,4 +141,68 @@ async fn an_agent_that_was_killed_leaves_no_task_alive() {
     client = Client::start(&node);
     client.begin(&json!({ "task_id": "orphan" })).await;
     assert_eq!(records.task("orphan").code, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn revocations_reach_tasks_and_nothing_else() {
+    let server = Server::start("");
+    let (node, id) = settled(&server).await;
+    node.register(&server, &id, "other");
+    node.until(|status| holds_svid(status) && status["workloads"].as_array().is_some_and(|all| all.len() == 2)).await;
+    let records = Records::of(&server);
+    let of = |name: &str, workload: &str| json!({ "task_id": name, "spiffe_id": format!("spiffe://example.org/{workload}") });
+    let mut clients = Vec::new();
+    for (name, workload) in [("one", "app"), ("two", "app"), ("three", "other")] {
+        let mut client = Client::start(&node);
+        client.begin(&of(name, workload)).await;
+        clients.push(client);
+    }
+    // One task.
+    let since = BootInstant::now();
+    server.admin(&["revoke", "task", "one", "--reason", "a test"]);
+    assert_eq!(clients[0].over().await, refused("gate.revoked"));
+    println!("revoke task: its stream ended {:?} after the command began", BootInstant::now().since(since));
+    assert_eq!(records.task("one").code.as_deref(), Some("gate.revoked"));
+    assert_eq!(records.task("two").code, None);
+    // Another one of the same id is another decision.
+    clients[0].begin(&of("one", "app")).await;
+    // All of a workload, and what it began anew.
+    let since = BootInstant::now();
+    server.admin(&["revoke", "workload", "spiffe://example.org/app", "--reason", "a test"]);
+    for client in &mut clients[..2] {
+        assert_eq!(client.over().await.1, "PermissionDenied");
+    }
+    println!("revoke workload: its streams ended {:?} after the command began", BootInstant::now().since(since));
+    for name in ["one", "two"] {
+        assert_eq!(records.ended(name).await.0.code.as_deref(), Some("gate.revoked"), "{name}");
+        assert!(records.credential_ends(name).iter().all(|code| code.as_deref() == Some("gate.revoked")));
+    }
+    assert_ne!(clients[1].refused(&of("two", "app")).await, "");
+    assert_eq!(records.task("three").code, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_begins_no_task() {
+    if !interactive().is_empty() {
+        println!("SKIPPED: begin from a login session: this test runs in one, and what it registers is for people too");
+        return;
+    }
+    let server = Server::start("");
+    let (node, _) = settled(&server).await;
+    // As systemd-logind places them.
+    let trees = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
+    let made = trees.into_iter().find_map(|tree| {
+        let directory = std::path::Path::new(tree).join(format!("session-{}.scope", std::process::id()));
+        std::fs::create_dir(&directory).ok().map(|()| directory)
+    });
+    let Some(directory) = made else {
+        println!("SKIPPED: begin from a login session: no cgroup can be made here");
+        return;
+    };
+    let mut client = Client::start(&node);
+    std::fs::write(directory.join("cgroup.procs"), client.id().to_string()).unwrap();
+    assert_eq!(client.refused(&json!({ "task_id": "by-hand" })).await, "workload.login_session");
+    assert_eq!(Records::of(&server).count("SELECT count(*) FROM tasks"), 0);
+    drop(client);
+    std::fs::remove_dir(&directory).unwrap();
 }

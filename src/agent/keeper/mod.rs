@@ -180,6 +180,7 @@ pub struct Keeper {
     grown: Notify,
     follower: Follower,
     grants: Grants,
+    /// Written before anything leaves.
     journal: Journal,
     measured: Measured,
     metrics: AgentMetrics,
@@ -187,7 +188,7 @@ pub struct Keeper {
 
 impl Keeper {
     /// A keeper whose gate is closed.
-    pub(super) fn new(trust_domain: TrustDomain, watcher: Watcher, sources: Arc<Sources>) -> Self {
+    pub(super) fn new(trust_domain: TrustDomain, watcher: Watcher, sources: Arc<Sources>, journal: Journal) -> Self {
         let holdings = Holdings {
             gate: Gate::default(),
             store: Store::default(),
@@ -214,9 +215,9 @@ impl Keeper {
             drifted: Notify::new(),
             grown: Notify::new(),
             grants: Grants::default(),
-            journal: Journal::default(),
             follower: Follower::new(Arc::clone(&sources)),
             measured: Measured::new(sources),
+            journal,
             metrics: AgentMetrics::default(),
         }
     }

@@ -171,6 +171,10 @@ impl Watcher {
                 return ended(&self.peer, ending);
             }
         }
+        // A stream that was refused something closes, too.
+        if let Some(verdict) = self.against().await {
+            return verdict;
+        }
         Verdict::orderly(Refusal::new(codes::TASK_ENDED, "it closed its stream").at(self.peer.to_string()))
     }
 }

@@ -7,6 +7,7 @@
 //! - [`administration`]: who may give which command; approvals, exceptions, reviews, reports.
 //! - [`policy`]: what is decided from what, how to write, test, sign and explain it.
 //! - [`registry`]: owners, workloads, environments, who leaves, the inventory, the registry as files.
+//! - [`tokens`]: JWT-SVIDs, what one says, how a service judges one, and tokens outside their job.
 //! - [`operations`]: setting up, what states mean, what to do when something is refused.
 //! - [`tasks`]: credentials for one piece of work, from a program; what ends them.
 //! - [`decisions`]: dated choices: context, choice, what would change our mind.
@@ -21,3 +22,4 @@ pub mod protocol;
 pub mod registry;
 pub mod tasks;
 pub mod threat_model;
+pub mod tokens;

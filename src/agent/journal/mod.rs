@@ -45,7 +45,10 @@ pub enum What {
     /// A credential was handed to a process.
     Release,
     /// A token that a process showed was examined here.
-    Use,
+    Use {
+        /// The process's user: a token of one task is shown by one user of one node.
+        uid: u32,
+    },
     /// A process got nothing.
     Deny,
     /// A credential, or a task, ended here.
@@ -57,7 +60,7 @@ impl What {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Release => "credential.released",
-            Self::Use => "credential.used",
+            Self::Use { .. } => "credential.used",
             Self::Deny => "credential.denied",
             Self::End => "release.ended",
         }
@@ -103,6 +106,10 @@ impl Note {
             count,
             code: self.code.map(|code| code.as_str().to_owned()),
             reason: given(&self.reason),
+            detail: match self.what {
+                What::Use { uid } => serde_json::json!({ "uid": uid }),
+                _ => serde_json::Value::Null,
+            },
             ..Record::default()
         }
     }

@@ -454,11 +454,11 @@ impl Keeper {
         }
     }
 
-    /// Whether the gate still stands open under this lease or a later one.
-    pub(super) fn stands(&self, lease: u64) -> Result<(), Denied> {
+    /// Runs `release` while the gate stands open under this lease or a later one, and can't close meanwhile.
+    pub(super) fn while_open<T>(&self, lease: u64, release: impl FnOnce() -> Result<T, Denied>) -> Result<T, Denied> {
         let holdings = self.holdings();
         match holdings.gate.lease() {
-            Some(present) if present.claims().sequence >= lease => Ok(()),
+            Some(present) if present.claims().sequence >= lease => release(),
             _ => Err(holdings.gate.reason().map_or_else(starting, denied)),
         }
     }

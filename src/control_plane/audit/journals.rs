@@ -4,6 +4,7 @@
 use super::super::registry::nodes::Node;
 use super::super::server::Shared;
 use super::super::store::{OptionalExtension, Transaction, damaged, fixed, params, signed, unsigned};
+use super::super::tokens::uses;
 use super::{Subject, chain, heads};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
@@ -60,6 +61,8 @@ pub fn receive(
     }
     keep_head(tx, node, head, now)?;
     keep_records(tx, request, &held)?;
+    let fresh = (request.first..).zip(&request.records).filter(|(number, _)| *number > held.number);
+    uses::of_records(tx, shared, node.id, fresh.map(|(_, line)| line), now)?;
     if ahead {
         let from = held.number.saturating_add(1);
         let detail = serde_json::json!({ "writer": request.writer.to_string(), "from": from, "to": request.first - 1 });

@@ -1,12 +1,16 @@
 //! What the use of a token tells: one that is bound to a task and shown by two is outside its job.
 
+use serde_json::Value;
+
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::audit;
 use crate::control_plane::credentials::ledger::{self, Of};
 use crate::control_plane::revocation::{self, Cause, Taken, What};
+use crate::control_plane::server::Shared;
 use crate::control_plane::store::{Transaction, fixed, params, signed, unsigned};
 use crate::identity::NodeId;
+use crate::protocol::Record;
 
 /// Notes that a process of `uid` showed the token with this `jti` to the agent of `node`, and takes the
 /// token back if it is bound to a task and somebody else had shown it: another user, or the same on
@@ -40,6 +44,32 @@ pub fn used(tx: &Transaction<'_>, jti: &str, node: NodeId, uid: u32, now: WallTi
     audit::about(tx, now, codes::TOKEN_REUSED.as_str(), &ledger::subject(&credential), detail)?;
     let cause = Cause { kind: "credential", target: jti, reason: &reason, code: codes::TOKEN_REUSED };
     revocation::take_back(tx, &What::Credential(credential.clone()), &cause, now).map(Some)
+}
+
+/// Takes in what a node's records, which are new, tell of tokens that were shown there.
+///
+/// # Errors
+/// As [`used`].
+pub fn of_records<'a>(
+    tx: &Transaction<'_>,
+    shared: &Shared,
+    node: NodeId,
+    lines: impl Iterator<Item = &'a String>,
+    now: WallTime,
+) -> Result<(), Refusal> {
+    for record in lines.filter(|line| line.contains("\"credential.used\"")).filter_map(|line| Record::parse(line).ok())
+    {
+        let uid = record.detail.get("uid").and_then(Value::as_u64).and_then(|uid| u32::try_from(uid).ok());
+        let (Some(jti), Some(uid)) = (record.credential.filter(|_| record.what == "credential.used"), uid) else {
+            continue;
+        };
+        if let Some(taken) = used(tx, &jti, node, uid, now)? {
+            shared.generation.advance(tx)?;
+            // At once. Should this transaction fail, a node has dropped a token too many.
+            taken.push().into_iter().for_each(|(audience, event)| shared.hub.push(audience, event));
+        }
+    }
+    Ok(())
 }
 
 /// Forgets who showed tokens that are over.

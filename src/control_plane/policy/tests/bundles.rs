@@ -166,7 +166,9 @@ impl World {
 
     fn apply(&self, version: u64, text: &str) -> Result<bool, crate::codes::Refusal> {
         let bundle = Bundle::unsigned(Content { version, ..content(text, "") })?;
-        let changed = self.store.transaction_blocking(|tx| in_force::apply(tx, &self.bundles, &bundle, WallTime(1)))?;
+        let changed = self
+            .store
+            .transaction_blocking(|tx| in_force::apply(tx, &self.bundles, &Policy::default(), &bundle, WallTime(1)))?;
         self.bundles.floor.raise(version)?;
         Ok(changed)
     }

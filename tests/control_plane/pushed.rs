@@ -57,6 +57,8 @@ async fn a_node_hears_of_what_concerns_it() {
     let mut others = Stream::open(&other.client).await;
     let id = server.register("web", &member.id()).await;
     assert_eq!(stream.said().await, Some(Event::Attest));
+    // What it holds is withdrawn; that there is nothing to hold any more, it learns by attesting.
+    assert!(member.credential(&id).await.unwrap().0.answers[0].refusal.is_none());
     server.admin(&["workload", "remove", &id]).await;
     let Some(Event::Withdraw(withdrawal)) = stream.said().await else { panic!("no word of it") };
     assert_eq!(withdrawal.of, Withdrawn::Workloads(vec![id]));

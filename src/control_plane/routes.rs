@@ -15,6 +15,7 @@ use super::authn::{self, Peer};
 use super::bodies::Room;
 use super::events::{self, Standing};
 use super::nonces::{self, Purpose};
+use super::published::{self, MAX_AGE, Topic};
 use super::registry::nodes::{self, Node};
 use super::replay;
 use super::revocation::counts;
@@ -77,6 +78,28 @@ pub const ROUTES: &[Route] = &[
         limit: 16 << 10,
         call: Call::Withdrawals,
     },
+    Route { method: Method::GET, path: "/v1/crl", access: Access::Anyone, limit: 0, call: Call::Published(Topic::Crl) },
+    Route {
+        method: Method::GET,
+        path: "/v1/crl/{key}",
+        access: Access::Anyone,
+        limit: 0,
+        call: Call::Published(Topic::Crl),
+    },
+    Route {
+        method: Method::GET,
+        path: "/v1/denied",
+        access: Access::Anyone,
+        limit: 0,
+        call: Call::Published(Topic::Denied),
+    },
+    Route {
+        method: Method::GET,
+        path: "/v1/bundle",
+        access: Access::Anyone,
+        limit: 0,
+        call: Call::Published(Topic::Bundle),
+    },
     Route { method: Method::POST, path: admin::PATH, access: Access::Operator, limit: admin::LIMIT, call: Call::Admin },
 ];
 
@@ -104,6 +127,8 @@ enum Call {
     TasksEnd,
     Events,
     Admin,
+    /// For relying parties.
+    Published(Topic),
     /// The one call that a revoked node is served: it says that it applied that.
     Withdrawals,
 }
@@ -170,6 +195,11 @@ struct Server {
 impl Server {
     /// Who calls, then what is sent, then the work: in this order for every route.
     async fn serve(&self, route: &'static Route, request: Request) -> Result<Response, Refused> {
+        if let Call::Published(topic) = route.call {
+            let key = request.uri().path().strip_prefix("/v1/crl/").map(str::to_owned);
+            let known = request.headers().get(header::IF_NONE_MATCH).cloned();
+            return self.published(topic, key, known, route.path).await;
+        }
         let peer = match (route.access, request.extensions().get::<Channel>()) {
             (Access::Anyone, _) => None,
             (Access::Operator, channel) => {
@@ -263,7 +293,7 @@ impl Server {
             (Call::Events, Some(peer)) => self.events(peer, route.path).await,
             (Call::Withdrawals, Some(peer)) => self.withdrawals(peer, &body, route.path).await,
             // `access` and the calls are of one table; a route wrongly marked stays closed.
-            (_, None) | (Call::Admin, _) => Err(self.stranger(no_certificate(), route.path).await),
+            (_, None) | (Call::Admin | Call::Published(_), _) => Err(self.stranger(no_certificate(), route.path).await),
         }
     }
 
@@ -365,6 +395,33 @@ impl Server {
         };
         let body = events::body(receiver, first, standing, self.stop.clone());
         Ok(([(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE))], body).into_response())
+    }
+
+    /// What relying parties may have, whoever they are. Few at a time look at the store.
+    async fn published(
+        &self,
+        topic: Topic,
+        key: Option<String>,
+        known: Option<HeaderValue>,
+        path: &'static str,
+    ) -> Result<Response, Refused> {
+        let Ok(Ok(_turn)) = tokio::time::timeout(TURN, self.strangers.acquire()).await else {
+            let refusal = Refusal::new(codes::PROTOCOL_BUSY, "too many calls at once");
+            return Err(Refused { refusal, next: None });
+        };
+        let document = match published::document(&self.shared, topic, key.as_deref()).await {
+            Ok(document) => document,
+            Err(refusal) => return Err(self.stranger(refusal, path).await),
+        };
+        let headers = [
+            (header::CONTENT_TYPE, document.media_type.to_owned()),
+            (header::CACHE_CONTROL, format!("public, max-age={MAX_AGE}")),
+            (header::ETAG, document.tag.clone()),
+        ];
+        if known.is_some_and(|known| known.as_bytes() == document.tag.as_bytes()) {
+            return Ok((StatusCode::NOT_MODIFIED, headers).into_response());
+        }
+        Ok((headers, Body::from(document.body.as_slice().to_vec())).into_response())
     }
 
     /// Takes down which withdrawals a node says it applied; a revoked one says it too.

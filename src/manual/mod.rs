@@ -4,6 +4,7 @@
 //! - [`protocol`]: what the two binaries say, in order, and why.
 //! - [`measurements`]: logs, what of them is believed, reference values and their updates.
 //! - [`administration`]: who may give which command; approvals, exceptions, reviews, reports.
+//! - [`revocation`]: taking back: bounds, what an acknowledgement is worth, what relying parties can check, breaking glass.
 //! - [`operations`]: setting up, what states mean, what to do when something is refused.
 //! - [`decisions`]: dated choices: context, choice, what would change our mind.
 
@@ -12,4 +13,5 @@ pub mod decisions;
 pub mod measurements;
 pub mod operations;
 pub mod protocol;
+pub mod revocation;
 pub mod threat_model;

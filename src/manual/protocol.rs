@@ -15,7 +15,8 @@
 //!    │ GET  /v1/references     ◀ the document the lease names     │
 //!    │ POST /v1/credentials    CSRs                               │ lease live? (node, workload)?
 //!    │ ◀─────────────────────────────────────────────────  SVIDs  │
-//!    │ GET  /v1/events         ◀ alive · attest · revoked         │
+//!    │ GET  /v1/events         ◀ alive · attest · withdraw · revoked │
+//!    │ POST /v1/withdrawals    numbers that were applied          │ a claim, until evidence names them
 //! ```
 //!
 //! - TLS 1.3 only, no resumption, no early data. The agent checks the chain against its pinned bundle or CA

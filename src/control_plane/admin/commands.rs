@@ -62,6 +62,8 @@ pub enum Command {
     CaShow,
     CaPrepare,
     CaRotate { early: bool },
+    CaRemove { ca: String, reason: String },
+    CaCrl { ca: Option<String> },
     AuditTail { after: u64, limit: u64 },
     OperatorAdd { id: String, role: String, owner: Option<String> },
     OperatorList,
@@ -121,6 +123,7 @@ impl Command {
             | Self::ReferenceShow { .. }
             | Self::ReferenceDraft { .. }
             | Self::CaShow
+            | Self::CaCrl { .. }
             | Self::OperatorList
             | Self::ApprovalList
             | Self::ExceptionList
@@ -156,9 +159,11 @@ impl Command {
             | Self::ExceptionAdd(_)
             | Self::ExceptionClose { .. } => Action::Operate,
             Self::ApprovalGrant { .. } | Self::ApprovalDeny { .. } | Self::ReviewSign { .. } => Action::Approve,
-            Self::CaPrepare | Self::CaRotate { .. } | Self::OperatorAdd { .. } | Self::OperatorRemove { .. } => {
-                Action::Administer
-            }
+            Self::CaPrepare
+            | Self::CaRotate { .. }
+            | Self::CaRemove { .. }
+            | Self::OperatorAdd { .. }
+            | Self::OperatorRemove { .. } => Action::Administer,
         }
     }
 
@@ -271,6 +276,8 @@ impl Command {
             Self::CaShow => trust::ca_show(tx),
             Self::CaPrepare => trust::ca_prepare(tx, &shared.authority, now),
             Self::CaRotate { early } => trust::ca_rotate(tx, &shared.authority, early, now),
+            Self::CaRemove { ca, reason } => trust::ca_remove(tx, &shared.authority, &ca, &reason, now),
+            Self::CaCrl { ca } => trust::ca_crl(tx, shared, ca.as_deref(), now),
             Self::AuditTail { after, limit } => trust::audit_tail(tx, after, limit),
             Self::OperatorAdd { id, role, owner } => {
                 operators::add(tx, &id, &role, owner.as_deref(), actor, &rules.trust_domain, now)

@@ -66,6 +66,7 @@ fn administer(cli: &Shared, command: Command) -> Result<u8, Refusal> {
             return revoke::revoke(cli, &client, revoke::RevokeCommand::Node(stated));
         }
         Command::Revocation(command) => return revoke::revocation(cli, &client, command),
+        Command::Ca(CaCommand::Crl { ca, out }) => return revoke::crl(cli, &client, ca, &out),
         command => request(command)?,
     };
     let explains = matches!(command, admin::Command::NodeExplain { .. });
@@ -98,11 +99,13 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         Command::Ca(CaCommand::Show) => Admin::CaShow,
         Command::Ca(CaCommand::Prepare) => Admin::CaPrepare,
         Command::Ca(CaCommand::Rotate { early }) => Admin::CaRotate { early },
+        Command::Ca(CaCommand::Remove { ca, break_glass: _, reason }) => Admin::CaRemove { ca, reason },
         Command::Run { .. }
         | Command::Dev(_)
         | Command::Appraise(_)
         | Command::Audit(_)
         | Command::Reference(_)
+        | Command::Ca(CaCommand::Crl { .. })
         | Command::Revoke(_)
         | Command::Revocation(_) => {
             return Err(Refusal::new(codes::ADMIN_INVALID, "BUG: this command is carried out elsewhere"));

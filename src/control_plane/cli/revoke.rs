@@ -1,6 +1,7 @@
 //! `leasehold-server revoke …` and `revocation …`.
 
 use std::io::IsTerminal;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
@@ -9,12 +10,13 @@ use serde_json::Value;
 use super::args::Shared;
 use super::client::Client;
 use super::print;
-use crate::codes::Refusal;
 use crate::codes::exit::{DONE, WARNING};
+use crate::codes::{self, Refusal};
 use crate::control_plane::admin::Command;
 use crate::control_plane::admin::revocations::Stated;
 use crate::control_plane::revocation::plan::Kind;
 use crate::output::say;
+use crate::secret;
 
 /// What an acknowledgement is worth.
 const WORTH: &str = "Nodes that listen are told at once, and say when they have applied it: within 2 s nothing of it is\n\
@@ -61,7 +63,7 @@ pub struct Revocation {
     /// Changes nothing: says which nodes it concerns, whether they listen, and until when each could go on.
     #[arg(long)]
     pub explain: bool,
-    /// Waits at most so long until every node that listens has acknowledged, and prints the counts.
+    /// Waits at most so long until every node that listens or was told has acknowledged, and prints the counts.
     ///
     /// Exit code 3 if some didn't.
     #[arg(long, value_name = "SECONDS", conflicts_with = "explain")]
@@ -145,6 +147,22 @@ pub fn revocation(cli: &Shared, client: &Client, command: RevocationCommand) -> 
     Ok(DONE)
 }
 
+/// Runs `ca crl`.
+///
+/// # Errors
+/// The refusal for the operator.
+pub fn crl(cli: &Shared, client: &Client, ca: Option<String>, out: &Path) -> Result<u8, Refusal> {
+    let mut facts = client.call(&Command::CaCrl { ca })?;
+    let refuse = |found: String| Refusal::new(codes::ADMIN_INVALID, found).at(out.display().to_string());
+    let crl = facts.as_object_mut().and_then(|facts| facts.remove("crl"));
+    let der =
+        hex::decode(crl.as_ref().and_then(Value::as_str).unwrap_or_default()).map_err(|e| refuse(e.to_string()))?;
+    // Whole or not at all: a relying party may read it at any moment.
+    secret::write_atomically(out, &der).map_err(|e| refuse(e.to_string()))?;
+    print::facts(&facts, cli.json);
+    Ok(DONE)
+}
+
 /// Asks until everybody who listens has acknowledged, saying what is new.
 fn wait_for(cli: &Shared, client: &Client, number: u64, at_most: Duration) -> Result<Value, Refusal> {
     let started = Instant::now();
@@ -169,10 +187,15 @@ fn wait_for(cli: &Shared, client: &Client, number: u64, at_most: Duration) -> Re
     }
 }
 
-/// The nodes that listen and haven't acknowledged.
+/// The nodes that listen, or were told, and haven't acknowledged.
 fn awaited(shown: &Value) -> usize {
     let parts = shown["parts"].as_array().map(Vec::as_slice).unwrap_or_default();
-    parts.iter().filter(|part| part["acknowledged"].is_null() && part["stream"] == Value::Bool(true)).count()
+    parts
+        .iter()
+        .filter(|part| {
+            part["acknowledged"].is_null() && (part["stream"] == Value::Bool(true) || part["told"].is_string())
+        })
+        .count()
 }
 
 fn explanation(cli: &Shared, facts: &Value) {

@@ -1,5 +1,5 @@
-//! The Workload API's generated code is checked in, so that a build needs no generator; this test
-//! regenerates it from `workload.proto` and compares. `LEASEHOLD_REGENERATE=1` writes it anew.
+//! The generated code of the Workload API and of tasks is checked in, so that a build needs no generator;
+//! this test regenerates it from the `.proto` files and compares. `LEASEHOLD_REGENERATE=1` writes it anew.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -19,34 +19,39 @@ fn room() -> PathBuf {
 }
 
 #[test]
-fn generated_code_and_descriptors_are_those_of_the_proto_file() {
-    let descriptors = protox::compile(["workload.proto"], [room()]).expect("workload.proto is valid");
-    hold(&room().join("workload.fds"), &without_comments(descriptors.clone()).encode_to_vec());
-    hold(&room().join("generated.rs"), generate(descriptors).as_bytes());
+fn generated_code_and_descriptors_are_those_of_the_proto_files() {
+    // Those with a private key in them have no Debug.
+    let workload = ["X509SVID", "X509SVIDResponse"];
+    let tasks = ["leasehold.task.v1.X509", "leasehold.task.v1.Jwt", "leasehold.task.v1.TaskUpdate"];
+    for (room, name, silent) in [(room(), "workload", &workload[..]), (room().join("tasks"), "tasks", &tasks[..])] {
+        let file = format!("{name}.proto");
+        let descriptors = protox::compile([&file], [&room]).expect("the proto file is valid");
+        hold(&room.join(format!("{name}.fds")), &without_comments(descriptors.clone()).encode_to_vec(), &file);
+        hold(&room.join("generated.rs"), generate(descriptors, silent, &file).as_bytes(), &file);
+    }
 }
 
 /// Compares a checked-in file with what it should be, or writes it if asked to.
-fn hold(path: &Path, wanted: &[u8]) {
+fn hold(path: &Path, wanted: &[u8], proto: &str) {
     if std::env::var_os("LEASEHOLD_REGENERATE").is_some() {
         std::fs::write(path, wanted).expect("the file can be written");
     }
     let found = std::fs::read(path).unwrap_or_default();
     assert!(
         found == wanted,
-        "{} is not what workload.proto gives: run this test once with LEASEHOLD_REGENERATE=1",
+        "{} is not what {proto} gives: run this test once with LEASEHOLD_REGENERATE=1",
         path.display()
     );
 }
 
-fn generate(descriptors: FileDescriptorSet) -> String {
+fn generate(descriptors: FileDescriptorSet, silent: &[&str], proto: &str) -> String {
     let directory = tempfile::tempdir().expect("a temporary directory");
     tonic_prost_build::configure()
         .build_client(false)
         .build_transport(false)
         // The same content always gives the same bytes, which is how a stream sees that nothing changed.
         .btree_map(".")
-        // These two hold a private key.
-        .skip_debug(["X509SVID", "X509SVIDResponse"])
+        .skip_debug(silent)
         .out_dir(directory.path())
         .compile_fds(descriptors)
         .expect("the descriptors can be compiled");
@@ -55,7 +60,7 @@ fn generate(descriptors: FileDescriptorSet) -> String {
     assert!(files.next().is_none(), "one package gives one file");
     let code = std::fs::read_to_string(file).expect("the code can be read");
 
-    format!("// Generated from workload.proto by tests/workload_proto.rs. Do not edit.\n{code}")
+    format!("// Generated from {proto} by tests/workload_proto.rs. Do not edit.\n{code}")
 }
 
 /// Reflection has no use for comments, and the binaries carry the descriptors.

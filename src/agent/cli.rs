@@ -6,6 +6,7 @@ mod log;
 mod log_ima;
 mod probe;
 mod profile;
+mod svid;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -99,6 +100,9 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
     },
+    /// Fetch what a workload gets, over the Workload API and as the process that asks: for a look, and for scripts.
+    #[command(subcommand)]
+    Svid(svid::SvidCommand),
     /// Read a measurement log, of this node or in a file. Needs no TPM and no configuration.
     #[command(subcommand)]
     Log(log::LogCommand),
@@ -147,6 +151,7 @@ async fn carry_out(arguments: Arguments) -> anyhow::Result<u8> {
                 evidence::Wanted { nonce: nonce.as_deref(), pcrs: pcrs.as_deref(), profile: profile.as_deref() };
             evidence::write(config()?, wanted, &out).await
         }
+        Command::Svid(command) => svid::carry_out(command, &arguments.config).await,
         Command::Log(command) => log::show(&command),
     }
 }

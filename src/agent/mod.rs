@@ -23,9 +23,11 @@ mod run;
 mod sources;
 mod state;
 mod status;
+mod tasks;
 mod tenancy;
 mod withdrawals;
 
 pub use keeper::Keeper;
 pub use run::{Agent, start};
 pub use status::Status;
+pub use tasks::Tasks;

@@ -13,6 +13,7 @@ use super::rules;
 use super::sources::Sources;
 use super::state::Memory;
 use super::status::Status;
+use super::tasks::Tasks;
 use super::tenancy::Tenancy;
 use super::withdrawals::Withdrawals;
 use crate::codes::{self, Refusal};
@@ -74,13 +75,19 @@ pub async fn start(config: AgentConfig) -> anyhow::Result<Agent> {
         async move { keeper.judge_observations(token).await }
     });
 
+    let (client, client_seen) = watch::channel(None);
+    keeper.connect(client_seen.clone());
+    let journal = Journal::default();
+    let tasks = Arc::new(Tasks::start(keeper.clone(), client_seen.clone(), journal, shutdown.clone())?);
+
     // Bound early, so that clients find the socket; they are answered `Unavailable` until there is
     // a lease.
     let mut workload = BoundSocket::bind(&config.sockets.workload, 0o666)?;
     let mut admin_socket = BoundSocket::bind(&config.sockets.admin, 0o600)?;
     if let Some(listener) = workload.take() {
         let listener = tokio::net::UnixListener::from_std(listener)?;
-        let server = Server::new(keeper.clone(), Peers::new(PeerMethod::Auto), Limits::default().within_this_process());
+        let server = Server::new(keeper.clone(), Peers::new(PeerMethod::Auto), Limits::default().within_this_process())
+            .with_tasks(tasks);
         let shutdown = shutdown.clone();
         shutdown.tasks.clone().spawn(async move {
             if let Err(error) = server.serve(listener, shutdown).await {
@@ -91,7 +98,6 @@ pub async fn start(config: AgentConfig) -> anyhow::Result<Agent> {
 
     let (trouble, trouble_seen) = watch::channel(None);
     let (node, node_seen) = watch::channel(None);
-    let (client, client_seen) = watch::channel(None);
     let attest_now = Arc::new(Notify::new());
     let withdrawals = Arc::new(Withdrawals::new(keeper.clone(), Journal::default(), memory.beside("withdrawals.cbor")));
     let tenancy = Tenancy {

@@ -6,6 +6,7 @@
 //! - [`administration`]: who may give which command; approvals, exceptions, reviews, reports.
 //! - [`revocation`]: taking back: bounds, what an acknowledgement is worth, what relying parties can check, breaking glass.
 //! - [`operations`]: setting up, what states mean, what to do when something is refused.
+//! - [`tasks`]: credentials for one piece of work, from a program; what ends them.
 //! - [`decisions`]: dated choices: context, choice, what would change our mind.
 
 pub mod administration;
@@ -13,5 +14,6 @@ pub mod decisions;
 pub mod measurements;
 pub mod operations;
 pub mod protocol;
+pub mod tasks;
 pub mod revocation;
 pub mod threat_model;

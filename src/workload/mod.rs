@@ -18,6 +18,8 @@ mod cgroup;
 
 mod digest;
 
+mod ending;
+
 mod held;
 
 mod observed;
@@ -28,6 +30,7 @@ mod process;
 
 mod selector;
 
+pub use ending::{Ending, Endings, Watch};
 pub use observed::Observed;
 pub use peer::{Caught, Peer, PeerMethod, Peers};
 pub use selector::{KINDS, Selector};

@@ -252,6 +252,11 @@ impl Peer {
         tokio::time::timeout(HASHING_PATIENCE, hashed).await.unwrap_or_else(|_| Err(silent(self.pid())))
     }
 
+    /// The process itself, for the rest of this room.
+    pub(super) fn process(&self) -> &Process {
+        &self.held.process
+    }
+
     /// Waits until the process has ended.
     pub async fn exited(&self) {
         self.held.process.exited().await;

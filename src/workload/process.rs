@@ -153,7 +153,8 @@ impl Process {
         Ok(File::from(openat(&self.directory, "exe", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?))
     }
 
-    fn read(&self, name: &str) -> Result<String, Refusal> {
+    /// A small file of its directory, as text.
+    pub(super) fn read(&self, name: &str) -> Result<String, Refusal> {
         let read = || {
             let file = openat(&self.directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
             let mut bytes = Vec::new();

@@ -157,7 +157,10 @@ async fn what_is_asked_wrongly_gets_nothing() {
     // What would be larger than servers take in a header is no token.
     let wide = vec![detail("a", &["x".repeat(200).as_str(); 16], &["y".repeat(200).as_str(); 32])];
     let wide = GrantRequest { details: wide, ..good.clone() };
-    assert_eq!(refused(&member, wide).await, codes::TOKEN_MALFORMED);
+    assert_eq!(refused(&member, wide.clone()).await, codes::TOKEN_MALFORMED);
+    // Nor is half of a grant given: the certificate that could have been made isn't.
+    let csr = serde_bytes::ByteBuf::from(csr(&rcgen::KeyPair::generate().unwrap()));
+    assert_eq!(refused(&member, GrantRequest { csr: Some(csr), ..wide }).await, codes::TOKEN_MALFORMED);
     let broken = GrantRequest { csr: Some(serde_bytes::ByteBuf::from(vec![0; 9])), ..good.clone() };
     assert_eq!(refused(&member, broken).await, codes::ISSUER_REQUEST);
     let code = |result: Result<GrantAnswer, Failure>| result.unwrap_err().code();

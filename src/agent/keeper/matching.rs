@@ -6,6 +6,7 @@ use crate::clock::BootInstant;
 use crate::codes::{self, Refusal};
 use crate::delivery::workload_api::Denied;
 use crate::measurements::LogHash;
+use crate::protocol::CallerClaims;
 use crate::verify::runtime::Checkpoint;
 use crate::workload::{Observed, Peer};
 
@@ -32,6 +33,12 @@ impl Keeper {
         })?;
         self.measured(peer, &observed).await?;
         Ok(Matched { workloads, observed })
+    }
+
+    /// The ids of the workloads that the peer is, and what the control plane is told of it.
+    pub(in crate::agent) async fn callers(&self, peer: &Peer) -> Result<(Vec<String>, CallerClaims), Denied> {
+        let matched = self.matching(peer).await?;
+        Ok((matched.workloads.into_iter().map(|entry| entry.id).collect(), matched.observed.claims()))
     }
 
     /// Whether the peer's program stands in the attested part of IMA's list, if the lease asks for that.

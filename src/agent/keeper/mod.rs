@@ -3,6 +3,7 @@
 mod judging;
 mod matching;
 mod release;
+mod tokens;
 mod withdrawal;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,10 +13,12 @@ use std::time::Duration;
 use tokio::sync::{Notify, broadcast};
 
 use super::follower::Follower;
+use super::journal::Journal;
 use super::measured::Measured;
 use super::sources::Sources;
 use crate::clock::BootInstant;
 use crate::codes::{self, Refusal};
+use crate::credentials::token::TokenKeys;
 use crate::credentials::{Held, Store, X509Svid};
 use crate::delivery::workload_api::{Denied, Signal};
 use crate::gate::{Gate, Permit, Reason, Standing};
@@ -29,6 +32,7 @@ use crate::verify::Lease;
 use crate::verify::appraisal::{Finding, LayerResult};
 use crate::verify::runtime::{Checkpoint, CompiledRules};
 use crate::workload::Selector;
+use tokens::Grants;
 
 use withdrawal::Taken;
 pub use withdrawal::{Applied, Observer};
@@ -39,6 +43,8 @@ pub use withdrawal::{Applied, Observer};
 struct Holdings {
     gate: Gate,
     store: Store,
+    /// What JWT-SVIDs are verified with.
+    token_keys: TokenKeys,
     /// The registered workloads with their selectors, parsed.
     registered: Vec<Registered>,
     /// Workloads the issuer refused, and why.
@@ -100,6 +106,10 @@ impl Holdings {
     fn withdraw(&mut self) {
         self.store.clear();
         self.withdrawals += 1;
+    }
+
+    fn asks(&self) -> Asked {
+        Asked { withdrawals: self.withdrawals, mark: self.taken.mark() }
     }
 
     /// Why none of these is to be had, if so: the first one's reason.
@@ -169,6 +179,8 @@ pub struct Keeper {
     /// Wakes it, too: IMA's list grew, by what is allowed.
     grown: Notify,
     follower: Follower,
+    grants: Grants,
+    journal: Journal,
     measured: Measured,
     metrics: AgentMetrics,
 }
@@ -179,6 +191,7 @@ impl Keeper {
         let holdings = Holdings {
             gate: Gate::default(),
             store: Store::default(),
+            token_keys: TokenKeys::default(),
             registered: Vec::new(),
             refused: BTreeMap::new(),
             last_reading: None,
@@ -200,6 +213,8 @@ impl Keeper {
             withdrawn: broadcast::Sender::new(64),
             drifted: Notify::new(),
             grown: Notify::new(),
+            grants: Grants::default(),
+            journal: Journal::default(),
             follower: Follower::new(Arc::clone(&sources)),
             measured: Measured::new(sources),
             metrics: AgentMetrics::default(),
@@ -208,8 +223,7 @@ impl Keeper {
 
     /// To be taken before credentials are asked for.
     pub fn asks(&self) -> Asked {
-        let holdings = self.holdings();
-        Asked { withdrawals: holdings.withdrawals, mark: holdings.taken.mark() }
+        self.holdings().asks()
     }
 
     /// How often something spoke against the node so far; to be taken before a lease is asked for.
@@ -305,6 +319,14 @@ impl Keeper {
         let changed = {
             let mut holdings = self.holdings();
             let trusted = holdings.store.trust(bundle.certificates.iter().map(|der| der.to_vec()).collect());
+            let keys = holdings.store.trust_tokens(bundle.jwt_keys.clone());
+            if keys {
+                holdings.token_keys = TokenKeys::new(&bundle.jwt_keys).unwrap_or_else(|refusal| {
+                    // None at all is the safe reading: no token is accepted.
+                    tracing::warn!(%refusal, "the bundle's keys for tokens can't be used");
+                    TokenKeys::default()
+                });
+            }
             let registered = holdings.store.register(entries);
             if registered {
                 holdings.registered = holdings.store.entries().iter().filter_map(parsed).collect();
@@ -313,7 +335,7 @@ impl Keeper {
                 let ids: BTreeSet<String> = holdings.store.entries().iter().map(|entry| entry.id.clone()).collect();
                 holdings.taken.retain(|id| ids.contains(id));
             }
-            trusted || registered
+            trusted || keys || registered
         };
         if changed {
             self.changed();
@@ -431,8 +453,17 @@ impl Keeper {
         }
     }
 
+    /// Whether the gate still stands open under this lease or a later one.
+    pub(super) fn stands(&self, lease: u64) -> Result<(), Denied> {
+        let holdings = self.holdings();
+        match holdings.gate.lease() {
+            Some(present) if present.claims().sequence >= lease => Ok(()),
+            _ => Err(holdings.gate.reason().map_or_else(starting, denied)),
+        }
+    }
+
     /// A permit for a request of `arrived`, from a reading that starts now.
-    async fn permit(&self, arrived: BootInstant) -> Result<Permit, Denied> {
+    pub(super) async fn permit(&self, arrived: BootInstant) -> Result<Permit, Denied> {
         if let Some(reason) = self.holdings().gate.reason() {
             return Err(denied(reason));
         }

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use super::{Keeper, denied, starting};
 use crate::clock::BootInstant;
 use crate::credentials::Held;
-use crate::delivery::workload_api::{Bundles, Changes, Denied, Source, X509Context, X509Item};
+use crate::credentials::token::Verified;
+use crate::delivery::workload_api::{
+    Bundles, Changes, Denied, JwtAsked, JwtBundles, JwtContext, Source, Unaccepted, X509Context, X509Item,
+};
 use crate::gate::Released;
 use crate::telemetry::ByCode;
 use crate::workload::Peer;
@@ -17,6 +20,18 @@ impl Source for Keeper {
 
     async fn bundles(&self, peer: &Peer, arrived: BootInstant) -> Result<Released<Bundles>, Denied> {
         self.counted(self.release_bundles(peer, arrived).await)
+    }
+
+    async fn jwt(&self, peer: &Peer, arrived: BootInstant, asked: &JwtAsked) -> Result<Released<JwtContext>, Denied> {
+        self.counted(self.release_jwt(peer, arrived, asked).await)
+    }
+
+    async fn jwt_bundles(&self, peer: &Peer, arrived: BootInstant) -> Result<Released<JwtBundles>, Denied> {
+        self.counted(self.release_jwt_bundles(peer, arrived).await)
+    }
+
+    async fn validate(&self, peer: &Peer, audience: &str, token: &str) -> Result<Verified, Unaccepted> {
+        self.judge_token(peer, audience, token).await
     }
 
     fn changes(&self) -> Changes {

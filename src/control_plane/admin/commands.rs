@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::registrations::{destinations, eks, owners, workloads};
 use super::roles::{Action, Actor};
-use super::{governance, nodes, operators, references, revocations, trust};
+use super::{governance, nodes, operators, references, revocations, tasks, trust};
 use crate::clock::{BootInstant, WallTime};
 use crate::codes::{self, Refusal};
 use crate::control_plane::audit;
@@ -65,6 +65,8 @@ pub enum Command {
     CaRemove { ca: String, reason: String },
     CaCrl { ca: Option<String> },
     AuditTail { after: u64, limit: u64 },
+    TaskList { all: bool },
+    TaskShow { id: String },
     OperatorAdd { id: String, role: String, owner: Option<String> },
     OperatorList,
     OperatorRemove { id: String },
@@ -129,6 +131,8 @@ impl Command {
             | Self::ExceptionList
             | Self::ReviewDue
             | Self::Debt
+            | Self::TaskList { .. }
+            | Self::TaskShow { .. }
             | Self::Report { .. }
             | Self::RevocationList
             | Self::RevocationShow { .. }
@@ -296,6 +300,8 @@ impl Command {
             Self::ReviewDue => governance::review_due(tx, shared, now),
             Self::ReviewSign { workload, note } => governance::review_sign(tx, &workload, &note, actor, now),
             Self::Debt => governance::debt(tx, now),
+            Self::TaskList { all } => tasks::list(tx, all),
+            Self::TaskShow { id } => tasks::show(tx, &id),
             Self::Report { framework } => governance::report(tx, shared, &framework, now),
         }
     }

@@ -12,6 +12,7 @@ pub mod remote;
 pub mod revocations;
 pub mod roles;
 pub mod socket;
+mod tasks;
 mod trust;
 
 use std::sync::Arc;

@@ -146,6 +146,9 @@ pub enum Command {
     /// Reviews: what somebody should look at.
     #[command(subcommand)]
     Review(super::governance::ReviewCommand),
+    /// Tasks: work that has credentials of its own, and how it ended.
+    #[command(subcommand)]
+    Task(super::task::TaskCommand),
     /// How many exceptions there are, how old they are, and whether they get fewer.
     Debt,
     /// What a framework asks, the question to this server that answers it, and the answer now.

@@ -11,6 +11,7 @@ mod registry;
 mod remote;
 mod revoke;
 mod run;
+mod task;
 
 use std::io::{BufRead, IsTerminal};
 use std::process::ExitCode;
@@ -95,6 +96,7 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         Command::Exception(command) => governance::exception(command)?,
         Command::Review(command) => governance::review(command),
         Command::Debt => Admin::Debt,
+        Command::Task(command) => task::request(command),
         Command::Report { framework } => Admin::Report { framework },
         Command::Ca(CaCommand::Show) => Admin::CaShow,
         Command::Ca(CaCommand::Prepare) => Admin::CaPrepare,

@@ -115,6 +115,18 @@ const TABLES: &[(&str, &[(&str, &str)])] = &[
     ),
     ("operators", &[("ID", "id"), ("ROLE", "role"), ("OWNER", "owner"), ("ADDED", "added"), ("BY", "added_by")]),
     (
+        "tasks",
+        &[
+            ("TASK", "id"),
+            ("NODE", "node"),
+            ("WORKLOAD", "workload"),
+            ("BEGAN", "began"),
+            ("ENDED", "ended"),
+            ("CODE", "code"),
+            ("INTENT", "intent"),
+        ],
+    ),
+    (
         "references",
         &[
             ("NODE", "node"),

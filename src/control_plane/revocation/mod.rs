@@ -20,8 +20,8 @@ pub mod words;
 use super::audit::{self, Subject};
 use super::credentials::ledger::{self, Credential, Of};
 use super::events::Audience;
-use super::replay;
 use super::store::{Transaction, params, signed, unsigned};
+use super::{replay, tasks};
 use crate::clock::WallTime;
 use crate::codes::{Code, Refusal};
 use crate::identity::NodeId;
@@ -94,6 +94,14 @@ pub fn take_back(tx: &Transaction<'_>, what: &What, cause: &Cause<'_>, now: Wall
         What::Workloads(ids) => ids.iter().try_for_each(|id| end(Of::Workload(id)))?,
         What::Credential(credential) => end(Of::Credential(&credential.id))?,
         What::Task(node, task) => end(Of::Task(*node, task))?,
+    }
+    // And what they were issued for: tasks that are begun anew begin by another decision.
+    let over = |of: tasks::Of<'_>| tasks::end(tx, of, cause.code, cause.reason, now).map(drop);
+    match what {
+        What::Node(node) => over(tasks::Of::Node(*node))?,
+        What::Workloads(ids) => ids.iter().try_for_each(|id| over(tasks::Of::Workload(id)))?,
+        What::Credential(_) => {}
+        What::Task(node, task) => over(tasks::Of::Task(*node, task))?,
     }
     let number = numbered(tx, cause, credentials, now)?;
     let refusal = Refusal::new(cause.code, format!("revoked at {now}: {}", audit::clipped(cause.reason))).at(format!(

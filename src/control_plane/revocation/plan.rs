@@ -189,13 +189,6 @@ impl Plan {
             suspend(tx, id, reason, now)?;
         }
         let node = self.node.as_ref().map(|node| super::node::put_out(tx, node, reason, now)).transpose()?;
-        if let What::Task(node, task) = &self.what {
-            tx.execute(
-                "UPDATE tasks SET ended_at = ?3, ended_code = ?4, ended_reason = ?5
-                 WHERE node = ?1 AND id = ?2 AND ended_at IS NULL",
-                params![node.as_bytes(), task, signed(now.0), codes::GATE_REVOKED.as_str(), reason],
-            )?;
-        }
         let cause = Cause { kind: self.kind.as_str(), target: &self.target, reason, code: codes::GATE_REVOKED };
         let taken = take_back(tx, &self.what, &cause, now)?;
         self.record(tx, reason, taken.number, now)?;

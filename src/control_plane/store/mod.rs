@@ -83,6 +83,20 @@ impl Store {
     }
 }
 
+/// Runs `work` within a transaction that goes on in any case: what it wrote is undone if it refuses.
+///
+/// # Errors
+/// Those of `work`, or [`codes::STORE_FAILED`].
+pub fn attempt<T>(tx: &Transaction<'_>, work: impl FnOnce() -> Result<T, Refusal>) -> Result<T, Refusal> {
+    tx.execute_batch("SAVEPOINT attempt")?;
+    let done = work();
+    tx.execute_batch(match done {
+        Ok(_) => "RELEASE attempt",
+        Err(_) => "ROLLBACK TO attempt; RELEASE attempt",
+    })?;
+    done
+}
+
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Store")

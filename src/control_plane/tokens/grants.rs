@@ -9,6 +9,7 @@ use super::{LONGEST, Wanted};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::audit::{self, Subject};
+use crate::control_plane::ca::Issuing;
 use crate::control_plane::credentials::{self, denied, registered};
 use crate::control_plane::issuer;
 use crate::control_plane::leases::{self, LeaseRow};
@@ -16,7 +17,7 @@ use crate::control_plane::policy::{self, Action, Decision, Grant, Question};
 use crate::control_plane::registry::nodes::Node;
 use crate::control_plane::registry::workloads::Workload;
 use crate::control_plane::server::Shared;
-use crate::control_plane::store::Transaction;
+use crate::control_plane::store::{Transaction, attempt};
 use crate::control_plane::tasks;
 use crate::protocol::{AuthorizationDetail, GrantAnswer, GrantRequest, TaskStatement};
 
@@ -63,6 +64,7 @@ pub fn grant(
 }
 
 /// What was asked for, once it is known for whom.
+#[derive(Clone, Copy)]
 struct Asking<'a> {
     node: &'a Node,
     lease: &'a LeaseRow,
@@ -124,12 +126,44 @@ fn asked(
     let decision = first.clone();
     let term = term(decided.iter().map(|(_, _, grant)| grant.ttl), shared.settings.svid, left, request.task.as_ref())?;
     let details = granted(&request.details, decided.iter().map(|(_, _, grant)| grant.details.as_slice()));
-    if let Some(task) = &request.task {
-        tasks::begin(tx, node.id, &workload.id.to_string(), &decision, task, now.after(term), now)?;
+    let granted = Granted { decision, decided, term, details };
+    let issued = attempt(tx, || issue(tx, &asking, &shared.authority.current(), spki.as_deref(), &granted, now));
+    match issued {
+        Err(refusal) if refusal.code != codes::STORE_FAILED => {
+            // Permitted, and yet it can't be made: nothing of it stands.
+            let action = granted.decided.first().map_or(Action::Jwt, |(action, ..)| *action);
+            denied(tx, &asking.question(action), &granted.decision, &refusal, now)?;
+            Ok(refused(granted.decision, refusal))
+        }
+        issued => issued,
     }
-    let issuing = shared.authority.current();
+}
+
+/// What was decided, and what follows from all of it.
+struct Granted {
+    /// The first decision's id.
+    decision: String,
+    decided: Vec<(Action, String, Grant)>,
+    term: Duration,
+    details: Vec<AuthorizationDetail>,
+}
+
+/// Begins the task and issues everything that was granted.
+fn issue(
+    tx: &Transaction<'_>,
+    asking: &Asking<'_>,
+    issuing: &Issuing,
+    spki: Option<&[u8]>,
+    granted: &Granted,
+    now: WallTime,
+) -> Result<GrantAnswer, Refusal> {
+    let Asking { node, lease, workload, request } = *asking;
+    let Granted { decision, decided, term, details } = granted;
+    if let Some(task) = &request.task {
+        tasks::begin(tx, node.id, &workload.id.to_string(), decision, task, now.after(*term), now)?;
+    }
     let mut answer = GrantAnswer {
-        decision,
+        decision: decision.clone(),
         chain: Vec::new(),
         token: String::new(),
         jti: String::new(),
@@ -137,20 +171,20 @@ fn asked(
         details: details.clone(),
         refusal: None,
     };
-    for (action, decision, _) in &decided {
-        match (action, &spki) {
+    for (action, decision, _) in decided {
+        match (action, spki) {
             (Action::X509, Some(spki)) => {
                 let question = asking.question(Action::X509);
-                let leaf = credentials::issue_leaf(tx, &issuing, &question, decision, spki, term, now)?;
+                let leaf = credentials::issue_leaf(tx, issuing, &question, decision, spki, *term, now)?;
                 // The CA may have less time left than all the others.
                 answer.term_seconds = answer.term_seconds.min(leaf.not_after.0.saturating_sub(now.0));
                 answer.chain = vec![ByteBuf::from(leaf.certificate)];
             }
             _ => {
                 let task = request.task.as_ref();
-                let (audience, details) = (request.audience.as_slice(), details.as_slice());
-                let wanted = Wanted { node, lease, workload: &workload, task, audience, details, decision, term };
-                let issued = super::issue(tx, &issuing, &wanted, now)?;
+                let wanted =
+                    Wanted { node, lease, workload, task, audience: &request.audience, details, decision, term: *term };
+                let issued = super::issue(tx, issuing, &wanted, now)?;
                 (answer.token, answer.jti) = (issued.token, issued.jti);
             }
         }

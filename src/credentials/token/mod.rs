@@ -219,7 +219,8 @@ fn header_of(header: &Map<String, Value>) -> Result<String, Refusal> {
 fn subject(claims: &Map<String, Value>, trust_domain: &TrustDomain) -> Result<SpiffeId, Refusal> {
     let sub = text(claims, "sub")?.ok_or_else(|| malformed("there is none").at("sub"))?;
     let id = SpiffeId::new(&sub).map_err(|e| malformed(format!("{}: {e}", shown(&sub))).at("sub"))?;
-    if id.trust_domain() != trust_domain || id.path().is_empty() {
+    // One name, one text: a scheme in capitals would be read as the same.
+    if id.trust_domain() != trust_domain || id.path().is_empty() || id.to_string() != sub {
         return Err(malformed(shown(&sub)).at("sub").expected(format!("a workload of {trust_domain}")));
     }
     Ok(id)

@@ -150,7 +150,7 @@ pub mod spiffe_workload_api_server {
             tonic::Response<Self::FetchX509BundlesStream>,
             tonic::Status,
         >;
-        /// JWT-SVIDs of the caller for an audience. Not served yet.
+        /// JWT-SVIDs of the caller for an audience.
         async fn fetch_jwtsvid(
             &self,
             request: tonic::Request<super::JwtsvidRequest>,
@@ -161,7 +161,7 @@ pub mod spiffe_workload_api_server {
             >
             + std::marker::Send
             + 'static;
-        /// JWT bundles by which the caller may judge others. Not served yet.
+        /// JWT bundles by which the caller may judge others, as a stream like the X.509 ones.
         async fn fetch_jwt_bundles(
             &self,
             request: tonic::Request<super::JwtBundlesRequest>,
@@ -169,7 +169,7 @@ pub mod spiffe_workload_api_server {
             tonic::Response<Self::FetchJWTBundlesStream>,
             tonic::Status,
         >;
-        /// Judges a JWT-SVID for the caller. Not served yet.
+        /// Judges a JWT-SVID for the caller.
         async fn validate_jwtsvid(
             &self,
             request: tonic::Request<super::ValidateJwtsvidRequest>,

@@ -1,13 +1,17 @@
 //! From what was released to what goes over the wire.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use prost::Message;
 use sha2::{Digest, Sha256};
 
-use super::generated::{X509BundlesResponse, X509svid, X509svidResponse};
-use super::{Bundles, Denied, X509Context};
+use super::generated::{
+    JwtBundlesResponse, Jwtsvid, JwtsvidResponse, ValidateJwtsvidResponse, X509BundlesResponse, X509svid,
+    X509svidResponse,
+};
+use super::{Bundles, Denied, JwtBundles, JwtContext, X509Context};
 use crate::codes::{self, Refusal};
+use crate::credentials::token::Verified;
 use crate::gate::Released;
 use crate::secret::{Zeroize, Zeroizing};
 
@@ -57,6 +61,73 @@ pub(super) fn bundles(released: Released<Bundles>) -> Result<X509BundlesResponse
     Ok(X509BundlesResponse { bundles: bundles.collect(), ..Default::default() })
 }
 
+/// The answer to `FetchJWTSVID`.
+///
+/// # Errors
+/// As [`x509`].
+pub(super) fn jwt(released: Released<JwtContext>) -> Result<JwtsvidResponse, Denied> {
+    let context = released.into_inner();
+    if context.svids.is_empty() {
+        return Err(Denied::NoIdentity(Refusal::new(codes::WORKLOAD_NO_MATCH, "no identity was released")));
+    }
+    let mut hints = BTreeSet::new();
+    let mut svids = Vec::with_capacity(context.svids.len());
+    for mut item in context.svids {
+        if item.spiffe_id.is_empty() || item.token.is_empty() {
+            return Err(incomplete(item.spiffe_id));
+        }
+        let usable = item.hint.len() <= LONGEST_HINT && hints.insert(item.hint.clone());
+        svids.push(Jwtsvid {
+            svid: std::mem::take(&mut *item.token),
+            hint: if usable { item.hint } else { String::new() },
+            spiffe_id: item.spiffe_id,
+        });
+    }
+    Ok(JwtsvidResponse { svids })
+}
+
+/// The answer to `FetchJWTBundles`.
+///
+/// # Errors
+/// As [`x509`].
+pub(super) fn jwt_bundles(released: Released<JwtBundles>) -> Result<JwtBundlesResponse, Denied> {
+    let JwtBundles(bundles) = released.into_inner();
+    if bundles.values().any(Vec::is_empty) || bundles.is_empty() {
+        return Err(incomplete("bundles".to_owned()));
+    }
+    Ok(JwtBundlesResponse { bundles: bundles.into_iter().collect() })
+}
+
+/// The answer to `ValidateJWTSVID`: all that the token says, its audience always as a list.
+pub(super) fn validated(token: &Verified) -> ValidateJwtsvidResponse {
+    let mut fields: BTreeMap<String, prost_types::Value> =
+        token.claims().iter().map(|(name, value)| (name.clone(), structured(value))).collect();
+    let audience = token.audience().iter().map(|one| serde_json::Value::from(one.as_str())).collect();
+    fields.insert("aud".to_owned(), structured(&serde_json::Value::Array(audience)));
+    let claims = Some(prost_types::Struct { fields: fields.into_iter().collect() });
+    ValidateJwtsvidResponse { spiffe_id: token.id().to_string(), claims }
+}
+
+/// JSON as protobuf has it: each number a double.
+fn structured(value: &serde_json::Value) -> prost_types::Value {
+    use prost_types::value::Kind;
+    use serde_json::Value;
+    let kind = match value {
+        Value::Null => Kind::NullValue(0),
+        Value::Bool(value) => Kind::BoolValue(*value),
+        Value::Number(value) => Kind::NumberValue(value.as_f64().unwrap_or(f64::NAN)),
+        Value::String(value) => Kind::StringValue(value.clone()),
+        Value::Array(values) => {
+            Kind::ListValue(prost_types::ListValue { values: values.iter().map(structured).collect() })
+        }
+        Value::Object(members) => {
+            let fields = members.iter().map(|(name, value)| (name.clone(), structured(value))).collect();
+            Kind::StructValue(prost_types::Struct { fields })
+        }
+    };
+    prost_types::Value { kind: Some(kind) }
+}
+
 /// A message's digest: two messages are the same if these are. A stream remembers it instead of
 /// the message, which holds a key.
 pub(super) fn fingerprint(message: &impl Message) -> [u8; 32] {
@@ -68,6 +139,12 @@ pub(super) fn fingerprint(message: &impl Message) -> [u8; 32] {
 impl Drop for X509svid {
     fn drop(&mut self) {
         self.x509_svid_key.zeroize();
+    }
+}
+
+impl Drop for Jwtsvid {
+    fn drop(&mut self) {
+        self.svid.zeroize();
     }
 }
 

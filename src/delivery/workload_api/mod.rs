@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Nothing is decided here. A [`Source`] says what a caller gets, each time anew, and what it
-//! hands over has passed the gate: a [`Released`] can't be made anywhere else. Served are the
-//! X.509 calls; the JWT ones answer `Unimplemented`, as does whatever else is called.
+//! hands over has passed the gate: a [`Released`] can't be made anywhere else. Whatever isn't X.509 or
+//! JWT answers `Unimplemented`.
 //!
 //! From the specification (SPIFFE Workload Endpoint and Workload API): sections are named where a
 //! rule is kept.
@@ -19,13 +19,17 @@ use std::future::Future;
 
 use crate::clock::BootInstant;
 use crate::codes::Refusal;
+use crate::credentials::token::Verified;
 use crate::gate::Released;
+use crate::identity::SpiffeId;
 use crate::secret::Zeroizing;
 use crate::workload::Peer;
 
 mod authority;
 
 mod changes;
+
+pub mod client;
 
 mod flight;
 
@@ -38,6 +42,10 @@ mod server;
 
 mod service;
 
+pub mod tasks;
+
+mod tokens;
+
 #[rustfmt::skip]
 #[allow(clippy::all, clippy::pedantic, clippy::allow_attributes_without_reason, missing_docs, reason = "generated")]
 mod generated;
@@ -49,6 +57,9 @@ pub use server::Server;
 /// The text that tells a SPIFFE client that it has no identity, as opposed to any other denial:
 /// clients compare it.
 pub const NO_IDENTITY: &str = "no identity issued";
+
+/// The most audiences of one token.
+pub const MOST_AUDIENCES: usize = 16;
 
 /// The metadata of a refusal that carries its code.
 pub const CODE_METADATA: &str = "leasehold-code";
@@ -72,6 +83,29 @@ pub trait Source: Send + Sync + 'static {
         peer: &Peer,
         arrived: BootInstant,
     ) -> impl Future<Output = Result<Released<Bundles>, Denied>> + Send;
+
+    /// The JWT-SVIDs of `peer` for an audience: one for each of its identities, or of the one asked for.
+    fn jwt(
+        &self,
+        peer: &Peer,
+        arrived: BootInstant,
+        asked: &JwtAsked,
+    ) -> impl Future<Output = Result<Released<JwtContext>, Denied>> + Send;
+
+    /// The keys that JWT-SVIDs are verified with, for `peer`, as [`Self::bundles`].
+    fn jwt_bundles(
+        &self,
+        peer: &Peer,
+        arrived: BootInstant,
+    ) -> impl Future<Output = Result<Released<JwtBundles>, Denied>> + Send;
+
+    /// Judges a token that `peer` shows, for this audience.
+    fn validate(
+        &self,
+        peer: &Peer,
+        audience: &str,
+        token: &str,
+    ) -> impl Future<Output = Result<Verified, Unaccepted>> + Send;
 
     /// What moves whenever an answer may have become another one: rotation, drift,
     /// recovery, registrations, the lease's end.
@@ -109,6 +143,58 @@ impl fmt::Debug for X509Item {
 /// DER CA certificates by trust domain (`spiffe://NAME`), the node's own among them.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Bundles(pub BTreeMap<String, Vec<Vec<u8>>>);
+
+/// What a workload asks for by `FetchJWTSVID`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct JwtAsked {
+    /// 1 to [`MOST_AUDIENCES`] texts, none empty or twice.
+    pub audience: Vec<String>,
+    /// The one identity wanted; `None` for all.
+    pub id: Option<SpiffeId>,
+}
+
+/// Everything a workload gets by `FetchJWTSVID`; at least one item, the default identity first.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct JwtContext {
+    /// One for each identity.
+    pub svids: Vec<JwtItem>,
+}
+
+/// A JWT-SVID.
+#[derive(Clone, PartialEq, Eq)]
+pub struct JwtItem {
+    /// The SPIFFE ID, as in the token.
+    pub spiffe_id: String,
+    /// The compact form.
+    pub token: Zeroizing<String>,
+    /// As in [`X509Item`].
+    pub hint: String,
+}
+
+impl fmt::Debug for JwtItem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JwtItem").field("spiffe_id", &self.spiffe_id).field("hint", &self.hint).finish_non_exhaustive()
+    }
+}
+
+/// JWK Sets by trust domain (`spiffe://NAME`), the node's own among them.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct JwtBundles(pub BTreeMap<String, Vec<u8>>);
+
+/// Why a token isn't accepted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Unaccepted {
+    /// The one who shows it gets no answer.
+    Denied(Denied),
+    /// It isn't valid: `InvalidArgument`.
+    Invalid(Refusal),
+}
+
+impl From<Denied> for Unaccepted {
+    fn from(denied: Denied) -> Self {
+        Self::Denied(denied)
+    }
+}
 
 /// Why a workload gets nothing.
 #[derive(Clone, PartialEq, Eq, Debug)]

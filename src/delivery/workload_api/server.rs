@@ -23,6 +23,7 @@ use super::generated::spiffe_workload_api_server::SpiffeWorkloadApiServer;
 use super::limits::{Counts, Limits, Slot};
 use super::repeats::Repeats;
 use super::service::{self, Caller, Service};
+use super::tasks::{self, Desk, NoTasks};
 use super::{Source, service::unavailable};
 use crate::clock::BootInstant;
 use crate::codes::{self, Refusal};
@@ -35,9 +36,10 @@ const DESCRIPTORS: &[u8] = include_bytes!("workload.fds");
 /// Stands for the user of a caller that can't be identified: no user has this number.
 const NOBODY: u32 = u32::MAX;
 
-const METHODS: &str = "/SpiffeWorkloadAPI/";
+/// The calls that carry the security header.
+const METHODS: [&str; 2] = ["/SpiffeWorkloadAPI/", tasks::METHODS];
 
-/// Requests of this service are empty or hold a token.
+/// Requests are empty, or hold a token or the statement of a task.
 const LARGEST_REQUEST: usize = 64 << 10;
 
 /// The time in which the last statuses of a connection may go out once it is over.
@@ -45,8 +47,9 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// The Workload API's server.
 #[derive(Debug)]
-pub struct Server<S> {
+pub struct Server<S, D = NoTasks> {
     source: Arc<S>,
+    desk: Arc<D>,
     peers: Peers,
     limits: Limits,
 }
@@ -54,9 +57,16 @@ pub struct Server<S> {
 impl<S: Source> Server<S> {
     /// A server that answers what `source` says to whom `peers` identifies.
     pub fn new(source: Arc<S>, peers: Peers, limits: Limits) -> Self {
-        Self { source, peers, limits }
+        Self { source, desk: Arc::new(NoTasks), peers, limits }
     }
 
+    /// The same, where `desk` begins tasks.
+    pub fn with_tasks<D: Desk>(self, desk: Arc<D>) -> Server<S, D> {
+        Server { source: self.source, desk, peers: self.peers, limits: self.limits }
+    }
+}
+
+impl<S: Source, D: Desk> Server<S, D> {
     /// Serves `listener` until `shutdown`; connections are tasks of its tracker.
     ///
     /// # Errors
@@ -111,11 +121,17 @@ impl<S: Source> Server<S> {
     }
 
     fn routes(&self, repeats: &Arc<Repeats>) -> io::Result<Routes> {
-        let reflection =
-            || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(DESCRIPTORS)
+                .register_encoded_file_descriptor_set(tasks::DESCRIPTORS)
+        };
         let (source, repeats) = (Arc::clone(&self.source), Arc::clone(repeats));
-        let service = Service { source, retry: self.limits.retry, repeats };
+        let retry = self.limits.retry;
+        let tasks = tasks::Service { desk: Arc::clone(&self.desk), retry, repeats: Arc::clone(&repeats) };
+        let service = Service { source, retry, repeats };
         Ok(Routes::new(SpiffeWorkloadApiServer::new(service).max_decoding_message_size(LARGEST_REQUEST))
+            .add_service(tasks::server(tasks, LARGEST_REQUEST))
             .add_service(reflection().build_v1().map_err(io::Error::other)?)
             .add_service(reflection().build_v1alpha().map_err(io::Error::other)?)
             .prepare())
@@ -233,7 +249,7 @@ impl Connection {
 
     fn admit(&self, peer: &Peer, request: &Request<Incoming>) -> Result<Slot, Status> {
         // Reflection is no part of the Workload API and its clients don't know the header.
-        if request.uri().path().starts_with(METHODS) {
+        if METHODS.iter().any(|methods| request.uri().path().starts_with(methods)) {
             let mut values = request.headers().get_all("workload.spiffe.io").iter();
             // Case matters in the value (Workload Endpoint, 3).
             if values.next().is_none_or(|value| value != "true") || values.next().is_some() {

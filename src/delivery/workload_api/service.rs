@@ -24,7 +24,7 @@ use crate::shutdown::CancellationToken;
 use crate::workload::Peer;
 
 /// A first answer older than this when it is taken is asked for anew.
-const OLD: Duration = Duration::from_millis(250);
+pub(super) const OLD: Duration = Duration::from_millis(250);
 
 /// Who makes a call, attached to each request by the connection it came over.
 #[derive(Clone, Debug)]
@@ -39,8 +39,14 @@ pub(super) struct Caller {
 }
 
 impl Caller {
+    /// Who made this request.
+    pub(super) fn of<R>(request: &Request<R>) -> Result<Self, Status> {
+        let caller = request.extensions().get::<Self>().cloned();
+        caller.ok_or_else(|| Status::internal("BUG: a request without its connection's caller"))
+    }
+
     /// Waits for what ends every call of this caller.
-    async fn over(&mut self) -> Status {
+    pub(super) async fn over(&mut self) -> Status {
         tokio::select! {
             biased;
             () = self.stopping.cancelled() => {
@@ -84,29 +90,28 @@ impl<S: Source> SpiffeWorkloadApi for Service<S> {
         self.open::<X509Bundles, _>(&request).await
     }
 
-    async fn fetch_jwtsvid(&self, _: Request<JwtsvidRequest>) -> Result<Response<JwtsvidResponse>, Status> {
-        Err(not_served())
+    async fn fetch_jwtsvid(&self, request: Request<JwtsvidRequest>) -> Result<Response<JwtsvidResponse>, Status> {
+        self.jwt(request).await
     }
 
     async fn fetch_jwt_bundles(
         &self,
-        _: Request<JwtBundlesRequest>,
+        request: Request<JwtBundlesRequest>,
     ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
-        Err(not_served())
+        self.open::<JwtBundles, _>(&request).await
     }
 
     async fn validate_jwtsvid(
         &self,
-        _: Request<ValidateJwtsvidRequest>,
+        request: Request<ValidateJwtsvidRequest>,
     ) -> Result<Response<ValidateJwtsvidResponse>, Status> {
-        Err(not_served())
+        self.validate(request).await
     }
 }
 
 impl<S: Source> Service<S> {
     async fn open<F: Feed, R>(&self, request: &Request<R>) -> Result<Response<Answers<F::Message>>, Status> {
-        let caller = request.extensions().get::<Caller>().cloned();
-        let caller = caller.ok_or_else(|| Status::internal("BUG: a request without its connection's caller"))?;
+        let caller = Caller::of(request)?;
         let arrived = caller.arrived;
         let mut open = Open {
             // Before the first question: a change while it is answered must be seen afterwards.
@@ -176,6 +181,16 @@ impl Feed for X509Bundles {
 
     async fn ask<S: Source>(source: &S, peer: &Peer, arrived: BootInstant) -> Result<Self::Message, Denied> {
         messages::bundles(source.bundles(peer, arrived).await?)
+    }
+}
+
+struct JwtBundles;
+
+impl Feed for JwtBundles {
+    type Message = JwtBundlesResponse;
+
+    async fn ask<S: Source>(source: &S, peer: &Peer, arrived: BootInstant) -> Result<Self::Message, Denied> {
+        messages::jwt_bundles(source.jwt_bundles(peer, arrived).await?)
     }
 }
 
@@ -250,10 +265,7 @@ impl<S: Source> Open<S> {
     }
 
     fn refuse(&self, refusal: &Refusal, status: fn(&Refusal) -> Status) -> Status {
-        if let Some(before) = self.repeats.due(self.caller.peer.uid(), refusal.code, BootInstant::now()) {
-            tracing::info!(peer = %self.caller.peer, code = %refusal.code, %refusal, held_back = before, "nothing released");
-        }
-        status(refusal)
+        refused(&self.repeats, &self.caller.peer, refusal, status)
     }
 
     /// Between half and the whole of the retry time, so that waiting streams don't ask as one.
@@ -281,11 +293,21 @@ pub(super) fn header_missing() -> Status {
     with_code(Status::invalid_argument("security header missing from request"), &refusal)
 }
 
-fn not_served() -> Status {
-    Status::unimplemented("JWT-SVIDs are not served by this version")
+/// `InvalidArgument` for a request that can't be answered, or a token that isn't valid; with what its
+/// code means, for the token itself is nobody's to repeat.
+pub(super) fn invalid(refusal: &Refusal) -> Status {
+    with_code(Status::invalid_argument(refusal.code.meaning()), refusal)
 }
 
-fn with_code(mut status: Status, refusal: &Refusal) -> Status {
+/// Logs why a caller gets nothing, now and then, and says it to them.
+pub(super) fn refused(repeats: &Repeats, peer: &Peer, refusal: &Refusal, status: fn(&Refusal) -> Status) -> Status {
+    if let Some(before) = repeats.due(peer.uid(), refusal.code, BootInstant::now()) {
+        tracing::info!(%peer, code = %refusal.code, %refusal, held_back = before, "nothing released");
+    }
+    status(refusal)
+}
+
+pub(super) fn with_code(mut status: Status, refusal: &Refusal) -> Status {
     if let Ok(code) = refusal.code.as_str().parse() {
         status.metadata_mut().insert(CODE_METADATA, code);
     }

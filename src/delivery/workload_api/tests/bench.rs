@@ -12,7 +12,10 @@ use tonic::{Request, Status};
 
 use super::super::generated::{X509BundlesRequest, X509BundlesResponse, X509svidRequest, X509svidResponse};
 use super::*;
+use crate::clock::WallTime;
+use crate::credentials::token::{self, Claims, TokenKeys};
 use crate::delivery::socket::BoundSocket;
+use crate::protocol::JwtKey;
 
 /// What the source says.
 #[derive(Clone)]
@@ -29,6 +32,38 @@ pub(super) struct Stub {
     answer: Mutex<Answer>,
     changes: Signal,
     pub(super) asked: Mutex<Vec<BootInstant>>,
+    pub(super) tokens: TokenSigner,
+}
+
+/// Signs the stub's JWT-SVIDs.
+pub(super) struct TokenSigner {
+    key: p256::ecdsa::SigningKey,
+    public: JwtKey,
+}
+
+impl TokenSigner {
+    fn new() -> Self {
+        let key = p256::ecdsa::SigningKey::from_slice(&crate::secret::random::<32>().unwrap()).unwrap();
+        let public = key.verifying_key().to_sec1_point(false).as_bytes().to_vec();
+        Self { key, public: JwtKey { kid: token::thumbprint(&public).unwrap(), public } }
+    }
+
+    fn sign(&self, id: &str, audience: &[String]) -> String {
+        let now = WallTime::now().0;
+        let claims = Claims {
+            sub: id.to_owned(),
+            aud: audience.to_vec(),
+            exp: now + 60,
+            iat: now,
+            jti: "1".to_owned(),
+            decision: "2".to_owned(),
+            purpose: "tests".to_owned(),
+            task_id: None,
+            intent: None,
+            authorization_details: Vec::new(),
+        };
+        token::sign(&claims, &self.key, &self.public.kid).unwrap()
+    }
 }
 
 impl Stub {
@@ -76,6 +111,32 @@ impl Source for Stub {
         Ok(Released::for_test(Bundles([("spiffe://example.org".to_owned(), of)].into())))
     }
 
+    async fn jwt(&self, peer: &Peer, arrived: BootInstant, asked: &JwtAsked) -> Result<Released<JwtContext>, Denied> {
+        let context = self.x509(peer, arrived).await?;
+        Ok(context.map(|context| {
+            let of = |svid: X509Item| JwtItem {
+                token: Zeroizing::new(self.tokens.sign(&svid.spiffe_id, &asked.audience)),
+                spiffe_id: svid.spiffe_id,
+                hint: svid.hint,
+            };
+            let wanted = |svid: &X509Item| asked.id.as_ref().is_none_or(|id| id.to_string() == svid.spiffe_id);
+            JwtContext { svids: context.svids.into_iter().filter(wanted).map(of).collect() }
+        }))
+    }
+
+    async fn jwt_bundles(&self, peer: &Peer, arrived: BootInstant) -> Result<Released<JwtBundles>, Denied> {
+        let context = self.x509(peer, arrived).await?;
+        let keys = token::jwks(std::slice::from_ref(&self.tokens.public));
+        Ok(context.map(|_| JwtBundles([("spiffe://example.org".to_owned(), keys)].into())))
+    }
+
+    async fn validate(&self, peer: &Peer, audience: &str, text: &str) -> Result<Verified, Unaccepted> {
+        self.x509(peer, BootInstant::now()).await?;
+        let keys = TokenKeys::new(std::slice::from_ref(&self.tokens.public)).unwrap();
+        let domain = crate::identity::TrustDomain::new("example.org").unwrap();
+        Verified::read(text, audience, &keys, &domain, WallTime::now()).map_err(Unaccepted::Invalid)
+    }
+
     fn changes(&self) -> Changes {
         self.changes.follow()
     }
@@ -106,7 +167,8 @@ impl Bench {
         let path = directory.path().join("workload.sock");
         let mut socket = BoundSocket::bind(&path, 0o666).unwrap();
         let listener = UnixListener::from_std(socket.take().unwrap()).unwrap();
-        let stub = Arc::new(Stub { answer: Mutex::new(answer), changes: Signal::default(), asked: Mutex::default() });
+        let (changes, asked) = (Signal::default(), Mutex::default());
+        let stub = Arc::new(Stub { answer: Mutex::new(answer), changes, asked, tokens: TokenSigner::new() });
         let shutdown = Shutdown::default();
         let server = Server::new(Arc::clone(&stub), Peers::new(method), limits);
         let stop = shutdown.clone();
@@ -140,6 +202,28 @@ impl Client {
     pub(super) async fn bundles(&mut self) -> Result<Streaming<X509BundlesResponse>, Status> {
         let request = with_header(X509BundlesRequest {});
         self.call("/SpiffeWorkloadAPI/FetchX509Bundles", request).await
+    }
+
+    /// `FetchJWTSVID` with any request.
+    pub(super) async fn jwt(&mut self, request: JwtsvidRequest) -> Result<JwtsvidResponse, Status> {
+        self.ask("/SpiffeWorkloadAPI/FetchJWTSVID", with_header(request)).await
+    }
+
+    /// `ValidateJWTSVID`.
+    pub(super) async fn validate(&mut self, audience: &str, svid: &str) -> Result<ValidateJwtsvidResponse, Status> {
+        let request = ValidateJwtsvidRequest { audience: audience.to_owned(), svid: svid.to_owned() };
+        self.ask("/SpiffeWorkloadAPI/ValidateJWTSVID", with_header(request)).await
+    }
+
+    async fn ask<Q, A>(&mut self, path: &'static str, request: Request<Q>) -> Result<A, Status>
+    where
+        Q: prost::Message + Send + Sync + 'static,
+        A: prost::Message + Default + Send + Sync + 'static,
+    {
+        self.0.ready().await.map_err(|e| Status::unknown(e.to_string()))?;
+        let path = tonic::codegen::http::uri::PathAndQuery::from_static(path);
+        let codec = tonic_prost::ProstCodec::<Q, A>::default();
+        self.0.unary(request, path, codec).await.map(tonic::Response::into_inner)
     }
 
     pub(super) async fn call<Q, A>(&mut self, path: &'static str, request: Request<Q>) -> Result<Streaming<A>, Status>

@@ -24,6 +24,8 @@ mod stalled;
 
 mod stock_clients;
 
+mod tokens;
+
 const SOON: Duration = Duration::from_secs(5);
 
 /// Longer than anything that is under way takes to show.
@@ -76,16 +78,6 @@ async fn calls_without_exactly_one_true_header_are_refused() {
 async fn what_is_not_served_is_unimplemented() {
     let bench = Bench::new(Answer::Give(Ca::new().context("/app")));
     let mut client = bench.client().await;
-    let jwt = with_header(JwtsvidRequest::default());
-    let status = client.call::<_, JwtsvidResponse>("/SpiffeWorkloadAPI/FetchJWTSVID", jwt).await.unwrap_err();
-    assert_eq!(status.code(), Code::Unimplemented);
-    let bundles = with_header(JwtBundlesRequest::default());
-    let status = client.call::<_, JwtBundlesResponse>("/SpiffeWorkloadAPI/FetchJWTBundles", bundles).await.unwrap_err();
-    assert_eq!(status.code(), Code::Unimplemented);
-    let validate = with_header(ValidateJwtsvidRequest::default());
-    let status =
-        client.call::<_, ValidateJwtsvidResponse>("/SpiffeWorkloadAPI/ValidateJWTSVID", validate).await.unwrap_err();
-    assert_eq!(status.code(), Code::Unimplemented);
     for path in ["/SpiffeWorkloadAPI/FetchWITSVID", "/Other/Call"] {
         let status = client.call::<_, JwtsvidResponse>(path, with_header(X509svidRequest {})).await.unwrap_err();
         assert_eq!(status.code(), Code::Unimplemented, "{path}");

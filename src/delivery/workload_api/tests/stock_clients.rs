@@ -22,6 +22,11 @@ async fn the_crate_spiffe_fetches_rotates_and_withdraws() {
     assert_eq!(source.svid().unwrap().spiffe_id().to_string(), "spiffe://example.org/one");
     let client = spiffe::WorkloadApiClient::connect_to(bench.address()).await.unwrap();
     assert_eq!(client.fetch_x509_bundles().await.unwrap().len(), 1);
+    let token = client.fetch_jwt_svid(["api"], None).await.unwrap();
+    assert_eq!(token.spiffe_id().to_string(), "spiffe://example.org/one");
+    assert_eq!(client.fetch_jwt_bundles().await.unwrap().iter().count(), 1);
+    client.validate_jwt_token("api", token.token()).await.unwrap();
+    client.validate_jwt_token("other", token.token()).await.unwrap_err();
 
     let mut updates = source.updated();
     bench.stub.set(Answer::Give(ca.context("/two")));
@@ -96,6 +101,12 @@ client = WorkloadApiClient()
 say("fetched", client.fetch_x509_svid(timeout=20).spiffe_id)
 say("again", client.fetch_x509_svid(timeout=20).spiffe_id)
 say("bundles", len(client.fetch_x509_bundles(timeout=20).bundles))
+token = client.fetch_jwt_svid({"api"}, timeout=20)
+say("token", token.spiffe_id, sorted(token.audience))
+from spiffe import JwtSvid, TrustDomain
+keys = client.fetch_jwt_bundles(timeout=20).get_bundle_for_trust_domain(TrustDomain("example.org"))
+say("verified", JwtSvid.parse_and_validate(token.token, keys, {"api"}).spiffe_id)
+say("judged", client.validate_jwt_svid(token.token, "api", timeout=20).spiffe_id)
 client.stream_x509_contexts(
     lambda context: say("streamed", context.default_svid.spiffe_id),
     lambda error: say("error", error),
@@ -128,7 +139,7 @@ async fn pypi_spiffe_on_grpc_c_core_fetches_and_rotates() {
     let stub = Arc::clone(&bench.stub);
     let said = tokio::task::spawn_blocking(move || {
         let mut line = || lines.next().map(|line| line.unwrap()).unwrap_or_default();
-        let mut said: Vec<_> = (0..4).map(|_| line()).collect();
+        let mut said: Vec<_> = (0..7).map(|_| line()).collect();
         stub.set(Answer::Give(ca.context("/two")));
         said.push(line());
         stub.set(Answer::Deny(Denied::NoIdentity(refusal(codes::GATE_DRIFT))));
@@ -146,11 +157,14 @@ async fn pypi_spiffe_on_grpc_c_core_fetches_and_rotates() {
     let _ = child.wait();
     let one = "spiffe://example.org/one";
     assert_eq!(
-        said[..5],
+        said[..8],
         [
             format!("fetched {one}"),
             format!("again {one}"),
             "bundles 1".to_owned(),
+            format!("token {one} ['api']"),
+            format!("verified {one}"),
+            format!("judged {one}"),
             format!("streamed {one}"),
             "streamed spiffe://example.org/two".to_owned(),
         ]

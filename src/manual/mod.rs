@@ -14,6 +14,6 @@ pub mod decisions;
 pub mod measurements;
 pub mod operations;
 pub mod protocol;
-pub mod tasks;
 pub mod revocation;
+pub mod tasks;
 pub mod threat_model;

@@ -66,6 +66,8 @@ async fn a_node_that_was_off_hears_of_it_when_it_is_back() {
     assert_eq!(revoked["listening"].as_u64().unwrap(), 0, "its connection ended with it");
     agent.node.start();
     until(&server, number, |shown| counts(shown) == [1, 1, 1]).await;
+    // Told over its stream, it may have proven that with the very evidence that it gets its lease on.
+    agent.node.until(|status| status["standing"] == "affirming").await;
     let refused = agent.node.fetch().await.unwrap_err();
     assert!(format!("{refused:?}").contains("NoIdentityIssued"), "{refused:?}");
 }

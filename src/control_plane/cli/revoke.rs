@@ -118,7 +118,8 @@ pub fn revoke(cli: &Shared, client: &Client, command: RevokeCommand) -> Result<u
     if !cli.json {
         print::facts(&facts, false);
     }
-    let shown = wait_for(cli, client, number, Duration::from_secs(seconds))?;
+    let listened = facts.get("listening").and_then(Value::as_u64).unwrap_or_default();
+    let shown = wait_for(cli, client, number, listened, Duration::from_secs(seconds))?;
     if cli.json {
         let mut all = facts;
         if let (Some(all), Value::Object(shown)) = (all.as_object_mut(), shown.clone()) {
@@ -126,7 +127,7 @@ pub fn revoke(cli: &Shared, client: &Client, command: RevokeCommand) -> Result<u
         }
         print::facts(&all, true);
     }
-    Ok(if awaited(&shown) == 0 { DONE } else { WARNING })
+    Ok(if awaited(&shown, listened) == 0 { DONE } else { WARNING })
 }
 
 /// The admin command of one.
@@ -164,12 +165,12 @@ pub fn crl(cli: &Shared, client: &Client, ca: Option<String>, out: &Path) -> Res
 }
 
 /// Asks until everybody who listens has acknowledged, saying what is new.
-fn wait_for(cli: &Shared, client: &Client, number: u64, at_most: Duration) -> Result<Value, Refusal> {
+fn wait_for(cli: &Shared, client: &Client, number: u64, listened: u64, at_most: Duration) -> Result<Value, Refusal> {
     let started = Instant::now();
     let mut said = String::new();
     loop {
         let shown = client.call(&Command::RevocationShow { number })?;
-        let left = awaited(&shown);
+        let left = awaited(&shown, listened);
         let line = format!(
             "{} of {} nodes told, {} acknowledged, {} proven; {left} awaited",
             shown["told"], shown["nodes"], shown["acknowledged"], shown["proven"]
@@ -187,15 +188,13 @@ fn wait_for(cli: &Shared, client: &Client, number: u64, at_most: Duration) -> Re
     }
 }
 
-/// The nodes that listen, or were told, and haven't acknowledged.
-fn awaited(shown: &Value) -> usize {
+/// How many acknowledgements are missing: of nodes that listen or were told, and at least so many as listened when
+/// the command came. (A revoked node's stream ends with the word that it is.)
+fn awaited(shown: &Value, listened: u64) -> u64 {
     let parts = shown["parts"].as_array().map(Vec::as_slice).unwrap_or_default();
-    parts
-        .iter()
-        .filter(|part| {
-            part["acknowledged"].is_null() && (part["stream"] == Value::Bool(true) || part["told"].is_string())
-        })
-        .count()
+    let heard = |part: &&Value| part["stream"] == Value::Bool(true) || part["told"].is_string();
+    let missing = parts.iter().filter(|part| part["acknowledged"].is_null()).filter(heard).count() as u64;
+    missing.max(listened.saturating_sub(shown["acknowledged"].as_u64().unwrap_or_default()))
 }
 
 fn explanation(cli: &Shared, facts: &Value) {

@@ -312,13 +312,13 @@ pub fn of_node(tx: &Transaction<'_>, node: &Node) -> Result<Vec<Workload>, Refus
     collect(statement.query(params![node.id.as_bytes(), node.group])?)
 }
 
-/// What `node` is told of: the workloads that may run on it and are not suspended.
+/// What `node` is told of: the workloads that may run on it; of suspended ones why nothing is issued for them,
+/// so that their callers hear that and not that nobody knows them.
 ///
 /// # Errors
 /// [`codes::STORE_FAILED`].
 pub fn entries(tx: &Transaction<'_>, node: &Node) -> Result<Vec<Entry>, Refusal> {
-    let serving = of_node(tx, node)?.into_iter().filter(|workload| workload.suspended.is_none());
-    Ok(serving.map(|workload| workload.entry()).collect())
+    Ok(of_node(tx, node)?.iter().map(Workload::entry).collect())
 }
 
 /// What `owner` answers for, by id.

@@ -7,6 +7,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use axum::body::Body;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
 use super::issuer::{Ca, RevokedLeaf};
@@ -21,7 +24,7 @@ use crate::codes::{self, Refusal};
 const NEXT_UPDATE: u64 = 3_600;
 /// How long an answer may be used without asking again, in seconds: what a revocation is late by at a relying
 /// party that heeds it.
-pub const MAX_AGE: u64 = 5;
+const MAX_AGE: u64 = 5;
 /// How long a computed answer is given out without a look at the store.
 const FRESH: Duration = Duration::from_secs(1);
 /// The most entries of a list: 4 MiB of CRL.
@@ -61,6 +64,22 @@ pub struct Document {
     pub body: Arc<Vec<u8>>,
     /// Another one for each content.
     pub tag: String,
+}
+
+impl Document {
+    /// The answer to somebody who has the document with the tag `known`, or none.
+    pub fn answer(self, known: Option<&HeaderValue>) -> Response {
+        let same = known.is_some_and(|known| known.as_bytes() == self.tag.as_bytes());
+        let headers = [
+            (header::CONTENT_TYPE, self.media_type.to_owned()),
+            (header::CACHE_CONTROL, format!("public, max-age={MAX_AGE}")),
+            (header::ETAG, self.tag),
+        ];
+        match same {
+            true => (StatusCode::NOT_MODIFIED, headers).into_response(),
+            false => (headers, Body::from(self.body.as_slice().to_vec())).into_response(),
+        }
+    }
 }
 
 /// What was computed last.

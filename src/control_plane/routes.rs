@@ -15,10 +15,10 @@ use super::authn::{self, Peer};
 use super::bodies::Room;
 use super::events::{self, Standing};
 use super::nonces::{self, Purpose};
-use super::published::{self, MAX_AGE, Topic};
+use super::published::{self, Topic};
 use super::registry::nodes::{self, Node};
 use super::replay;
-use super::revocation::counts;
+use super::revocation::{counts, words};
 use super::server::Shared;
 use super::store::Transaction;
 use super::tls::Channel;
@@ -28,7 +28,6 @@ use crate::codes::{self, Code, Refusal};
 use crate::identity::NodeId;
 use crate::protocol::{
     self, AttestRequest, BODY_LIMIT, CredentialRequest, Event, FreshNonce, GrantRequest, MEDIA_TYPE, Noted, Refused,
-    WithdrawalsApplied,
 };
 use crate::shutdown::CancellationToken;
 use crate::telemetry::ByRoute;
@@ -409,41 +408,15 @@ impl Server {
             let refusal = Refusal::new(codes::PROTOCOL_BUSY, "too many calls at once");
             return Err(Refused { refusal, next: None });
         };
-        let document = match published::document(&self.shared, topic, key.as_deref()).await {
-            Ok(document) => document,
-            Err(refusal) => return Err(self.stranger(refusal, path).await),
-        };
-        let headers = [
-            (header::CONTENT_TYPE, document.media_type.to_owned()),
-            (header::CACHE_CONTROL, format!("public, max-age={MAX_AGE}")),
-            (header::ETAG, document.tag.clone()),
-        ];
-        if known.is_some_and(|known| known.as_bytes() == document.tag.as_bytes()) {
-            return Ok((StatusCode::NOT_MODIFIED, headers).into_response());
+        match published::document(&self.shared, topic, key.as_deref()).await {
+            Ok(document) => Ok(document.answer(known.as_ref())),
+            Err(refusal) => Err(self.stranger(refusal, path).await),
         }
-        Ok((headers, Body::from(document.body.as_slice().to_vec())).into_response())
     }
 
     /// Takes down which withdrawals a node says it applied; a revoked one says it too.
     async fn withdrawals(&self, peer: Arc<Peer>, body: &[u8], path: &'static str) -> Result<Response, Refused> {
-        /// The most numbers of one call.
-        const NUMBERS: usize = 1024;
-        let (shared, now) = (self.shared.clone(), self.shared.now());
-        let known = self
-            .shared
-            .store
-            .transaction(move |tx| settled(authn::known(tx, &peer, &shared.settings.trust_domain, now)));
-        let done = async {
-            let node = known.await.and_then(|known| known)?;
-            let applied: WithdrawalsApplied = protocol::decode(body)?;
-            if applied.numbers.len() > NUMBERS {
-                return Err(Refusal::new(codes::PROTOCOL_MALFORMED, format!("{} numbers", applied.numbers.len()))
-                    .expected(format!("at most {NUMBERS}")));
-            }
-            self.shared.words.acknowledged(node.id, applied.numbers).await?;
-            protocol::encode(&Noted {})
-        };
-        match done.await {
+        match words::hear(&self.shared, peer, body).await {
             Ok(answer) => Ok(answered(answer)),
             Err(refusal) => Err(self.stranger(refusal, path).await),
         }

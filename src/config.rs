@@ -1,6 +1,7 @@
 //! Configuration files: TOML, every key known, every mistake named with file and line.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -55,6 +56,23 @@ pub fn texts(files: &[PathBuf], key: &str) -> Result<Vec<(String, String)>, Refu
     files.iter().map(read).collect()
 }
 
+/// A basic string of TOML, as it is written.
+pub fn quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for character in text.chars() {
+        match character {
+            '"' | '\\' => out.extend(['\\', character]),
+            control if control.is_control() => {
+                let _ = write!(out, "\\u{:04X}", u32::from(control));
+            }
+            plain => out.push(plain),
+        }
+    }
+    out.push('"');
+    out
+}
+
 /// The known key nearest to the unknown one in serde's message, which quotes the unknown key
 /// first and the known ones after it.
 fn nearest_known(message: &str) -> Option<&str> {
@@ -91,6 +109,31 @@ pub struct AgentConfig {
     /// The logs of what was measured.
     #[serde(default)]
     pub logs: AgentLogs,
+    /// The record of what was released.
+    #[serde(default)]
+    pub journal: JournalConfig,
+}
+
+/// The agent's own record, in the state directory.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct JournalConfig {
+    /// The most that may wait for the control plane, in MiB, 1 to 16 384; then nothing is released until it was
+    /// delivered. A process that fetches without end takes about 8 MiB a day.
+    pub max_mib: u64,
+}
+
+impl Default for JournalConfig {
+    fn default() -> Self {
+        Self { max_mib: 256 }
+    }
+}
+
+impl JournalConfig {
+    /// The limit in bytes, kept within its range.
+    pub fn limit(&self) -> u64 {
+        self.max_mib.clamp(1, 16_384) << 20
+    }
 }
 
 /// How the agent reaches and knows its control plane: no trust on first use.
@@ -324,7 +367,7 @@ impl Default for ServerLogs {
     }
 }
 
-/// The keys that must sign a reference set before this server takes it. Their private halves need
+/// The keys that must sign a reference set, and a policy bundle, before this server takes it. Their private halves need
 /// not be here: `leasehold-server reference sign` works anywhere.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -334,11 +377,27 @@ pub struct PolicyConfig {
     /// How many different ones of them must have signed, 1 to as many as there are. With 2 nobody's set counts by their
     /// own approval alone.
     pub threshold: usize,
+    /// What holds as long as no policy bundle was ever applied: `registered` permits what is registered, within
+    /// the guardrails; `deny` permits nothing.
+    pub default: PolicyDefault,
+    /// How many days decisions are kept, 1 to 3650; those of live credentials longer.
+    pub keep_days: u64,
+}
+
+/// What holds without a policy bundle.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PolicyDefault {
+    /// What is registered is permitted.
+    #[default]
+    Registered,
+    /// Nothing is.
+    Deny,
 }
 
 impl Default for PolicyConfig {
     fn default() -> Self {
-        Self { keys: Vec::new(), threshold: 1 }
+        Self { keys: Vec::new(), threshold: 1, default: PolicyDefault::default(), keep_days: 90 }
     }
 }
 

@@ -59,6 +59,7 @@ async fn tpm_commands_are_counted() {
     server.admin(&["reference", "learn", "--node", &id, "--yes"]);
     node.register(&server, &id, "app");
     node.until(holds_svid).await;
+    recorded(&node).await;
     quiet(&node).await;
     commands(&node);
 
@@ -83,6 +84,15 @@ async fn tpm_commands_are_counted() {
     let release = commands(&node);
     println!("a release, {} commands: {release:?}", release.len());
     assert!(release.iter().filter(|name| *name == "TPM2_PCR_Read").count() == 1);
+    assert_eq!(count(&release, "TPM2_Sign"), 0, "a release asks for no signature");
+    // Its record's head is signed later, together with whatever else is new.
+    for _ in 0..20 {
+        api.fetch_x509_svid().await.unwrap();
+    }
+    recorded(&node).await;
+    let heads = count(&commands(&node), "TPM2_Sign");
+    println!("the records of 21 releases, {heads} TPM2_Sign");
+    assert!((1..=2).contains(&heads), "{heads} signatures");
 
     // The connection breaks; the agent makes another one, and attests over it.
     server.kill();
@@ -101,6 +111,16 @@ async fn tpm_commands_are_counted() {
     let for_tls = count(&reconnected, "TPM2_Sign") - count(&reconnected, "TPM2_Quote");
     println!("a new TLS connection, {for_tls} TPM2_Sign, and the attestation over it: {reconnected:?}");
     assert_eq!(for_tls, 1, "{reconnected:?}");
+}
+
+/// Waits until the head of everything recorded so far is signed and delivered; that asks for a signature at most
+/// every 5 s, at any time.
+async fn recorded(node: &Node) {
+    node.until(|status| {
+        let journal = &status["journal"];
+        journal["signed"] == journal["number"] && journal["acknowledged"] == journal["number"]
+    })
+    .await;
 }
 
 fn count(commands: &[String], wanted: &str) -> usize {

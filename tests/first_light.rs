@@ -10,6 +10,7 @@
 mod bench;
 
 use bench::world::{Node, Server, TRUST_DOMAIN, holds_svid};
+use futures_util::StreamExt;
 use leasehold::clock::BootInstant;
 use std::time::Duration;
 
@@ -53,6 +54,39 @@ async fn learning_the_new_state_heals_a_drifted_node() {
     server.admin(&["reference", "learn", "--node", &id, "--yes"]);
     node.until(holds_svid).await;
     node.fetch().await.unwrap();
+}
+
+/// Handed over, an owner's workloads go on; when nobody answers for them any more, their streams end and
+/// nothing is released, within 5 s.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_who_leaves_takes_their_identities_along() {
+    let server = Server::start("");
+    let mut node = Node::boot(&server).await;
+    node.settle(&server).await;
+    let id = format!("spiffe://{TRUST_DOMAIN}/app");
+    let live = || server.json(&["workload", "show", &id])["credentials"].as_array().unwrap().len();
+    server.admin(&["owner", "add", "team-b"]);
+    let handed = server.json(&["owner", "retire", "team-a", "--to", "team-b", "--reason", "merged"]);
+    assert_eq!(handed["reassigned"][0], id);
+    // Under the new owner it is issued anew.
+    node.until(|status| status["workloads"][0]["owner"] == "team-b" && holds_svid(status)).await;
+    node.fetch().await.unwrap();
+    assert_eq!(live(), 1);
+
+    let client = node.client().await;
+    let mut stream = client.stream_x509_contexts().await.unwrap();
+    assert!(stream.next().await.unwrap().is_ok());
+    let left = BootInstant::now();
+    let retired = server.json(&["owner", "retire", "team-b", "--reason", "left"]);
+    assert_eq!((&retired["suspended"][0], &retired["nodes_told"]), (&id.clone().into(), &1.into()));
+    assert_eq!(live(), 0);
+    let ended = tokio::time::timeout(Duration::from_secs(50), async { while let Some(Ok(_)) = stream.next().await {} });
+    ended.await.expect("the stream goes on");
+    println!("owner retired: the open stream ended after {:?} (promised: 5 s)", BootInstant::now().since(left));
+    assert!(node.fetch().await.is_err());
+    let decided = server.decided();
+    let place = |what: &str| decided.iter().rposition(|found| found == what).unwrap();
+    assert!(place("owner.retired") < place("credential.revoked"), "{decided:?}");
 }
 
 /// A caller that no registration matches gets nothing, whatever the node's standing.

@@ -1,5 +1,6 @@
 //! The command line of `leasehold-agent`.
 
+mod audit;
 mod doctor;
 mod evidence;
 mod log;
@@ -100,6 +101,9 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
     },
+    /// The node's own record of what it released: verify it, or print it. Needs no TPM and no running agent.
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
     /// Fetch what a workload gets, over the Workload API and as the process that asks: for a look, and for scripts.
     #[command(subcommand)]
     Svid(svid::SvidCommand),
@@ -151,6 +155,7 @@ async fn carry_out(arguments: Arguments) -> anyhow::Result<u8> {
                 evidence::Wanted { nonce: nonce.as_deref(), pcrs: pcrs.as_deref(), profile: profile.as_deref() };
             evidence::write(config()?, wanted, &out).await
         }
+        Command::Audit(command) => audit::run(command, &config()?.state_dir).await,
         Command::Svid(command) => svid::carry_out(command, &arguments.config).await,
         Command::Log(command) => log::show(&command),
     }

@@ -7,7 +7,7 @@ use tokio::sync::{Notify, watch};
 
 use super::admin;
 use super::events;
-use super::journal::Journal;
+use super::journal::{Courier, Journal, JournalThread};
 use super::keeper::Keeper;
 use super::rules;
 use super::sources::Sources;
@@ -38,6 +38,8 @@ const FIRST_SELECTION: &str = "sha256:0-7";
 pub struct Agent {
     shutdown: Shutdown,
     tpm_thread: TpmThread,
+    journal: Journal,
+    journal_thread: JournalThread,
     keeper: Arc<Keeper>,
     trust_domain: String,
     trouble: watch::Receiver<Option<Refusal>>,
@@ -68,7 +70,9 @@ pub async fn start(config: AgentConfig) -> anyhow::Result<Agent> {
     let (tpm, tpm_thread) =
         Tpm::spawn(address, Duration::from_secs(config.tpm.deadline_seconds.max(1)), &config.trust_domain)?;
     let (watcher, watching) = Watcher::new(tpm.clone(), selection, config.watch.interval(), token.clone());
-    let keeper = Arc::new(Keeper::new(config.trust_domain.clone(), watcher.clone(), sources.clone()));
+    // In the directory that `memory` locked. A disk that can't be written is no error: nothing is released then.
+    let (journal, journal_thread) = Journal::start(&config.state_dir, config.journal.limit())?;
+    let keeper = Arc::new(Keeper::new(config.trust_domain.clone(), watcher.clone(), sources.clone(), journal.clone()));
     shutdown.tasks.spawn(watching);
     shutdown.tasks.spawn({
         let (keeper, token) = (keeper.clone(), token.clone());
@@ -77,8 +81,7 @@ pub async fn start(config: AgentConfig) -> anyhow::Result<Agent> {
 
     let (client, client_seen) = watch::channel(None);
     keeper.connect(client_seen.clone());
-    let journal = Journal::default();
-    let tasks = Arc::new(Tasks::start(keeper.clone(), client_seen.clone(), journal, shutdown.clone())?);
+    let tasks = Arc::new(Tasks::start(keeper.clone(), client_seen.clone(), journal.clone(), shutdown.clone())?);
 
     // Bound early, so that clients find the socket; they are answered `Unavailable` until there is
     // a lease.
@@ -99,7 +102,9 @@ pub async fn start(config: AgentConfig) -> anyhow::Result<Agent> {
     let (trouble, trouble_seen) = watch::channel(None);
     let (node, node_seen) = watch::channel(None);
     let attest_now = Arc::new(Notify::new());
-    let withdrawals = Arc::new(Withdrawals::new(keeper.clone(), Journal::default(), memory.beside("withdrawals.cbor")));
+    let courier = Courier { journal: journal.clone(), tpm: tpm.clone(), client: client_seen.clone() };
+    shutdown.tasks.spawn(courier.run(token.clone()));
+    let withdrawals = Arc::new(Withdrawals::new(keeper.clone(), journal.clone(), memory.beside("withdrawals.cbor")));
     let tenancy = Tenancy {
         tpm,
         watcher,
@@ -122,7 +127,8 @@ pub async fn start(config: AgentConfig) -> anyhow::Result<Agent> {
     let trust_domain = config.trust_domain.to_string();
     let admin_listener = admin_socket.take();
     let sockets = [workload, admin_socket];
-    let agent = Agent { shutdown, tpm_thread, keeper, trust_domain, trouble: trouble_seen, node: node_seen, sockets };
+    let (trouble, node) = (trouble_seen, node_seen);
+    let agent = Agent { shutdown, tpm_thread, journal, journal_thread, keeper, trust_domain, trouble, node, sockets };
     if let Some(listener) = admin_listener {
         agent.serve_admin(tokio::net::UnixListener::from_std(listener)?);
     }
@@ -140,6 +146,10 @@ impl Agent {
         if !self.shutdown.drain(DRAIN).await {
             tracing::warn!("some tasks didn't end within {DRAIN:?}");
         }
+        // Nothing is released any more: what is counted is written.
+        if !self.journal_thread.stop(DRAIN).await {
+            tracing::warn!("the journal's thread didn't end in time");
+        }
         if let Err(error) = self.tpm_thread.stop(DRAIN) {
             tracing::warn!(%error, "the TPM thread didn't end in time");
         }
@@ -149,9 +159,10 @@ impl Agent {
     fn look(&self) -> admin::Look {
         let (keeper, trust_domain) = (self.keeper.clone(), self.trust_domain.clone());
         let (trouble, node) = (self.trouble.clone(), self.node.clone());
+        let journal = self.journal.standing();
         Arc::new(move || {
             let node = node.borrow().map(|node| node.to_string());
-            Status::of(&keeper, trust_domain.clone(), node, trouble.borrow().clone())
+            Status::of(&keeper, trust_domain.clone(), node, trouble.borrow().clone(), journal.borrow().clone())
         })
     }
 

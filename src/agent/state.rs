@@ -19,6 +19,9 @@ use crate::secret::{private_directory, sweep_leftovers, write_atomically};
 /// The reference document whose rules new entries of IMA's list are judged by.
 const DOCUMENT: &str = "references.cose";
 
+/// The file that what is remembered is kept in.
+const ENROLMENT: &str = "enrolment.cbor";
+
 /// The file's version; another one is put aside and the node enrols again.
 const VERSION: u32 = 1;
 
@@ -96,6 +99,12 @@ impl Remembered {
     }
 }
 
+/// The membership that an agent with this state directory has, whether or not it runs.
+pub fn membership(state_dir: &Path) -> Option<Membership> {
+    let bytes = std::fs::read(state_dir.join(ENROLMENT)).ok()?;
+    serde_cbor::from_slice::<Remembered>(&bytes).ok().map(|remembered| remembered.membership)
+}
+
 /// The file the memory is kept in, and the lock that keeps a second agent away from it.
 #[derive(Debug)]
 pub struct Memory {
@@ -124,7 +133,7 @@ impl Memory {
             refuse("another leasehold-agent uses this state directory".to_owned())
                 .expected("`leasehold-agent status`, if it runs: it enrols by itself")
         })?;
-        let path = directory.join("enrolment.cbor");
+        let path = directory.join(ENROLMENT);
         sweep_leftovers(&path);
         Ok(Self { path, _lock: lock })
     }

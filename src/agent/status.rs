@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::journal::Standing as JournalStanding;
 use super::keeper::{Keeper, Said};
 use crate::clock::BootInstant;
 use crate::codes::Refusal;
@@ -40,6 +41,9 @@ pub struct Status {
     pub workloads: Vec<WorkloadStatus>,
     /// What the agent is waiting for or failing at, if anything.
     pub trouble: Option<Refusal>,
+    /// The record of what was released, and how far the control plane has it.
+    #[serde(default)]
+    pub journal: JournalStanding,
 }
 
 /// The lease in force.
@@ -86,7 +90,13 @@ pub struct WorkloadStatus {
 
 impl Status {
     /// The present status.
-    pub(super) fn of(keeper: &Keeper, trust_domain: String, node: Option<String>, trouble: Option<Refusal>) -> Self {
+    pub(super) fn of(
+        keeper: &Keeper,
+        trust_domain: String,
+        node: Option<String>,
+        trouble: Option<Refusal>,
+        journal: JournalStanding,
+    ) -> Self {
         let now = BootInstant::now();
         let (Said { layers, findings }, new_entries) = keeper.log_standing();
         keeper.with_gate(|gate, tpm_trouble, store| {
@@ -132,6 +142,7 @@ impl Status {
                     })
                     .collect(),
                 trouble,
+                journal,
             }
         })
     }
@@ -139,6 +150,8 @@ impl Status {
     /// The exit code that tells a script: 0, 4 contraindicated, 5 unavailable.
     pub const fn exit_code(&self) -> u8 {
         match self.standing {
+            // Nothing is released that can't be recorded.
+            Standing::Affirming if self.journal.trouble.is_some() => 5,
             Standing::Affirming => 0,
             Standing::Contraindicated => 4,
             Standing::Stale | Standing::Unreachable => 5,
@@ -178,6 +191,18 @@ impl fmt::Display for Status {
         }
         if let Some(trouble) = self.trouble.as_ref().filter(|trouble| Some(*trouble) != self.reason.as_ref()) {
             writeln!(f, "trouble       {trouble}")?;
+        }
+        let journal = &self.journal;
+        writeln!(
+            f,
+            "journal       {} records, {} delivered, {} of {} KiB used",
+            journal.number,
+            journal.acknowledged,
+            journal.waiting_bytes >> 10,
+            journal.limit_bytes >> 10
+        )?;
+        if let Some(trouble) = &journal.trouble {
+            writeln!(f, "journal       nothing is released: {trouble}")?;
         }
         for workload in &self.workloads {
             let held = workload

@@ -17,7 +17,7 @@ use super::state::{Memory, Remembered};
 use super::withdrawals::Withdrawals;
 use crate::clock::BootInstant;
 use crate::codes::{self, Code, Refusal};
-use crate::credentials::{Held, PendingSvid};
+use crate::credentials::{Held, PendingSvid, X509Svid};
 use crate::gate::{Reason, Standing};
 use crate::identity::{NodeId, SpiffeId, TrustDomain};
 use crate::measurements::Watcher;
@@ -388,7 +388,8 @@ impl Tenancy {
                 match answer.refusal {
                     Some(refusal) => refused.push((id, refusal)),
                     None => {
-                        let svid = key.complete(answer.chain.into_iter().map(|der| der.into_vec()).collect())?;
+                        let chain = answer.chain.into_iter().map(|der| der.into_vec()).collect();
+                        let svid = X509Svid { decision: answer.decision, ..key.complete(chain)? };
                         if !svid.leads_to(&bundle) {
                             // The CA was rotated since the last attestation: the next one brings it.
                             tenant.renew_at = BootInstant::now();

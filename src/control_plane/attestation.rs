@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use p256::ecdsa::signature::hazmat::PrehashSigner;
 use serde_bytes::ByteBuf;
+use sha2::{Digest, Sha256};
 
 use super::audit;
 use super::authn::Peer;
@@ -12,6 +13,7 @@ use super::issuer;
 use super::leases;
 use super::logs::{self, Progress};
 use super::nonces::{self, Purpose};
+use super::policy::standing;
 use super::references::{self, Quote};
 use super::registry::nodes::{self, Node};
 use super::registry::workloads;
@@ -29,7 +31,9 @@ use crate::verify::appraisal::{ImaLog, Logs};
 use crate::verify::endorsement;
 use crate::verify::references::Policy;
 use crate::verify::runtime::{Checkpoint, Judge};
-use crate::verify::{AkPublic, Appraised, EnrolledKeys, Fresh, LearntSet, LeaseTerms, NodeKey, Verdict, authenticate};
+use crate::verify::{
+    AkPublic, Appraised, EnrolledKeys, Fresh, Grade, LearntSet, LeaseTerms, NodeKey, Verdict, authenticate,
+};
 
 /// The name of reference values that were learnt from the node itself, in its leases.
 const LEARNT: &str = "learnt";
@@ -89,7 +93,10 @@ pub fn attest(
         // Only a certificate says who made a TPM.
         None => appraised,
     };
-    references::keep_quote(tx, node.id, &quote_of(&appraised, now))?;
+    let profile = basis.as_ref().map_or("", |basis| basis.profile.name.as_str());
+    let quote = quote_of(&appraised, grade_of(&node.grade)?, profile, &request.evidence, now);
+    let before = references::latest_quote(tx, node.id)?;
+    references::keep_quote(tx, node.id, &quote)?;
     logs::keep_report(tx, node.id, appraised.appraisal(), now)?;
     for note in appraised.notes() {
         audit::done(tx, now, "node.noted", Some(node.id), serde_json::json!({ "note": note.to_string() }))?;
@@ -102,6 +109,10 @@ pub fn attest(
             (None, Some(refusal.clone()))
         }
     };
+    if before.is_none_or(|before| !before.says_as(&quote)) {
+        // The node is told by what this answer leaves out, and with its next one.
+        standing::reconsider(tx, shared, node.id, now)?;
+    }
     nodes::seen(tx, node.id, now, refusal.as_ref())?;
     if lease.is_some() {
         for number in appraised.withdrawn() {
@@ -152,8 +163,8 @@ pub fn references_of(tx: &Transaction<'_>, policy: &Policy, node: NodeId) -> Res
     }))
 }
 
-/// What is kept of a verified quote.
-pub fn quote_of(appraised: &Appraised, now: WallTime) -> Quote {
+/// What is kept of a verified quote, which came in `evidence` and was appraised under this firmware profile.
+pub fn quote_of(appraised: &Appraised, grade: Grade, profile: &str, evidence: &[u8], now: WallTime) -> Quote {
     let clock = appraised.clock_info();
     Quote {
         received_at: now,
@@ -167,7 +178,20 @@ pub fn quote_of(appraised: &Appraised, now: WallTime) -> Quote {
             Verdict::Contraindicated(refusal) => refusal.code.to_string(),
         },
         differences: appraised.differences().to_vec(),
+        evidence: Some(Sha256::digest(evidence).into()),
+        vector: appraised.vector_of(grade),
+        profile: profile.to_owned(),
+        references: appraised.reference().map(|(name, _)| name.to_owned()).unwrap_or_default(),
+        firmware: format!("{:016x}", appraised.firmware_version()),
     }
+}
+
+/// A grade as the store has it.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn grade_of(text: &str) -> Result<Grade, Refusal> {
+    text.parse().map_err(|_| super::store::damaged("a node's grade"))
 }
 
 /// A short text an agent says of itself.
@@ -378,7 +402,7 @@ fn grant(
     now: WallTime,
 ) -> Result<Vec<u8>, Refusal> {
     let sequence = leases::grant(tx, node.id, now, shared.settings.lease)?;
-    let grade = node.grade.parse().map_err(|_| super::store::damaged("a node's grade"))?;
+    let grade = grade_of(&node.grade)?;
     let terms = LeaseTerms { sequence, term: shared.settings.lease, issued_at: now, epoch: shared.epoch, grade };
     let claims = appraised.lease(&terms)?;
     let issuing = shared.authority.current();

@@ -507,7 +507,9 @@ mod tests {
         let rotated = bench.authority.current();
         assert_ne!(rotated.ca.certificate(), first.ca.certificate());
         assert!(published.bundle.certificates.iter().any(|known| known.as_slice() == rotated.ca.certificate()));
-        // The leaf of day 59 expires on day 66.
+        // Its key for tokens has signed none and goes first; the leaf of day 59 expires on day 66.
+        assert!(bench.turn(62));
+        assert_eq!(bench.authority.current().bundle.jwt_keys.len(), 1);
         assert!(!bench.turn(65));
         assert_eq!(bench.authority.current().bundle.certificates.len(), 2);
         assert!(bench.turn(67));

@@ -171,7 +171,7 @@ pub fn finish(
     if node.state == State::Admitted || !is_known {
         audit::claimed_eks(tx, now, &node, &claims)?;
     }
-    references::keep_quote(tx, id, &attestation::quote_of(&appraised, now))?;
+    references::keep_quote(tx, id, &attestation::quote_of(&appraised, grade, "", &answer.evidence, now))?;
     result(tx, shared, &node, now)
 }
 

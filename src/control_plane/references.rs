@@ -13,6 +13,7 @@ use crate::clock::{BootId, BootInstant, WallTime};
 use crate::codes::{self, Refusal};
 use crate::identity::NodeId;
 use crate::tpm::{PcrDifference, PcrSelection, PcrValues, ResetCounts};
+use crate::verify::TrustVector;
 
 /// A quote that was verified: whose it is, when it was made and what it covers are beyond doubt.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -33,6 +34,24 @@ pub struct Quote {
     pub verdict: String,
     /// How it differed from the reference values then.
     pub differences: Vec<PcrDifference>,
+    /// SHA-256 of the evidence it came in; `None` for one kept by an earlier version.
+    pub evidence: Option<[u8; 32]>,
+    /// The AR4SI claims.
+    pub vector: TrustVector,
+    /// The firmware profile it was appraised under; empty if none.
+    pub profile: String,
+    /// The reference set it was held against; empty if none.
+    pub references: String,
+    /// The TPM's firmware version: 16 hexadecimal digits; empty for one kept by an earlier version.
+    pub firmware: String,
+}
+
+impl Quote {
+    /// Whether policy may see the node otherwise by this one than by another.
+    pub fn says_as(&self, other: &Self) -> bool {
+        (&self.verdict, &self.vector, &self.profile, &self.references, &self.firmware)
+            == (&other.verdict, &other.vector, &other.profile, &other.references, &other.firmware)
+    }
 }
 
 /// A node's reference values in force.
@@ -69,10 +88,11 @@ pub fn keep_quote(tx: &Transaction<'_>, node: NodeId, quote: &Quote) -> Result<(
     let differences = serde_json::to_string(&quote.differences).map_err(|_| damaged("differences"))?;
     tx.prepare_cached(
         "INSERT INTO quotes(node, received_at, selection, pcrs, reset_count, restart_count, clock_ms, boot_id,
-                            requested_at, verdict, differences)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
+                            requested_at, verdict, differences, evidence, vector, profile, reference_name, firmware)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
          ON CONFLICT(node) DO UPDATE SET received_at = ?2, selection = ?3, pcrs = ?4, reset_count = ?5,
-         restart_count = ?6, clock_ms = ?7, boot_id = ?8, requested_at = ?9, verdict = ?10, differences = ?11",
+         restart_count = ?6, clock_ms = ?7, boot_id = ?8, requested_at = ?9, verdict = ?10, differences = ?11,
+         evidence = ?12, vector = ?13, profile = ?14, reference_name = ?15, firmware = ?16",
     )?
     .execute(params![
         node.as_bytes(),
@@ -86,6 +106,11 @@ pub fn keep_quote(tx: &Transaction<'_>, node: NodeId, quote: &Quote) -> Result<(
         signed(quote.requested_at.as_nanos()),
         quote.verdict,
         differences,
+        quote.evidence,
+        serde_json::to_string(&quote.vector).map_err(|_| damaged("a trust vector"))?,
+        quote.profile,
+        quote.references,
+        quote.firmware,
     ])?;
     tx.prepare_cached(
         "INSERT INTO high_water(node, reset_count, restart_count, clock_ms, boot_id, requested_at, received_at)
@@ -112,7 +137,7 @@ pub fn keep_quote(tx: &Transaction<'_>, node: NodeId, quote: &Quote) -> Result<(
 pub fn latest_quote(tx: &Transaction<'_>, node: NodeId) -> Result<Option<Quote>, Refusal> {
     let mut statement = tx.prepare_cached(
         "SELECT received_at, selection, pcrs, reset_count, restart_count, clock_ms, boot_id, requested_at, verdict,
-                differences FROM quotes WHERE node = ?1",
+                differences, evidence, vector, profile, reference_name, firmware FROM quotes WHERE node = ?1",
     )?;
     let mut rows = statement.query([node.as_bytes()])?;
     let Some(row) = rows.next()? else { return Ok(None) };
@@ -125,6 +150,14 @@ pub fn latest_quote(tx: &Transaction<'_>, node: NodeId) -> Result<Option<Quote>,
         requested_at: BootInstant::from_nanos(unsigned(row.get(7)?)),
         verdict: row.get(8)?,
         differences: serde_json::from_str(&row.get::<_, String>(9)?).map_err(|_| damaged("differences"))?,
+        evidence: row.get::<_, Option<Vec<u8>>>(10)?.map(|digest| fixed(&digest, "evidence's digest")).transpose()?,
+        vector: match row.get::<_, Option<String>>(11)? {
+            Some(vector) => serde_json::from_str(&vector).map_err(|_| damaged("a trust vector"))?,
+            None => TrustVector::default(),
+        },
+        profile: row.get::<_, Option<String>>(12)?.unwrap_or_default(),
+        references: row.get::<_, Option<String>>(13)?.unwrap_or_default(),
+        firmware: row.get::<_, Option<String>>(14)?.unwrap_or_default(),
     }))
 }
 

@@ -26,6 +26,7 @@ use super::{admin, attestation, audit, basis, credentials, enrolment, tasks, tok
 use crate::clock::WallTime;
 use crate::codes::{self, Code, Refusal};
 use crate::identity::NodeId;
+use crate::protocol::records;
 use crate::protocol::{
     self, AttestRequest, BODY_LIMIT, CredentialRequest, Event, FreshNonce, GrantRequest, MEDIA_TYPE, Noted, Refused,
 };
@@ -69,6 +70,14 @@ pub const ROUTES: &[Route] = &[
     },
     Route { method: Method::POST, path: "/v1/grants", access: Access::Node, limit: 64 << 10, call: Call::Grants },
     Route { method: Method::POST, path: "/v1/tasks/end", access: Access::Node, limit: 1 << 20, call: Call::TasksEnd },
+    Route { method: Method::GET, path: "/v1/bundle", access: Access::Anyone, limit: 0, call: Call::Bundle },
+    Route {
+        method: Method::POST,
+        path: "/v1/records",
+        access: Access::Node,
+        limit: records::BODY_LIMIT,
+        call: Call::Records,
+    },
     Route { method: Method::GET, path: "/v1/events", access: Access::Node, limit: 0, call: Call::Events },
     Route {
         method: Method::POST,
@@ -123,7 +132,9 @@ enum Call {
     Attest,
     Credentials,
     Grants,
+    Bundle,
     TasksEnd,
+    Records,
     Events,
     Admin,
     /// For relying parties.
@@ -286,6 +297,18 @@ impl Server {
                 self.for_node(route, peer, body, |tx, _, node, _, body, now| {
                     tasks::ended(tx, node.id, &protocol::decode(body)?, now)?;
                     protocol::encode(&Noted {})
+                })
+                .await
+            }
+            (Call::Bundle, _) => {
+                let bundle = tokens::bundle::document(&self.shared.authority.current().bundle);
+                bundle
+                    .map(|bundle| document(bundle, "application/json"))
+                    .map_err(|refusal| Refused { refusal, next: None })
+            }
+            (Call::Records, Some(peer)) => {
+                self.for_node(route, peer, body, |tx, shared, node, _, body, now| {
+                    protocol::encode(&audit::journals::receive(tx, shared, node, &protocol::decode(body)?, now)?)
                 })
                 .await
             }
@@ -560,7 +583,12 @@ fn no_certificate() -> Refusal {
 }
 
 fn answered(body: Vec<u8>) -> Response {
-    ([(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE))], Body::from(body)).into_response()
+    document(body, MEDIA_TYPE)
+}
+
+/// An answer for others than agents, in the form that they know.
+fn document(body: Vec<u8>, media_type: &'static str) -> Response {
+    ([(header::CONTENT_TYPE, HeaderValue::from_static(media_type))], Body::from(body)).into_response()
 }
 
 fn refuse(refused: &Refused) -> Response {

@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 
-use super::audit;
+use super::audit::{self, heads, heads::Heads};
 use super::basis::Cache;
 use super::ca::{self, Authority};
 use super::credentials::ledger;
 use super::events::{Audience, Hub};
 use super::keys::{self, WrappingKey};
 use super::limiter::Limiter;
+use super::policy::{self, Bundles, Floor, standing};
 use super::published::Published;
 use super::replay::{self, Sealing};
 use super::revocation::words::{self, Words};
@@ -22,7 +23,7 @@ use super::settings::Settings;
 use super::steady::Steady;
 use super::store::{Epoch, Generation, Store, Transaction, meta, signed};
 use super::tls::{self, Tls};
-use super::{admin, governance, nonces, routes, tasks};
+use super::{admin, governance, nonces, routes, tasks, tokens};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::config::ServerConfig;
@@ -34,6 +35,8 @@ use crate::telemetry::ServerMetrics;
 
 /// How often the server looks for what is due: rotation, renewal, forgetting.
 const ROUND: Duration = Duration::from_secs(30);
+/// How often what is live is held to policies that look at the time.
+const TICK: Duration = Duration::from_secs(5);
 /// How long requests under way and open streams may take when the server stops.
 const DRAIN: Duration = Duration::from_secs(8);
 
@@ -66,10 +69,14 @@ pub struct Shared {
     pub strangers: Limiter,
     /// Reference documents that were read lately.
     pub documents: Cache,
+    /// Policy bundles that were read lately, and the floor for their version.
+    pub bundles: Bundles,
     /// Counts what is done.
     pub metrics: ServerMetrics,
     /// The time; it never goes back.
     pub clock: Arc<Steady>,
+    /// Signs the log's heads.
+    pub heads: Heads,
     tls: Arc<Tls>,
     server_key: p256::ecdsa::SigningKey,
 }
@@ -124,6 +131,7 @@ pub async fn start_at(config: ServerConfig, now: Now) -> Result<Bound, Refusal> 
     shutdown.tasks.spawn(tls::serve(listener, shared.tls.clone(), router, shutdown.clone()));
     shutdown.tasks.spawn(admin::serve(admin_listener, shared.clone(), shutdown.token.clone()));
     shutdown.tasks.spawn(keep(shared.clone(), shutdown.clone()));
+    shutdown.tasks.spawn(heads::keep(shared.clone(), shutdown.clone()));
     shutdown.tasks.spawn(words::write(shared.clone(), shutdown.token.clone()));
     let ca_hash = ca::hash(shared.authority.current().ca.certificate());
     tracing::info!(%addr, admin = %config.admin_socket.display(), ca_hash, "serving");
@@ -176,7 +184,14 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
     })?;
     let wrapping = Arc::new(WrappingKey::of(config, empty)?);
     let generation = Generation::new(wrapping_path.with_added_extension("generation"));
+    let bundles = Bundles::new(Floor::open(wrapping_path.with_added_extension("policy"))?, &settings)?;
     let server_key = keys::generate()?;
+    // Before anything is written to the log: whether it is all there.
+    let witness = heads::witness_path(&wrapping_path);
+    let (heads, cut) = store.transaction_blocking(|tx| {
+        let restored = generation.is_behind(tx)?;
+        Heads::open(tx, &wrapping, witness, restored, now())
+    })?;
     let clock = store.transaction_blocking(|tx| Steady::open(tx, now, config.accept_clock))?;
     let time = clock.now();
     let (authority, epoch, configuration) = store.transaction_blocking(|tx| {
@@ -185,7 +200,7 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
             audit::done(tx, time, "clock.accepted", None, serde_json::json!({}))?;
         }
         clock.keep(tx)?;
-        let (epoch, restored) = generation.enter(tx, time)?;
+        let (epoch, restored) = generation.enter(tx, cut, time)?;
         if restored {
             audit::done(
                 tx,
@@ -214,8 +229,10 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
         published: Published::default(),
         strangers: Limiter::default(),
         documents: Cache::default(),
+        bundles,
         metrics: ServerMetrics::default(),
         clock,
+        heads,
         tls,
         server_key,
     })
@@ -252,15 +269,53 @@ fn certify(
 /// Does what is due, again and again.
 async fn keep(shared: Arc<Shared>, shutdown: Shutdown) {
     let mut renew_at = shared.now().after(shared.settings.own_certificates / 2);
+    let mut rested = tokio::time::Instant::now();
     loop {
         tokio::select! {
             () = shutdown.token.cancelled() => return,
-            () = tokio::time::sleep(ROUND) => {}
+            () = tokio::time::sleep(TICK) => {}
         }
+        if let Err(refusal) = reconsider(&shared, false).await {
+            tracing::error!(%refusal, "live credentials couldn't be held to policy; it will be tried again");
+        }
+        if rested.elapsed() < ROUND {
+            continue;
+        }
+        rested = tokio::time::Instant::now();
         if let Err(refusal) = round(&shared, &mut renew_at).await {
             tracing::error!(%refusal, "the regular work failed; it will be tried again");
         }
     }
+}
+
+/// Holds what is live to the policies in force: one transaction for each node, so that nobody waits long.
+async fn reconsider(shared: &Arc<Shared>, all: bool) -> Result<(), Refusal> {
+    let (of_work, now) = (shared.clone(), shared.now());
+    let nodes = shared
+        .store
+        .transaction(move |tx| match all || standing::timed(tx, &of_work)? {
+            true => standing::holders(tx),
+            false => Ok(Vec::new()),
+        })
+        .await?;
+    for node in nodes {
+        let of_work = shared.clone();
+        let events = shared
+            .store
+            .transaction(move |tx| {
+                let events = standing::reconsider(tx, &of_work, node, now)?;
+                if !events.is_empty() {
+                    of_work.generation.advance(tx)?;
+                }
+                Ok(events)
+            })
+            .await?;
+        if !events.is_empty() {
+            events.into_iter().for_each(|(audience, event)| shared.hub.push(audience, event));
+            shared.witness().await?;
+        }
+    }
+    Ok(())
 }
 
 async fn round(shared: &Arc<Shared>, renew_at: &mut WallTime) -> Result<(), Refusal> {
@@ -273,6 +328,9 @@ async fn round(shared: &Arc<Shared>, renew_at: &mut WallTime) -> Result<(), Refu
             nonces::tidy(tx, now)?;
             tasks::expire(tx, now)?;
             ledger::expire(tx, now)?;
+            let kept = of_work.settings.keep_decisions.as_secs();
+            policy::forget(tx, WallTime(now.0.saturating_sub(kept)))?;
+            tokens::uses::tidy(tx)?;
             let push = governance::round(tx, &of_work, now)?;
             tx.execute("DELETE FROM enrolments WHERE expires_at < ?1", [signed(now.0)])?;
             let changed = of_work.authority.turn(tx, now)?;
@@ -284,6 +342,8 @@ async fn round(shared: &Arc<Shared>, renew_at: &mut WallTime) -> Result<(), Refu
             Ok((changed, push))
         })
         .await?;
+    // Whatever changed without a word.
+    reconsider(shared, true).await?;
     for (audience, event) in push {
         shared.hub.push(audience, event);
     }

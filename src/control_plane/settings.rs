@@ -14,7 +14,7 @@ use super::keys;
 use super::registry::names;
 use super::registry::rules::Rules;
 use crate::codes::{self, Refusal};
-use crate::config::{AdmissionConfig, JoinRule, ServerConfig, TermsConfig, texts};
+use crate::config::{AdmissionConfig, JoinRule, PolicyDefault, ServerConfig, TermsConfig, texts};
 use crate::identity::TrustDomain;
 use crate::tpm::PcrSelection;
 use crate::tpm::structures::Public;
@@ -51,6 +51,10 @@ pub struct Settings {
     pub registry: Rules,
     /// Who must have signed a reference set.
     pub policy: Policy,
+    /// Whether what is registered is permitted as long as no policy bundle was ever applied.
+    pub permit_registered: bool,
+    /// How long decisions are kept.
+    pub keep_decisions: Duration,
     /// A lease's online term.
     pub lease: Duration,
     /// The longest lifetime of a workload's SVID.
@@ -99,6 +103,7 @@ impl Settings {
         within("terms.svid_seconds", svid_seconds, 1, DAY)?;
         within("terms.nonce_seconds", nonce_seconds, 5, 3600)?;
         within("terms.ca_days", ca_days, 1, 3650)?;
+        within("policy.keep_days", config.policy.keep_days, 1, 3650)?;
         within("logs.node_mib", config.logs.node_mib, 1, 16_384)?;
         let lifetime = Duration::from_secs(ca_days * DAY);
         let registry = Rules::check(&config.trust_domain, &config.registry)?;
@@ -111,6 +116,8 @@ impl Settings {
             rules: config.admission.join.iter().map(|rule| Rule::check(rule, &registry)).collect::<Result<_, _>>()?,
             registry,
             policy: Policy::new(&texts(&config.policy.keys, POLICY[0])?, config.policy.threshold, POLICY)?,
+            keep_decisions: Duration::from_secs(config.policy.keep_days * DAY),
+            permit_registered: config.policy.default == PolicyDefault::Registered,
             lease: Duration::from_secs(lease_seconds),
             svid: Duration::from_secs(svid_seconds),
             nonce_seconds,
@@ -308,6 +315,7 @@ mod tests {
             ("[terms]\nlease_seconds = 1", "terms.lease_seconds"),
             ("[terms]\nca_days = 0", "terms.ca_days"),
             ("[logs]\nnode_mib = 0", "logs.node_mib"),
+            ("[policy]\nkeep_days = 0", "policy.keep_days"),
             ("[[admission.join]]\nname = \"all\"\ngrade = \"unknown\"", "admission.join `all`"),
             ("[[admission.join]]\nname = \"all\"\ngrade = \"listed\"\ngroup = \"a b\"", "admission.join `all`"),
             ("[[admission.join]]\nname = \"all\"\ngrade = \"listed\"\nek = \"rsa\"", "admission.join `all`"),

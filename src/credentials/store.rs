@@ -17,13 +17,18 @@ pub struct Store {
 }
 
 impl Store {
-    /// Replaces the registrations. What is no longer registered is dropped (and so wiped) at
-    /// once. Returns whether anything changed.
+    /// Replaces the registrations. What is no longer registered, or for another owner, purpose or
+    /// process than it was issued for, is dropped (and so wiped) at once. Returns whether anything changed.
     pub fn register(&mut self, entries: Vec<Entry>) -> bool {
         if self.entries == entries {
             return false;
         }
-        self.svids.retain(|id, _| entries.iter().any(|entry| entry.id == *id));
+        let before = &self.entries;
+        let stands = |id: &str| {
+            let of = |all: &[Entry]| all.iter().find(|entry| entry.id == id).map(scope);
+            of(&entries).is_some_and(|now| of(before) == Some(now))
+        };
+        self.svids.retain(|id, _| stands(id));
         // A registration that changed in anything is decided about anew.
         let before = std::mem::take(&mut self.entries);
         self.tokens.retain(|id| entries.iter().any(|entry| entry.id == id && before.contains(entry)));
@@ -133,4 +138,9 @@ impl Store {
     pub fn next_due(&self) -> Option<BootInstant> {
         self.svids.values().map(Held::half_life).min()
     }
+}
+
+/// What a credential is issued for. A hint is none of it.
+fn scope(entry: &Entry) -> (String, String, Vec<String>) {
+    (entry.owner.clone(), entry.purpose.clone(), entry.selectors.clone())
 }

@@ -97,7 +97,8 @@ impl PendingSvid {
             return Err(refuse("the issued certificate is for another name".to_owned()));
         }
         let key = self.key.to_pkcs8_der().map_err(|e| refuse(format!("the key can't be encoded: {e}")))?;
-        Ok(X509Svid { id: self.id, chain, key: key.to_bytes() })
+        let serial = hex::encode(leaf.tbs_certificate().serial_number().as_bytes());
+        Ok(X509Svid { id: self.id, serial, decision: String::new(), chain, key: key.to_bytes() })
     }
 }
 
@@ -106,6 +107,10 @@ impl PendingSvid {
 pub struct X509Svid {
     /// Whose it is.
     pub id: SpiffeId,
+    /// The leaf's serial number in hexadecimal: the credential's id in records.
+    pub serial: String,
+    /// The decision it was issued by.
+    pub decision: String,
     /// DER, leaf first.
     pub chain: Vec<Vec<u8>>,
     /// PKCS#8, DER, unencrypted as the Workload API asks; wiped on drop.
@@ -171,7 +176,8 @@ mod tests {
         params.not_after = rcgen::date_time_ymd(2001, 1, 2);
         let leaf = params.signed_by(&KeyPair::generate().unwrap(), &one).unwrap();
         let id = SpiffeId::new("spiffe://example.org/web").unwrap();
-        let svid = X509Svid { id, chain: vec![leaf.der().to_vec()], key: Zeroizing::new(Vec::new()) };
+        let (serial, decision) = (String::new(), String::new());
+        let svid = X509Svid { id, serial, decision, chain: vec![leaf.der().to_vec()], key: Zeroizing::new(Vec::new()) };
         let (one, other) = (one.der().to_vec(), other.der().to_vec());
         assert!(svid.leads_to(&[other.clone(), one.clone()]));
         assert!(!svid.leads_to(&[other]));

@@ -15,6 +15,8 @@
 //!    │ GET  /v1/references     ◀ the document the lease names     │
 //!    │ POST /v1/credentials    CSRs                               │ lease live? (node, workload)?
 //!    │ ◀─────────────────────────────────────────────────  SVIDs  │
+//!    │ POST /v1/tasks/end      this run's name; which tasks ended, │ they and their credentials end; what an
+//!    │                         how (again until heard)            │ earlier run began has ended with it
 //!    │ GET  /v1/events         ◀ alive · attest · withdraw · revoked │
 //!    │ POST /v1/withdrawals    numbers that were applied          │ a claim, until evidence names them
 //! ```

@@ -45,9 +45,9 @@
 //!
 //! # How a process ended
 //! Only its parent is told, by design of Unix. The agent asks `/proc/PID/stat`, which shows the status until the
-//! parent has waited, and the kernel's process connector, which tells it to whoever listens: in the machine's first
-//! PID and user namespace, from Linux 6.6 on. Where neither speaks (an agent in a container, an older kernel and a
-//! quick parent) an end is `task.ended`, "how isn't told here". Two processes of one cgroup of which one is killed
+//! parent has waited, and the kernel's process connector, which tells it to root, and from Linux 6.6 on to others, in
+//! the machine's first PID and user namespace. Where neither speaks (an agent in a container and a quick parent) an
+//! end is `task.ended`, "how isn't told here". Two processes of one cgroup of which one is killed
 //! for want of memory and the other, within seconds, by signal 9 of somebody else, look the same.
 //!
 //! # Bounds

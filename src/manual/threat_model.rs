@@ -19,6 +19,7 @@
 //! | firmware that leaves a bank unextended, for others to fill | a PCR that firmware extends is never zero; the bank is pinned |
 //! | an unknown program, started by whoever may start programs | IMA's rules are in the lease: the agent itself closes the gate, control plane or none |
 //! | a control plane that widens what may run | sets are signed by the policy key, which needn't be on it; the agent checks, and takes no older version |
+//! | a process that keeps a task's credentials going, or ends another's | the task is of the process that began it, held by pidfd; it ends with it, with its stream, or when it becomes another user, program or cgroup |
 //! | a passive tap of the TPM bus | sessions that carry secrets are salted to the pinned EK and encrypt their parameters |
 //!
 //! # What is not
@@ -55,6 +56,9 @@
 //!   without `unix:uid` gives the identity to every user who may run that program; name the user too.
 //! - **An agent that isn't root** can't see the executables of other users' processes: `unix:path` and
 //!   `unix:sha256` match none of them.
+//! - **The moment before a task's change is seen.** What a task's process has become is looked at every 250 ms, and
+//!   before each release. How it ended is the kernel's word where it can be had, and the node's word to the control
+//!   plane in any case: a node may end its own tasks, with any reason, and can't keep one alive beyond its last grant.
 //! - **The moment before a drift is read.** An entry that no rule allows is judged when the PCR it extended is read:
 //!   it has run by then. An open stream learns of a drift with the watcher's next reading
 //!   (250 ms by default); a new request always waits for a reading that began after it arrived.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::grants::{GrantAnswer, GrantRequest, Noted, TasksEnded, WithdrawalsApplied};
 use super::messages::*;
+use super::records::{RecordsAnswer, RecordsRequest};
 use super::tls::{TrustAnchors, client_config, node_identity};
 use crate::codes::{self, Refusal};
 use crate::identity::{NodeId, TrustDomain, server_id};
@@ -192,6 +193,14 @@ impl Enrolled {
             Err(Failure::Unreachable(_)) => post(&self.client, &self.place, "attest", request).await,
             other => other,
         }
+    }
+
+    /// Delivers records of the node's journal.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn records(&self, request: &RecordsRequest) -> Result<RecordsAnswer, Failure> {
+        post(&self.client, &self.place, "records", request).await
     }
 
     /// Says which withdrawals were applied here.

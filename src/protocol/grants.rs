@@ -4,6 +4,7 @@
 //! | route | client certificate | request → answer |
 //! |---|---|---|
 //! | `POST /v1/grants` | node | [`GrantRequest`] → [`GrantAnswer`] |
+//! | `GET /v1/bundle` | none | → the SPIFFE bundle: a JWK Set of CAs and of keys for tokens, as JSON |
 //! | `POST /v1/tasks/end` | node | [`TasksEnded`] → [`Noted`] |
 //! | `POST /v1/withdrawals` | node | [`WithdrawalsApplied`] → [`Noted`] |
 

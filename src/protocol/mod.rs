@@ -3,6 +3,7 @@
 
 pub mod grants;
 pub mod messages;
+pub mod records;
 
 #[cfg(feature = "agent")]
 mod client;
@@ -12,4 +13,5 @@ mod tls;
 pub use client::{Answer, Enrolled, Enrolment, Events, Failure, Leased, Membership, Unenrolled};
 pub use grants::*;
 pub use messages::*;
+pub use records::{Chain, Head, Record, RecordsAnswer, RecordsRequest, SignedHead, Writer};
 pub use tls::{TrustAnchors, client_config};

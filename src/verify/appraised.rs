@@ -203,7 +203,6 @@ impl Appraised {
             .reference
             .clone()
             .ok_or_else(|| Refusal::new(codes::VERIFY_NO_REFERENCE, "no reference values for this node"))?;
-        let certified = terms.grade == Grade::Certified;
         let claims = LeaseClaims {
             node,
             ak_name: self.ak_name(),
@@ -216,7 +215,7 @@ impl Appraised {
             requested_at: self.requested_at(),
             term: Duration::from_secs(terms.term.as_secs()),
             pcrs: self.pcrs().clone(),
-            vector: if certified { self.vector.genuine() } else { self.vector },
+            vector: self.vector_of(terms.grade),
             issued_at: terms.issued_at,
             epoch: terms.epoch,
             rules: self.rules,
@@ -258,6 +257,16 @@ impl Appraised {
     /// The AR4SI claims.
     pub const fn vector(&self) -> TrustVector {
         self.vector
+    }
+
+    /// The AR4SI claims for a TPM of this grade: of a certified one the hardware is known to be genuine.
+    pub fn vector_of(&self, grade: Grade) -> TrustVector {
+        if grade == Grade::Certified { self.vector.genuine() } else { self.vector }
+    }
+
+    /// The reference values it was held against, by name and version.
+    pub fn reference(&self) -> Option<(&str, u64)> {
+        self.reference.as_ref().map(|(name, version)| (name.as_str(), *version))
     }
 
     /// What an operator should see besides the verdict.

@@ -1,5 +1,7 @@
 //! The AR4SI trustworthiness vector (draft-ietf-rats-ar4si) of an attestation result.
 
+use serde::{Deserialize, Serialize};
+
 use super::appraisal::{LayerResult, LayerStanding};
 use super::profile::Layer;
 use crate::tpm::PcrDifference;
@@ -9,7 +11,8 @@ use crate::tpm::PcrDifference;
 const CODE: [u8; 7] = [0, 2, 4, 8, 9, 11, 13];
 
 /// AR4SI claims: 0 says nothing, 2 to 31 affirms, 32 to 95 warns, 96 to 127 contraindicates.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct TrustVector {
     /// Claim 0.
     pub instance_identity: i8,

@@ -3,8 +3,8 @@
 //! Three things are asked, and the first that knows counts:
 //!
 //! 1. `/proc/PID/stat`, as long as nobody has waited for the process;
-//! 2. the kernel's process connector, which tells every exit with its status (`cn_proc`; for others than
-//!    root, and narrowed to exits, since Linux 6.6). It speaks to the initial namespaces only;
+//! 2. the kernel's process connector, which tells every exit with its status (`cn_proc`; to root, and since
+//!    Linux 6.6 to others). It speaks to the initial namespaces only;
 //! 3. nobody: then it is unknown how it ended, and that it ended stands all the same.
 //!
 //! Killed for want of memory is a signal 9 while the kernel's own count of such kills went up: in the

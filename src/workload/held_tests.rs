@@ -228,6 +228,51 @@ async fn a_process_in_a_sessions_scope_is_a_persons() {
     }
 }
 
+/// A container that shares user id, group id and even the very file with the host isn't the host's process.
+#[tokio::test]
+async fn a_path_counts_only_in_the_agents_own_surroundings() {
+    if !is_root("a_path_counts_only_in_the_agents_own_surroundings") {
+        return;
+    }
+    let bench = Bench::new();
+    let own = std::env::current_exe().unwrap().canonicalize().unwrap();
+    let path = parse(&[format!("unix:path:{}", own.display())]);
+    let root = bench.directory.path().join("root");
+    fs::create_dir(&root).unwrap();
+    let chroot = format!("mount --rbind / {0} && exec chroot {0} \"$@\"", root.display());
+    // What a container has that was given all of the host's directories: the same paths, the same files.
+    let pivot = format!(
+        "mount -t tmpfs none {} && cd {} && for each in /*; do \
+         if [ -L $each ]; then cp -a $each .; elif [ -d $each ]; then mkdir .$each && mount --rbind $each .$each; fi; \
+         done && mkdir -p old && pivot_root . old && exec \"$@\"",
+        root.display(),
+        root.display()
+    );
+    for (prefix, why) in [
+        (vec!["unshare", "--mount", "--"], None),
+        (vec!["unshare", "--pid", "--fork", "--kill-child", "--"], Some("it is in another PID namespace")),
+        (vec!["unshare", "--user", "--map-root-user", "--"], Some("it is in another user namespace")),
+        (vec!["unshare", "--mount", "--", "sh", "-c", &chroot, "sh"], Some("its path is")),
+        (vec!["unshare", "--mount", "--", "sh", "-c", &pivot, "sh"], Some("its root directory is another one")),
+    ] {
+        let inner = bench.command(&own, "stay");
+        let mut command = Command::new(prefix[0]);
+        command.args(&prefix[1..]).arg(inner.get_program()).args(inner.get_args());
+        command.envs(inner.get_envs().filter_map(|(key, value)| value.map(|value| (key, value))));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let (_helper, stream) = bench.connected(command);
+        let observed = observed(&peer(&stream).await).await;
+        match (observed.failing(&path), why) {
+            (None, None) => {}
+            (Some((failing, found)), Some(why)) => {
+                assert_eq!(failing, &path[0]);
+                assert!(found.starts_with(why), "{prefix:?}: {found}");
+            }
+            (found, why) => panic!("{prefix:?}: {found:?} for {why:?}"),
+        }
+    }
+}
+
 /// A kernel that stands in for another (gVisor and its like) may say of a process what isn't so of the one
 /// that connected: two answers that differ are no answer.
 #[tokio::test]

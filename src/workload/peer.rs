@@ -207,6 +207,15 @@ impl Peer {
         self.gid
     }
 
+    /// For the record: its number, its user and its start, in clock ticks since boot. No other process of this boot
+    /// has all three.
+    pub fn described(&self) -> String {
+        match self.held.process.start_ticks() {
+            Ok(ticks) => format!("{self}, started at tick {ticks}"),
+            Err(_) => format!("{self}, ended"),
+        }
+    }
+
     /// Whether it still runs, as when it connected: same user and groups, same program, same cgroup in
     /// the same run of its unit, same login session or none.
     ///

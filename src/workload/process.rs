@@ -143,8 +143,10 @@ impl Process {
         // In another mount namespace, or once it is deleted, the path says something else to us.
         match std::fs::symlink_metadata(&path) {
             Ok(here) if here.dev() == executable.device && here.ino() == executable.inode => Ok(path),
-            Ok(_) => Err(format!("{}, which is another file in the agent's mount namespace", path.display())),
-            Err(_) => Err(format!("{}, which isn't there in the agent's mount namespace", path.display())),
+            Ok(_) => {
+                Err(format!("its path is {}, which is another file in the agent's mount namespace", path.display()))
+            }
+            Err(_) => Err(format!("its path is {}, which isn't there in the agent's mount namespace", path.display())),
         }
     }
 

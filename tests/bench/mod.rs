@@ -3,6 +3,7 @@
 //! Included by `mod bench;` in each integration test that needs it.
 #![allow(dead_code, unused_imports, reason = "each test binary includes the whole bench and uses its part")]
 
+pub mod caller;
 pub mod check;
 pub mod faults;
 pub mod ima;

@@ -29,6 +29,9 @@ pub fn interactive() -> &'static [&'static str] {
     if logged_in || in_session || !Path::new("/proc/self/loginuid").exists() { &["--interactive"] } else { &[] }
 }
 
+/// What the tokens of registered workloads may be for.
+const AUDIENCES: &[&str] = &["--audience", "api", "--audience", "ledger", "--audience", "reports"];
+
 /// The trust domain of every test.
 pub const TRUST_DOMAIN: &str = "example.org";
 
@@ -281,7 +284,7 @@ impl Node {
         let id = format!("spiffe://{TRUST_DOMAIN}/{name}");
         let add = ["workload", "add", "--id", &id, "--owner", "team-a", "--purpose", "tests", "--node", node];
         let more: &[&str] = if first { &[] } else { &["--selector", &gid] };
-        server.admin(&[&add[..], &["--selector", &uid], more, interactive()].concat());
+        server.admin(&[&add[..], &["--selector", &uid], AUDIENCES, more, interactive()].concat());
     }
 
     /// The agent's status, once `wanted` holds of it.

@@ -152,6 +152,7 @@ impl Server {
         // Two workloads of one node are told apart by something.
         let program = format!("unix:path:/usr/bin/{}", name.replace('/', "-"));
         let place = ["--node", node, "--selector", "unix:uid:1000", "--selector", &program];
+        let place = [&place[..], &["--audience", "api", "--audience", "ledger", "--audience", "reports"]].concat();
         self.admin(&[&["workload", "add", "--id", &id, "--owner", "team", "--purpose", "tests"], &place[..]].concat())
             .await;
         id

@@ -147,7 +147,22 @@ async fn help_says_what_each_command_is_for() {
         String::from_utf8(output.stdout).unwrap()
     };
     let help = program(&["--help"]).await;
-    for command in ["run", "dev", "node", "ek", "owner", "workload", "reference", "ca", "revoke", "audit"] {
+    for command in [
+        "run",
+        "dev",
+        "node",
+        "ek",
+        "owner",
+        "destination",
+        "workload",
+        "apply",
+        "export",
+        "inventory",
+        "reference",
+        "ca",
+        "revoke",
+        "audit",
+    ] {
         assert!(help.lines().any(|line| line.trim_start().starts_with(command)), "{command}");
     }
     assert!(help.contains("Exit codes"));

@@ -276,3 +276,29 @@ async fn a_task_has_tokens_of_its_own_and_each_has_another_id() {
         assert_eq!((answer.refusal.unwrap().code, answer.token.as_str()), (codes::TASK_INVALID, ""));
     }
 }
+
+#[tokio::test]
+async fn anybody_gets_the_bundle_and_can_verify_by_it() {
+    let server = Server::start().await;
+    let member = server.leased().await;
+    let id = server.register("web", &member.id()).await;
+    let granted = grant(&member, &request(member.sequence, &id, &["api"])).await;
+    let fetch = async || server.stranger().send(reqwest::Method::GET, "/v1/bundle", Vec::new()).await.unwrap();
+    let document = fetch().await;
+    let keys = TokenKeys::from_jwks(&document).unwrap();
+    let domain = TrustDomain::new(TRUST_DOMAIN).unwrap();
+    Verified::read(&granted.token, "api", &keys, &domain, server.now()).unwrap();
+    // As another program reads a SPIFFE bundle: one key of each use, and a number that grows.
+    let bundle: serde_json::Value = serde_json::from_slice(&document).unwrap();
+    let uses: Vec<&str> = bundle["keys"].as_array().unwrap().iter().map(|key| key["use"].as_str().unwrap()).collect();
+    assert_eq!(uses, ["x509-svid", "jwt-svid"]);
+    let ca = &bundle["keys"][0];
+    assert!(ca["kid"].is_null() && ca["x5c"].as_array().unwrap().len() == 1, "{ca}");
+    let der = <base64ct::Base64 as base64ct::Encoding>::decode_vec(ca["x5c"][0].as_str().unwrap()).unwrap();
+    use sha2::Digest;
+    assert_eq!(hex::encode(sha2::Sha256::digest(&der)), server.bound().ca_hash);
+    server.admin(&["ca", "prepare"]).await;
+    let next: serde_json::Value = serde_json::from_slice(&fetch().await).unwrap();
+    assert_eq!(next["keys"].as_array().unwrap().len(), 4);
+    assert!(next["spiffe_sequence"].as_u64() > bundle["spiffe_sequence"].as_u64());
+}

@@ -13,6 +13,7 @@ mod authorities;
 mod bench;
 mod command_line;
 mod credentials;
+mod declared;
 mod enrolment;
 mod governance;
 mod grants;
@@ -24,7 +25,9 @@ mod logs;
 #[allow(dead_code, reason = "shared with the verifier's tests, which use all of it")]
 mod node;
 mod operators;
+mod policy;
 mod pushed;
+mod records;
 mod registry;
 mod routes;
 mod sets;

@@ -37,16 +37,6 @@ impl Stream {
         }
     }
 
-    /// It is asked to attest, after whatever it must stop releasing.
-    pub async fn asks(&mut self) {
-        loop {
-            match self.said().await {
-                Some(Event::Withdraw(_)) => {}
-                other => return assert_eq!(other, Some(Event::Attest)),
-            }
-        }
-    }
-
     /// The next event that says something.
     pub async fn said(&mut self) -> Option<Event> {
         loop {
@@ -61,15 +51,14 @@ impl Stream {
 #[tokio::test]
 async fn a_node_hears_of_what_concerns_it() {
     let server = Server::start().await;
-    let mut member = server.leased().await;
+    let member = server.leased().await;
     let other = server.leased().await;
     let mut stream = Stream::open(&member.client).await;
     let mut others = Stream::open(&other.client).await;
     let id = server.register("web", &member.id()).await;
     assert_eq!(stream.said().await, Some(Event::Attest));
-    // What holds something of it is told first; then whoever it was for.
-    member.attest().await.unwrap();
-    member.credential(&id).await.unwrap();
+    // What it holds is withdrawn; that there is nothing to hold any more, it learns by attesting.
+    assert!(member.credential(&id).await.unwrap().0.answers[0].refusal.is_none());
     server.admin(&["workload", "remove", &id]).await;
     let Some(Event::Withdraw(withdrawal)) = stream.said().await else { panic!("no word of it") };
     assert_eq!(withdrawal.of, Withdrawn::Workloads(vec![id]));

@@ -7,8 +7,8 @@ use std::time::Duration;
 use leasehold::codes::{self, Code};
 use leasehold::control_plane::routes::ROUTES;
 use leasehold::protocol::{
-    AttestRequest, BODY_LIMIT, CredentialAnswer, CredentialRequest, GrantAnswer, LogsRequest, TasksEnded, Wanted,
-    WithdrawalsApplied, decode, encode,
+    AttestRequest, BODY_LIMIT, Chain, CredentialAnswer, CredentialRequest, GrantAnswer, LogsRequest, RecordsRequest,
+    TasksEnded, Wanted, WithdrawalsApplied, Writer, decode, encode,
 };
 use p256::ecdsa::SigningKey;
 use p256::pkcs8::DecodePrivateKey;
@@ -52,12 +52,15 @@ fn expected() -> BTreeMap<&'static str, [Ended; 8]> {
         // Asked for the right node's workload; what counts here is below, in `credentials_of`.
         ("/v1/credentials", [no, no, no, revoked, Refused(codes::ISSUER_NOT_THIS_NODE), Served, no, no]),
         ("/v1/grants", [no, no, no, revoked, Refused(codes::ISSUER_NOT_THIS_NODE), Served, no, no]),
+        // Whoever verifies what we issue needs it, and it says nothing secret.
+        ("/v1/bundle", [Served; 8]),
         // A command that changes something: whoever may look isn't enough.
         ("/v1/command", {
             let node = Refused(codes::ADMIN_PEER);
             [no, no, no, revoked, node, node, Refused(codes::ADMIN_ROLE), Served]
         }),
         ("/v1/tasks/end", [no, no, no, revoked, Served, Served, no, no]),
+        ("/v1/records", [no, no, no, revoked, Served, Served, no, no]),
         ("/v1/events", [no, no, no, revoked, Served, Served, no, no]),
         ("/v1/crl", [Served; 8]),
         ("/v1/crl/{key}", [Served; 8]),
@@ -137,6 +140,21 @@ async fn call(
         "/v1/grants" => {
             let lease_sequence = if column == 4 { another.sequence } else { right.sequence };
             encode(&grants::request(lease_sequence, "spiffe://example.org/web", &["api"])).unwrap()
+        }
+        // A question only: how far a journal has arrived that nobody knows.
+        "/v1/records" => {
+            let writer = Writer::from_bytes([1; 16]);
+            let before = Chain::begin(&writer);
+            let request = RecordsRequest {
+                writer,
+                first: 1,
+                before,
+                records: Vec::new(),
+                head: None,
+                missing: false,
+                witnessed: None,
+            };
+            encode(&request).unwrap()
         }
         "/v1/tasks/end" => encode(&TasksEnded { run: random(), tasks: Vec::new() }).unwrap(),
         "/v1/logs" => encode(&LogsRequest { boot_id: random(), part: None }).unwrap(),

@@ -46,6 +46,12 @@ async fn a_task_has_its_own_credentials_renewed_while_it_lives() {
     let (ended, _) = records.ended("mail").await;
     assert_eq!(ended.code.as_deref(), Some("task.ended"));
     assert!(ended.reason.contains("as told"), "{ended:?}");
+    let listed = server.json(&["task", "list"]);
+    let ids: Vec<_> = listed["tasks"].as_array().unwrap().iter().map(|task| task["id"].as_str().unwrap()).collect();
+    assert_eq!(ids, ["books"]);
+    let shown = server.json(&["task", "show", "mail"]);
+    assert_eq!((&shown["begun"][0]["code"], &shown["begun"][0]["intent"]), (&json!("task.ended"), &json!("a test")));
+    assert_eq!(server.try_admin(&["task", "show", "nobodys"]).status.code(), Some(1));
     // Free again, and another task.
     let again = other.begin(&named("mail")).await;
     assert!(!seen.contains(&again["svid"]));

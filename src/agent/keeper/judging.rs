@@ -119,6 +119,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::agent::journal::Journal;
     use crate::agent::sources::Sources;
     use crate::clock::{BootId, WallTime};
     use crate::config::AgentLogs;
@@ -140,7 +141,9 @@ mod tests {
         let (watcher, _) = Watcher::new(tpm, selection, Duration::from_secs(1), CancellationToken::new());
         let none = PathBuf::new;
         let logs = AgentLogs { boot: none(), userspace: none(), ima: none() };
-        Keeper::new(domain, watcher, Arc::new(Sources::open(&logs).unwrap()))
+        let directory = tempfile::tempdir().unwrap();
+        let (journal, _) = Journal::start(directory.path(), 1 << 20).unwrap();
+        Keeper::new(domain, watcher, Arc::new(Sources::open(&logs).unwrap()), journal)
     }
 
     fn values(pcr_10: u8) -> PcrValues {

@@ -180,6 +180,7 @@ pub struct Keeper {
     grown: Notify,
     follower: Follower,
     grants: Grants,
+    /// Written before anything leaves.
     journal: Journal,
     measured: Measured,
     metrics: AgentMetrics,
@@ -187,7 +188,7 @@ pub struct Keeper {
 
 impl Keeper {
     /// A keeper whose gate is closed.
-    pub(super) fn new(trust_domain: TrustDomain, watcher: Watcher, sources: Arc<Sources>) -> Self {
+    pub(super) fn new(trust_domain: TrustDomain, watcher: Watcher, sources: Arc<Sources>, journal: Journal) -> Self {
         let holdings = Holdings {
             gate: Gate::default(),
             store: Store::default(),
@@ -214,9 +215,9 @@ impl Keeper {
             drifted: Notify::new(),
             grown: Notify::new(),
             grants: Grants::default(),
-            journal: Journal::default(),
             follower: Follower::new(Arc::clone(&sources)),
             measured: Measured::new(sources),
+            journal,
             metrics: AgentMetrics::default(),
         }
     }
@@ -453,11 +454,11 @@ impl Keeper {
         }
     }
 
-    /// Whether the gate still stands open under this lease or a later one.
-    pub(super) fn stands(&self, lease: u64) -> Result<(), Denied> {
+    /// Runs `release` while the gate stands open under this lease or a later one, and can't close meanwhile.
+    pub(super) fn while_open<T>(&self, lease: u64, release: impl FnOnce() -> Result<T, Denied>) -> Result<T, Denied> {
         let holdings = self.holdings();
         match holdings.gate.lease() {
-            Some(present) if present.claims().sequence >= lease => Ok(()),
+            Some(present) if present.claims().sequence >= lease => release(),
             _ => Err(holdings.gate.reason().map_or_else(starting, denied)),
         }
     }

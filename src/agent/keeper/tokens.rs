@@ -148,13 +148,13 @@ impl Keeper {
         }
         let text = |name: &str| token.claims().get(name).and_then(|value| value.as_str()).map(str::to_owned);
         let note = Note {
-            what: What::Use,
+            what: What::Use { uid: peer.uid() },
             workload: Some(token.id().to_string()),
             credential: Some(token.jti().to_owned()),
             decision: text("decision"),
             task: token.task().map(str::to_owned),
             lease: self.sequence().map(|(sequence, _)| sequence),
-            process: peer.to_string(),
+            process: peer.described(),
             code: None,
             reason: format!("shown to {audience}"),
         };
@@ -344,7 +344,7 @@ fn released_note(svid: &JwtSvid, lease: u64, peer: &Peer) -> Note {
         decision: Some(svid.decision.clone()),
         task: None,
         lease: Some(lease),
-        process: peer.to_string(),
+        process: peer.described(),
         code: None,
         reason: String::new(),
     }

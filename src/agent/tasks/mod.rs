@@ -183,14 +183,14 @@ impl Desk for Tasks {
         let noted = self.note_release(task.number, &peer, lease).await?;
         let bundle = self.shared.keeper.bundle();
         // The disk may have taken its time: what was withdrawn meanwhile isn't released.
-        self.shared.keeper.stands(lease)?;
-        let book = self.shared.book();
-        let held = book.live.get(&task.number).and_then(|live| live.held.as_ref()).ok_or_else(over)?;
-        if held.value().credentials != noted {
-            return Err(Denied::Unavailable(Refusal::new(codes::GATE_STARTING, "it was renewed just now")));
-        }
-        let released =
-            permit.release(&[held], BootInstant::now()).map_err(|reason| Denied::Unavailable(reason.refusal))?;
+        let released = self.shared.keeper.while_open(lease, || {
+            let book = self.shared.book();
+            let held = book.live.get(&task.number).and_then(|live| live.held.as_ref()).ok_or_else(over)?;
+            if held.value().credentials != noted {
+                return Err(Denied::Unavailable(Refusal::new(codes::GATE_STARTING, "it was renewed just now")));
+            }
+            permit.release(&[held], BootInstant::now()).map_err(|reason| Denied::Unavailable(reason.refusal))
+        })?;
         if released.get().is_empty() {
             return Err(Denied::Unavailable(Refusal::new(codes::ISSUER_EXPIRED, "its renewal is on the way")));
         }

@@ -5,19 +5,26 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::registrations::{destinations, eks, owners, workloads};
+use super::registrations::{destinations, eks, inventory, owners, workloads};
 use super::roles::{Action, Actor};
-use super::{governance, nodes, operators, references, revocations, tasks, trust};
+use super::{declared, governance, nodes, operators, policy, references, revocations, tasks, trust};
 use crate::clock::{BootInstant, WallTime};
 use crate::codes::{self, Refusal};
-use crate::control_plane::audit;
+use crate::control_plane::audit::listing::{Filter, Of};
+use crate::control_plane::audit::{self, Reading};
 use crate::control_plane::events::Audience;
+use crate::control_plane::policy::{Asked, standing};
+use crate::control_plane::registry::declared::SourceFile;
 use crate::control_plane::registry::destinations::Destination;
 use crate::control_plane::registry::owners::{Kind, Stated as StatedOwner};
+use crate::control_plane::registry::placement::Place;
 use crate::control_plane::registry::workloads::{Changes, Stated};
 use crate::control_plane::server::Shared;
 use crate::control_plane::store::Transaction;
 use crate::protocol::Event;
+
+/// The most records of one answer.
+const RECORDS: u64 = 10_000;
 
 /// A command. Nodes are named by their id or the start of one.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -39,6 +46,10 @@ pub enum Command {
     DestinationAdd(Destination),
     DestinationList,
     DestinationRemove { name: String },
+    Inventory,
+    DeclarationPlan { files: Vec<SourceFile>, prune: bool },
+    DeclarationApply { files: Vec<SourceFile>, prune: bool, fingerprint: String },
+    DeclarationExport,
     WorkloadAdd(Stated),
     WorkloadSet(Changes),
     WorkloadSuspend { id: String, reason: String },
@@ -64,12 +75,22 @@ pub enum Command {
     CaRotate { early: bool },
     CaRemove { ca: String, reason: String },
     CaCrl { ca: Option<String> },
-    AuditTail { after: u64, limit: u64 },
+    AuditList { of: Of, after: u64, limit: u64, newest: bool, filter: Filter },
+    AuditVerify { node: Option<String> },
+    AuditJoin,
     TaskList { all: bool },
     TaskShow { id: String },
     OperatorAdd { id: String, role: String, owner: Option<String> },
     OperatorList,
     OperatorRemove { id: String },
+    PolicyApply { document: String },
+    PolicyApplyFiles { policies: policy::Files, tests: policy::Files },
+    PolicyList,
+    PolicyShow { version: Option<u64> },
+    PolicyWhyNot(Asked),
+    DecisionShow { id: String },
+    DecisionList { workload: Option<String>, node: Option<String>, denied: bool, since: Option<String>, limit: u64 },
+    DecisionReplay { after: i64 },
     ApprovalRequest(governance::StatedRequest),
     ApprovalGrant { id: String, break_glass: bool, reason: String },
     ApprovalDeny { id: String, reason: String },
@@ -92,6 +113,8 @@ pub struct Effects {
     pub ca: bool,
     /// Something was taken away that a restored store would give back.
     pub taken: bool,
+    /// The version of a policy bundle that came into force.
+    pub policy: Option<u64>,
 }
 
 /// Facts, and what is still to be done.
@@ -115,6 +138,9 @@ impl Command {
             | Self::NodeShow { .. }
             | Self::NodeExplain { .. }
             | Self::EkList
+            | Self::Inventory
+            | Self::DeclarationPlan { .. }
+            | Self::DeclarationExport
             | Self::OwnerShow { .. }
             | Self::OwnerList
             | Self::DestinationList
@@ -127,6 +153,12 @@ impl Command {
             | Self::CaShow
             | Self::CaCrl { .. }
             | Self::OperatorList
+            | Self::PolicyList
+            | Self::PolicyShow { .. }
+            | Self::PolicyWhyNot(_)
+            | Self::DecisionShow { .. }
+            | Self::DecisionList { .. }
+            | Self::DecisionReplay { .. }
             | Self::ApprovalList
             | Self::ExceptionList
             | Self::ReviewDue
@@ -137,11 +169,14 @@ impl Command {
             | Self::RevocationList
             | Self::RevocationShow { .. }
             | Self::Revoke(revocations::Stated { explain: true, .. })
-            | Self::AuditTail { .. } => Action::Read,
+            | Self::AuditList { .. }
+            | Self::AuditVerify { .. }
+            | Self::AuditJoin => Action::Read,
             Self::NodeApprove { .. }
             | Self::EkAdd(_)
             | Self::EkRemove { .. }
             | Self::NodeSet { .. }
+            | Self::DeclarationApply { .. }
             | Self::OwnerAdd(_)
             | Self::OwnerSet { .. }
             | Self::OwnerRetire { .. }
@@ -167,7 +202,9 @@ impl Command {
             | Self::CaRotate { .. }
             | Self::CaRemove { .. }
             | Self::OperatorAdd { .. }
-            | Self::OperatorRemove { .. } => Action::Administer,
+            | Self::OperatorRemove { .. }
+            | Self::PolicyApply { .. }
+            | Self::PolicyApplyFiles { .. } => Action::Administer,
         }
     }
 
@@ -183,17 +220,22 @@ impl Command {
         still: impl FnOnce(&Transaction<'_>, &Shared) -> Result<(), Refusal> + Send + 'static,
     ) -> Result<Value, Refusal> {
         let (of_work, now, came) = (shared.clone(), shared.now(), BootInstant::now());
-        let name = self.name();
+        let (name, reading) = (self.name(), self.reading());
         if let Err(refusal) = shared.settings.roles.allow(&actor, self.action(), &name) {
             let recorded = refusal.clone();
             shared.store.transaction(move |tx| audit::refused(tx, now, &recorded, None, &name)).await?;
             return Err(refusal);
         }
+        self.tested(shared).await?;
         let (facts, effects) = shared
             .store
             .transaction(move |tx| {
                 still(tx, &of_work)?;
-                let (facts, effects) = audit::acting(&actor.name, || self.apply(tx, &of_work, &actor, came, now))?;
+                let (facts, effects) = audit::acting(&actor.name, || {
+                    let (facts, mut effects) = self.apply(tx, &of_work, &actor, came, now)?;
+                    effects.reconsider(tx, &of_work, now)?;
+                    Ok::<_, Refusal>((facts, effects))
+                })?;
                 if effects.taken {
                     of_work.generation.advance(tx)?;
                 }
@@ -204,13 +246,46 @@ impl Command {
         for (audience, event) in effects.push {
             shared.hub.push(audience, event);
         }
+        if let Some(version) = effects.policy {
+            shared.bundles.floor.raise(version)?;
+        }
         if effects.ca {
             shared.ca_changed().await?;
         }
         if effects.taken {
             shared.witness().await?;
         }
+        if let Some(reading) = reading {
+            let shared = shared.clone();
+            let read = move || reading.read(&shared.store.reader()?, Some(&shared.heads.witness), shared.now());
+            let failed =
+                |e: tokio::task::JoinError| Refusal::new(codes::STORE_FAILED, format!("BUG: it ended early: {e}"));
+            return tokio::task::spawn_blocking(read).await.map_err(failed)?;
+        }
         Ok(facts)
+    }
+
+    /// What takes longer than the one writer should wait: it is read apart, once the command may be carried out.
+    fn reading(&self) -> Option<Reading> {
+        match self.clone() {
+            Self::AuditList { of, after, limit, newest, filter } => {
+                Some(Reading::List { of, after, limit: limit.min(RECORDS), newest, filter })
+            }
+            Self::AuditVerify { node } => Some(Reading::Verify { node }),
+            Self::AuditJoin => Some(Reading::Join),
+            _ => None,
+        }
+    }
+
+    /// Runs a bundle's tests, which take longer than a transaction may.
+    async fn tested(&self, shared: &Arc<Shared>) -> Result<(), Refusal> {
+        match self {
+            Self::PolicyApply { document } => policy::tested(shared, document.clone()).await,
+            Self::PolicyApplyFiles { policies, tests } => {
+                policy::tested_files(shared, policies.clone(), tests.clone()).await
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Its name on the wire, e.g. `node_approve`.
@@ -233,10 +308,10 @@ impl Command {
             Self::NodeShow { node } => nodes::show(tx, &node, now),
             Self::NodeExplain { node } => nodes::explain(tx, shared, &node, now),
             Self::NodeApprove { node, group, environment, accept_counts } => {
-                nodes::approve(tx, &node, nodes::Place { group, environment }, accept_counts, rules, now)
+                nodes::approve(tx, &node, Place { group, environment }, accept_counts, rules, now)
             }
             Self::NodeSet { node, group, environment } => {
-                nodes::set(tx, &node, nodes::Place { group, environment }, rules, now)
+                nodes::set(tx, &node, Place { group, environment }, rules, now)
             }
             Self::EkAdd(stated) => eks::add(tx, stated, rules, now),
             Self::EkList => eks::list(tx),
@@ -249,6 +324,12 @@ impl Command {
             Self::DestinationAdd(stated) => destinations::add(tx, stated, rules, now),
             Self::DestinationList => destinations::list(tx),
             Self::DestinationRemove { name } => destinations::remove(tx, &name, now),
+            Self::Inventory => inventory(tx, now),
+            Self::DeclarationPlan { files, prune } => declared::plan(tx, &files, prune, rules, now),
+            Self::DeclarationApply { files, prune, fingerprint } => {
+                declared::apply(tx, &files, prune, &fingerprint, rules, now)
+            }
+            Self::DeclarationExport => declared::export(tx),
             Self::WorkloadAdd(stated) => workloads::add(tx, stated, rules, now),
             Self::WorkloadSet(changes) => workloads::set(tx, changes, rules, now),
             Self::WorkloadSuspend { id, reason } => workloads::suspend(tx, &id, &reason, now),
@@ -282,12 +363,23 @@ impl Command {
             Self::CaRotate { early } => trust::ca_rotate(tx, &shared.authority, early, now),
             Self::CaRemove { ca, reason } => trust::ca_remove(tx, &shared.authority, &ca, &reason, now),
             Self::CaCrl { ca } => trust::ca_crl(tx, shared, ca.as_deref(), now),
-            Self::AuditTail { after, limit } => trust::audit_tail(tx, after, limit),
+            // See `reading`.
+            Self::AuditList { .. } | Self::AuditVerify { .. } | Self::AuditJoin => Ok(only(Value::Null)),
             Self::OperatorAdd { id, role, owner } => {
                 operators::add(tx, &id, &role, owner.as_deref(), actor, &rules.trust_domain, now)
             }
             Self::OperatorList => operators::list(tx),
             Self::OperatorRemove { id } => operators::remove(tx, &id, now),
+            Self::PolicyApply { document } => policy::apply(tx, shared, &document, now),
+            Self::PolicyApplyFiles { policies, tests } => policy::apply_files(tx, shared, policies, tests, now),
+            Self::PolicyList => policy::list(tx),
+            Self::PolicyShow { version } => policy::show(tx, shared, version),
+            Self::PolicyWhyNot(asked) => policy::why_not(tx, shared, &asked, now),
+            Self::DecisionShow { id } => policy::decision_show(tx, shared, &id),
+            Self::DecisionList { workload, node, denied, since, limit } => {
+                policy::decision_list(tx, workload.as_deref(), node.as_deref(), denied, since.as_deref(), limit)
+            }
+            Self::DecisionReplay { after } => policy::decision_replay(tx, shared, after),
             Self::ApprovalRequest(stated) => governance::approval_request(tx, shared, &stated, actor, now),
             Self::ApprovalGrant { id, break_glass, reason } => {
                 governance::approval_grant(tx, &id, &reason, break_glass, actor, now)
@@ -304,6 +396,21 @@ impl Command {
             Self::TaskShow { id } => tasks::show(tx, &id),
             Self::Report { framework } => governance::report(tx, shared, &framework, now),
         }
+    }
+}
+
+impl Effects {
+    /// Holds what is live to what the command changed: on the nodes it concerns, or on all of them.
+    fn reconsider(&mut self, tx: &Transaction<'_>, shared: &Shared, now: WallTime) -> Result<(), Refusal> {
+        let all = self.push.iter().any(|(audience, _)| *audience == Audience::All);
+        let mut nodes = standing::holders(tx)?;
+        nodes.retain(|node| all || self.push.iter().any(|(audience, _)| *audience == Audience::Node(*node)));
+        for node in nodes {
+            let told = standing::reconsider(tx, shared, node, now)?;
+            self.taken |= !told.is_empty();
+            self.push.extend(told);
+        }
+        Ok(())
     }
 }
 

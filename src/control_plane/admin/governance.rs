@@ -110,8 +110,8 @@ pub fn approval_request(
     names::text("--reason", &stated.reason)?;
     let workload = known(tx, &stated.workload)?;
     let StatedRequest { destination, reason, seconds, .. } = stated;
-    let bounds = &shared.settings.governance;
-    let approval = approvals::request(tx, &workload, destination, reason, *seconds, by, bounds, now)?;
+    let asked = approvals::Asked { workload: &workload, destination, reason, seconds: *seconds, by };
+    let approval = approvals::request(tx, &asked, &shared.settings.governance, now)?;
     Ok(only(json!({ "schema": 1, "changed": true, "approval": approval_shown(&approval, now) })))
 }
 

@@ -2,10 +2,12 @@
 //! a certificate; on the socket liveness, readiness and metrics beside it.
 
 pub mod commands;
+mod declared;
 pub mod facts;
 pub mod governance;
 mod nodes;
 mod operators;
+mod policy;
 mod references;
 pub mod registrations;
 pub mod remote;

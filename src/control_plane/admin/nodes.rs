@@ -13,9 +13,9 @@ use crate::control_plane::credentials::ledger::{self, Of};
 use crate::control_plane::events::Audience;
 use crate::control_plane::references::documents;
 use crate::control_plane::registry::nodes::{self, Node, State};
+use crate::control_plane::registry::placement::{self, Place};
 use crate::control_plane::registry::rules::Rules;
-use crate::control_plane::registry::workloads::{Target, Workload};
-use crate::control_plane::registry::{names, ownership, workloads};
+use crate::control_plane::registry::{ownership, workloads};
 use crate::control_plane::revocation::{Cause, What, take_back};
 use crate::control_plane::server::Shared;
 use crate::control_plane::store::Transaction;
@@ -156,42 +156,6 @@ pub fn explain(tx: &Transaction<'_>, shared: &Shared, node: &str, now: WallTime)
     Ok(only(facts(tx, &node, now, more)?))
 }
 
-/// Where an operator puts a node; what isn't stated stays.
-#[derive(Clone, Debug, Default)]
-pub struct Place {
-    /// Its group.
-    pub group: Option<String>,
-    /// Its environment.
-    pub environment: Option<String>,
-}
-
-impl Place {
-    /// `node`, put there. Workloads that are registered for it must be able to run there, and their processes to
-    /// be told from those of the group's.
-    fn put(self, tx: &Transaction<'_>, node: Node, rules: &Rules) -> Result<Node, Refusal> {
-        let node = Node {
-            group: self.group.or(node.group),
-            environment: self.environment.unwrap_or(node.environment),
-            ..node
-        };
-        if let Some(group) = &node.group {
-            names::plain("--group", group)?;
-        }
-        rules.environment("--environment", &node.environment)?;
-        let elsewhere = |workload: &&Workload| {
-            matches!(workload.target, Target::Node(_))
-                && !node.environment.is_empty()
-                && workload.environment != node.environment
-        };
-        if let Some(workload) = workloads::of_node(tx, &node)?.iter().find(elsewhere) {
-            let found = format!("{} is registered for it, of the environment `{}`", workload.id, workload.environment);
-            return Err(Refusal::new(codes::ADMIN_CONFLICT, found).at("--environment"));
-        }
-        workloads::of_moved_node(tx, &node)?;
-        Ok(node)
-    }
-}
-
 /// Changes a node's group or environment; what it may not hold there any more ends.
 ///
 /// # Errors
@@ -201,24 +165,22 @@ pub fn set(tx: &Transaction<'_>, node: &str, place: Place, rules: &Rules, now: W
     if before.state == State::Revoked {
         return Err(Refusal::new(codes::ADMIN_CONFLICT, "it was revoked").at(format!("node {}", before.id)));
     }
-    let node = place.put(tx, before.clone(), rules)?;
+    let node = place.of(before.clone(), rules)?;
+    placement::check(tx, &node)?;
     let changed = node.group != before.group || node.environment != before.environment;
     let mut effects = Effects::default();
     if changed {
+        nodes::put(tx, &node)?;
         effects = moved(tx, &before, &node, now)?;
     }
     Ok((facts(tx, &node, now, json!({ "changed": changed }))?, effects))
 }
 
-/// Writes where a node is now; what it holds and may not hold there ends.
+/// A node was put elsewhere: what it holds and may not hold there ends.
 ///
 /// # Errors
 /// [`codes::STORE_FAILED`].
 pub fn moved(tx: &Transaction<'_>, before: &Node, node: &Node, now: WallTime) -> Result<Effects, Refusal> {
-    if node.group == before.group && node.environment == before.environment {
-        return Ok(Effects { push: registrations::attest(tx, BTreeSet::from([node.id]))?, ..Effects::default() });
-    }
-    nodes::put(tx, node)?;
     let detail = json!({
         "before": { "group": before.group, "environment": before.environment },
         "after": { "group": node.group, "environment": node.environment },
@@ -232,8 +194,7 @@ pub fn moved(tx: &Transaction<'_>, before: &Node, node: &Node, now: WallTime) ->
             let reason = "its node was put elsewhere";
             let id = credential.id.clone();
             let cause = Cause { kind: "credential", target: &id, reason, code: codes::POLICY_SCOPE };
-            let taken = take_back(tx, &What::Credential(credential), &cause, now)?;
-            effects.push.extend(taken.push());
+            effects.push.extend(take_back(tx, &What::Credential(credential), &cause, now)?.push());
             effects.taken = true;
         }
     }
@@ -259,16 +220,22 @@ pub fn approve(
             Refusal::new(codes::ADMIN_CONFLICT, "a revoked node doesn't come back").at(format!("node {}", before.id))
         );
     }
-    let put = place.put(tx, before.clone(), rules)?;
+    let put = place.of(before.clone(), rules)?;
+    placement::check(tx, &put)?;
     if accept_counts {
         references::forget_high_water(tx, before.id)?;
         audit::done(tx, now, "node.counts_accepted", Some(before.id), json!({}))?;
     }
-    let waits = before.state == State::Waiting;
-    let changed = waits || accept_counts || put.group != before.group || put.environment != before.environment;
-    if !waits {
-        let effects = if changed { moved(tx, &before, &put, now)? } else { Effects::default() };
-        return Ok((facts(tx, &put, now, json!({ "changed": changed }))?, effects));
+    if before.state == State::Admitted {
+        let mut effects = Effects::default();
+        let moves = put.group != before.group || put.environment != before.environment;
+        if moves {
+            nodes::put(tx, &put)?;
+            effects = moved(tx, &before, &put, now)?;
+        } else if accept_counts {
+            effects.push = registrations::attest(tx, BTreeSet::from([put.id]))?;
+        }
+        return Ok((facts(tx, &put, now, json!({ "changed": moves || accept_counts }))?, effects));
     }
     let node = Node {
         state: State::Admitted,

@@ -17,9 +17,6 @@ use crate::control_plane::{audit, leases, published, references, replay};
 use crate::protocol::Event;
 use crate::verify::references::Policy;
 
-/// The most records of one answer.
-const RECORDS: u64 = 10_000;
-
 /// What `reference learn` would learn: to be shown before it is confirmed.
 ///
 /// # Errors
@@ -63,7 +60,7 @@ pub fn reference_learn(
         leases::end(tx, node.id, codes::VERIFY_NO_REFERENCE)?;
         let detail = json!({ "version": reference.version, "pcrs": reference.pcrs.to_hex() });
         audit::done(tx, now, "reference.learnt", Some(node.id), detail)?;
-        effects = Effects { push: vec![(Audience::Node(node.id), Event::Attest)], ca: false, taken: true };
+        effects = Effects { push: vec![(Audience::Node(node.id), Event::Attest)], taken: true, ..Effects::default() };
     }
     let facts = json!({
         "schema": 1, "changed": changed, "node": node.id.to_string(),
@@ -91,7 +88,7 @@ pub fn reference_retire(tx: &Transaction<'_>, node: &str, now: WallTime) -> Resu
     leases::end(tx, node.id, codes::VERIFY_NO_REFERENCE)?;
     audit::done(tx, now, "reference.retired", Some(node.id), json!({}))?;
     let facts = json!({ "schema": 1, "changed": true, "node": node.id.to_string() });
-    Ok((facts, Effects { push: vec![(Audience::Node(node.id), Event::Attest)], ca: false, taken: true }))
+    Ok((facts, Effects { push: vec![(Audience::Node(node.id), Event::Attest)], taken: true, ..Effects::default() }))
 }
 
 /// All CAs and the bundle's sequence number.
@@ -123,7 +120,7 @@ pub fn ca_rotate(tx: &Transaction<'_>, authority: &Authority, early: bool, now: 
     authority.rotate(tx, now, early)?;
     replay::forget(tx, None)?;
     audit::done(tx, now, "ca.rotated", None, json!({ "early": early }))?;
-    Ok((ca_facts(tx, Some(true))?, Effects { ca: true, taken: true, push: Vec::new() }))
+    Ok((ca_facts(tx, Some(true))?, Effects { ca: true, taken: true, ..Effects::default() }))
 }
 
 /// Breaks glass: takes a CA out of the bundle now, with everything that it signed.
@@ -154,7 +151,7 @@ pub fn ca_remove(
         facts.insert("revocation".to_owned(), json!(number));
         facts.insert("credentials".to_owned(), json!(ended));
     }
-    Ok((facts, Effects { ca: true, taken: true, push: Vec::new() }))
+    Ok((facts, Effects { ca: true, taken: true, ..Effects::default() }))
 }
 
 /// A CA's revocation list.
@@ -172,15 +169,6 @@ pub fn ca_crl(tx: &Transaction<'_>, shared: &Shared, named: Option<&str>, now: W
         "revoked": crl.revoked.len(),
         "crl": hex::encode(crl.der),
     })))
-}
-
-/// The newest records.
-///
-/// # Errors
-/// [`codes::STORE_FAILED`].
-pub fn audit_tail(tx: &Transaction<'_>, after: u64, limit: u64) -> Result<Outcome, Refusal> {
-    let records = audit::tail(tx, after, limit.min(RECORDS))?;
-    Ok(only(json!({ "schema": 1, "records": records })))
 }
 
 /// Whether values that nobody signed may come into force.

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::audit::AuditCommand;
 use super::client::{Client, Local};
+use super::declared::{Apply, Export};
 use super::reference::ReferenceCommand;
 use super::registry::{DestinationCommand, EkCommand, NodeCommand, OwnerCommand, WorkloadCommand};
 use super::remote::Remote;
@@ -134,9 +136,27 @@ pub enum Command {
     /// Workloads: which identities there are, on which nodes, for which processes.
     #[command(subcommand)]
     Workload(WorkloadCommand),
+    /// Makes the registry what files in a directory say, after showing what that would change.
+    ///
+    /// All of it in one transaction, or nothing. What isn't declared stays, but for --prune; a suspension and an
+    /// owner's leave stay until a file says otherwise. Applied twice, the second time there is nothing to change.
+    #[command(after_help = super::declared::EXAMPLE)]
+    Apply(Apply),
+    /// Writes the registry into files that `apply` reads: the same registry, the same bytes.
+    Export(Export),
+    /// Every identity: where, whose, what for, how its node stands, what it holds; instead of a spreadsheet.
+    ///
+    /// One row for each workload on each node it may run on, made from the store as it is now.
+    Inventory,
     /// Reference values: what a node must have booted, and what may run on it.
     #[command(subcommand)]
     Reference(ReferenceCommand),
+    /// Policy: bundles of rules that decide who gets which credential, their tests, and why not.
+    #[command(subcommand, after_help = super::policy::EXAMPLE)]
+    Policy(super::policy::PolicyCommand),
+    /// Decisions: each with its inputs, to be looked at and made again.
+    #[command(subcommand)]
+    Decision(super::policy::DecisionCommand),
     /// Approvals: what is sensitive is asked for by one and approved by another, for a time.
     #[command(subcommand)]
     Approval(super::governance::ApprovalCommand),
@@ -172,7 +192,7 @@ pub enum Command {
     /// Revocations that were made: who was told, who acknowledged, who has proven it.
     #[command(subcommand)]
     Revocation(RevocationCommand),
-    /// The record of what was decided.
+    /// The record of what was decided, released and ended: shown, exported, verified, joined.
     #[command(subcommand)]
     Audit(AuditCommand),
 }
@@ -217,23 +237,6 @@ pub enum CaCommand {
         /// Where to.
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
-    },
-}
-
-/// Commands about the record.
-#[derive(Clone, Debug, Subcommand)]
-pub enum AuditCommand {
-    /// Prints the newest records, oldest first.
-    Tail {
-        /// Only those after this number.
-        #[arg(long, default_value_t = 0)]
-        after: u64,
-        /// At most so many.
-        #[arg(long, short = 'n', default_value_t = 50)]
-        lines: u64,
-        /// Goes on with new ones.
-        #[arg(long, short)]
-        follow: bool,
     },
 }
 

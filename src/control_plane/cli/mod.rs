@@ -2,9 +2,12 @@
 
 mod appraise;
 mod args;
+mod audit;
 mod client;
+mod declared;
 mod governance;
 mod operator;
+mod policy;
 mod print;
 mod reference;
 mod registry;
@@ -20,7 +23,7 @@ use clap::Parser;
 use serde_json::Value;
 
 pub use args::Cli;
-use args::{AuditCommand, CaCommand, Command, Shared};
+use args::{CaCommand, Command, Shared};
 
 use super::admin;
 use crate::codes::exit::{CONTRAINDICATED, DONE, FAILED, UNAVAILABLE, USAGE, WARNING};
@@ -56,12 +59,21 @@ fn administer(cli: &Shared, command: Command) -> Result<u8, Refusal> {
     if let Command::Appraise(arguments) = &command {
         return appraise::appraise(arguments, cli.json);
     }
+    let command = match command {
+        Command::Policy(command) => match policy::offline(cli, command)? {
+            Ok(code) => return Ok(code),
+            Err(command) => Command::Policy(command),
+        },
+        command => command,
+    };
     let client = cli.client()?;
     let command = match command {
-        Command::Audit(AuditCommand::Tail { after, lines, follow }) => {
-            return tail(cli, &client, after, lines, follow);
-        }
+        Command::Audit(command) => return audit::run(cli, &client, command),
+        Command::Apply(arguments) => return declared::apply(cli, &client, &arguments),
+        Command::Export(arguments) => return declared::export(cli, &client, &arguments),
         Command::Reference(command) => return reference::run(cli, &client, command),
+        Command::Policy(command) => return policy::run(cli, &client, command),
+        Command::Decision(command) => return policy::decision(cli, &client, command),
         Command::Revoke(command) => return revoke::revoke(cli, &client, command),
         Command::Node(registry::NodeCommand::Revoke(stated)) => {
             return revoke::revoke(cli, &client, revoke::RevokeCommand::Node(stated));
@@ -90,6 +102,7 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         Command::Ek(command) => registry::ek(command)?,
         Command::Owner(command) => registry::owner(command),
         Command::Destination(command) => registry::destination(command),
+        Command::Inventory => Admin::Inventory,
         Command::Workload(command) => registry::workload(command),
         Command::Operator(command) => operator::request(command),
         Command::Approval(command) => governance::approval(command)?,
@@ -103,11 +116,15 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         Command::Ca(CaCommand::Rotate { early }) => Admin::CaRotate { early },
         Command::Ca(CaCommand::Remove { ca, break_glass: _, reason }) => Admin::CaRemove { ca, reason },
         Command::Run { .. }
+        | Command::Apply(_)
+        | Command::Export(_)
         | Command::Dev(_)
         | Command::Appraise(_)
         | Command::Audit(_)
         | Command::Reference(_)
         | Command::Ca(CaCommand::Crl { .. })
+        | Command::Policy(_)
+        | Command::Decision(_)
         | Command::Revoke(_)
         | Command::Revocation(_) => {
             return Err(Refusal::new(codes::ADMIN_INVALID, "BUG: this command is carried out elsewhere"));
@@ -120,14 +137,7 @@ fn learn(cli: &Shared, client: &client::Client, node: String, yes: bool) -> Resu
     let preview = client.call(&admin::Command::ReferencePreview { node })?;
     if !yes {
         print::facts(&preview, cli.json);
-        if cli.json || !std::io::stdin().is_terminal() {
-            return Err(Refusal::new(codes::ADMIN_INVALID, "nobody is there to confirm").expected("--yes"));
-        }
-        output::part(format_args!("Make these values what the node must show? [yes/no] "));
-        let mut answer = String::new();
-        let read = std::io::stdin().lock().read_line(&mut answer);
-        if read.is_err() || answer.trim() != "yes" {
-            say!("Nothing was changed.");
+        if !confirmed(cli, "Make these values what the node must show?")? {
             return Ok(FAILED);
         }
     } else if !cli.json {
@@ -139,20 +149,19 @@ fn learn(cli: &Shared, client: &client::Client, node: String, yes: bool) -> Resu
     Ok(DONE)
 }
 
-/// Prints records, one a line, and goes on with new ones if asked to.
-fn tail(cli: &Shared, client: &client::Client, mut after: u64, mut limit: u64, follow: bool) -> Result<u8, Refusal> {
-    loop {
-        let facts = client.call(&admin::Command::AuditTail { after, limit })?;
-        for record in facts.get("records").and_then(Value::as_array).into_iter().flatten() {
-            print::record(record, cli.json);
-            after = record.get("id").and_then(Value::as_u64).unwrap_or(after);
-        }
-        if !follow || !output::is_open() {
-            return Ok(DONE);
-        }
-        limit = u64::MAX;
-        std::thread::sleep(std::time::Duration::from_secs(1));
+/// Asks, if somebody is there to answer.
+fn confirmed(cli: &Shared, question: &str) -> Result<bool, Refusal> {
+    if cli.json || !std::io::stdin().is_terminal() {
+        return Err(Refusal::new(codes::ADMIN_INVALID, "nobody is there to confirm").expected("--yes"));
     }
+    output::part(format_args!("{question} [yes/no] "));
+    let mut answer = String::new();
+    let read = std::io::stdin().lock().read_line(&mut answer);
+    let confirmed = read.is_ok() && answer.trim() == "yes";
+    if !confirmed {
+        say!("Nothing was changed.");
+    }
+    Ok(confirmed)
 }
 
 fn all_hold(facts: &Value) -> bool {

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::output::say;
+use crate::protocol::records::printable;
 
 /// Prints the facts of a command.
 pub fn facts(facts: &Value, json: bool) {
@@ -46,6 +47,24 @@ const TABLES: &[(&str, &[(&str, &str)])] = &[
     (
         "destinations",
         &[("NAME", "name"), ("ENVIRONMENT", "environment"), ("DESCRIPTION", "description"), ("ADDED", "added")],
+    ),
+    (
+        "inventory",
+        &[
+            ("NODE", "node"),
+            ("STATE", "node_state"),
+            ("VERDICT", "verdict"),
+            ("LAST ATTEST", "last_attest"),
+            ("WORKLOAD", "workload"),
+            ("OWNER", "owner"),
+            ("LEFT", "owner_retired"),
+            ("PURPOSE", "purpose"),
+            ("TIER", "tier"),
+            ("THIRD PARTY", "third_party"),
+            ("CREDENTIALS", "live_credentials"),
+            ("EXCEPTIONS", "exceptions"),
+            ("SUSPENDED", "suspended"),
+        ],
     ),
     (
         "workloads",
@@ -137,6 +156,29 @@ const TABLES: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     (
+        "bundles",
+        &[
+            ("VERSION", "version"),
+            ("POLICIES", "policies"),
+            ("TESTS", "tests"),
+            ("ACTIVATED", "activated"),
+            ("RETIRED", "retired"),
+            ("DIGEST", "digest"),
+        ],
+    ),
+    (
+        "decisions",
+        &[
+            ("DECISION", "id"),
+            ("TIME", "time"),
+            ("ACTION", "action"),
+            ("WORKLOAD", "workload"),
+            ("PERMITTED", "permitted"),
+            ("CODE", "code"),
+            ("POLICIES", "policies"),
+        ],
+    ),
+    (
         "sets",
         &[
             ("SET", "name"),
@@ -151,31 +193,55 @@ const TABLES: &[(&str, &[(&str, &str)])] = &[
 ];
 
 /// Prints one record on one line.
-pub fn record(record: &Value, json: bool) {
+pub fn record(record: &Value, of_node: bool, json: bool) {
     if json {
-        say!("{record}");
+        say!("{}", printable(record));
         return;
     }
-    let text = |key: &str| plain(record[key].as_str().unwrap_or("-"));
-    say!(
-        "{} {} {} node {} {}",
-        record["id"],
-        text("time"),
-        text("what"),
-        record["node"].as_str().map_or("-".to_owned(), |node| plain(node.get(..12).unwrap_or(node))),
-        plain(&record["detail"].to_string())
-    );
+    let text = |key: &str| record[key].as_str().map(plain);
+    let short = |id: &str| id.get(..12).unwrap_or(id).to_owned();
+    let node = text("node").map_or("-".to_owned(), |node| short(&node));
+    let number = match of_node {
+        // Its own count: the writer says whose.
+        true => format!("{}/{}", short(&text("writer").unwrap_or_default()), record["number"]),
+        false => record["id"].to_string(),
+    };
+    let mut line =
+        format!("{number} {} {} node {node}", text("time").unwrap_or_default(), text("what").unwrap_or_default());
+    for key in ["workload", "credential", "decision", "task", "process", "code", "reason"] {
+        if let Some(value) = text(key) {
+            line.push_str(&format!(" {key} {value}"));
+        }
+    }
+    if record["count"].as_u64().is_some_and(|count| count > 1) {
+        line.push_str(&format!(" count {}", record["count"]));
+    }
+    if !record["detail"].is_null() {
+        line.push_str(&format!(" {}", printable(&record["detail"])));
+    }
+    say!("{line}");
 }
 
-/// Text without control characters: what a node sent can't move the cursor of whoever reads it.
+/// Text without control characters and what works like them: what a node sent can't move the cursor of whoever
+/// reads it, nor turn the direction in which it is read.
 pub fn plain(text: &str) -> String {
     text.chars()
         .flat_map(|character| {
-            let keep = !character.is_control();
+            let keep = !character.is_control() && !is_format(character);
             let escaped = (!keep).then(|| character.escape_default());
             keep.then_some(character).into_iter().chain(escaped.into_iter().flatten())
         })
         .collect()
+}
+
+/// Line and paragraph separators, and characters that only steer the display (Unicode's Zl, Zp and Cf).
+const fn is_format(character: char) -> bool {
+    matches!(
+        character,
+        '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{180e}' | '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
+            | '\u{e0000}'..='\u{e007f}'
+    )
 }
 
 fn explanation(facts: &Value) {
@@ -252,7 +318,7 @@ fn shown(object: &Map<String, Value>) -> Vec<(&String, &Value)> {
 }
 
 /// A value in one cell.
-fn cell(value: &Value) -> String {
+pub fn cell(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
         Value::Bool(true) => "yes".to_owned(),

@@ -48,20 +48,32 @@ pub struct Approval {
 const COLUMNS: &str = "id, workload, destination, reason, seconds, requested_at, requested_by, decided_by, approved, \
     break_glass, expires_at, ended_at";
 
+/// What somebody asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// For which workload.
+    pub workload: &'a Workload,
+    /// For one destination; empty for any.
+    pub destination: &'a str,
+    /// Why it is needed.
+    pub reason: &'a str,
+    /// For how long once it is approved.
+    pub seconds: u64,
+    /// Who asks.
+    pub by: &'a Actor,
+}
+
 /// Asks for an approval.
 ///
 /// # Errors
 /// [`codes::ADMIN_INVALID`] when it is to hold longer than configured.
 pub fn request(
     tx: &Transaction<'_>,
-    workload: &Workload,
-    destination: &str,
-    reason: &str,
-    seconds: u64,
-    by: &Actor,
+    asked: &Asked<'_>,
     bounds: &Governance,
     now: WallTime,
 ) -> Result<Approval, Refusal> {
+    let Asked { workload, destination, reason, seconds, by } = *asked;
     if seconds == 0 || seconds > bounds.approval {
         return Err(Refusal::new(codes::ADMIN_INVALID, format!("{seconds} s"))
             .at("--for")

@@ -1,12 +1,33 @@
 //! The decision: whether this workload, on this node, as it stands now, may have this credential.
 //!
 //! Every credential is the answer to one [`Question`], asked in the transaction that issues it.
+//!
+//! ```text
+//!  Question ─▶ Inputs ─▶ engine ◀─ guardrails, in_force ◀─ bundle ◀─ rules, trials
+//!                          │
+//!                          ▼
+//!                        Answer ─▶ decisions (kept, made again) ─▶ why_not, standing
+//! ```
+
+mod bundle;
+mod decisions;
+mod engine;
+mod entities;
+mod floor;
+mod in_force;
+mod inputs;
+mod rules;
+mod schema;
+pub mod standing;
+mod trials;
+mod why_not;
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::leases::LeaseRow;
 use super::registry::nodes::Node;
-use super::registry::owners;
 use super::registry::workloads::Workload;
 use super::server::Shared;
 use super::store::Transaction;
@@ -15,8 +36,21 @@ use crate::codes::{self, Refusal};
 use crate::protocol::{AuthorizationDetail, CallerClaims, TaskStatement};
 use crate::secret;
 
+pub use bundle::{Bundle, Content, LIMIT as BUNDLE_LIMIT, is_name};
+pub use decisions::{Filter, Replayed, forget, list, replay};
+pub use floor::Floor;
+pub use in_force::{Bundles, Facts, all as all_bundles, apply, document, highest};
+pub use schema::{GUARDRAILS, TEXT as SCHEMA};
+pub use trials::Passed;
+pub use why_not::{Asked, explain};
+
+use decisions::Kept;
+use engine::Answer;
+use inputs::Inputs;
+
 /// What is asked for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Action {
     /// An X.509-SVID.
     X509,
@@ -74,18 +108,39 @@ pub fn decide(
     tx: &Transaction<'_>,
     shared: &Shared,
     question: &Question<'_>,
-    _now: WallTime,
+    now: WallTime,
 ) -> Result<Decision, Refusal> {
+    let inputs = Inputs::gather(tx, shared, question, now)?;
+    let (policy, answer) = answered(tx, shared, &inputs)?;
     let id = fresh_id()?;
-    let workload = question.workload;
-    let outcome = match registered(tx, question)? {
+    let kept = Kept { id: id.clone(), at: now, policy, inputs, answer };
+    decisions::keep(tx, &kept)?;
+    let Answer { refusal, ttl_seconds, details, .. } = kept.answer;
+    let outcome = match refusal {
         Some(refusal) => Err(refusal),
-        None => Ok(Grant {
-            ttl: workload.ttl_seconds.map_or(Duration::MAX, Duration::from_secs).min(shared.settings.svid),
-            details: question.details.to_vec(),
-        }),
+        None => Ok(Grant { ttl: Duration::from_secs(ttl_seconds), details }),
     };
     Ok(Decision { id, outcome })
+}
+
+/// What the bundle in force says, and its digest; without a valid one nothing is permitted, and it is zeros.
+fn answered(tx: &Transaction<'_>, shared: &Shared, inputs: &Inputs) -> Result<([u8; 32], Answer), Refusal> {
+    match shared.bundles.in_force(tx, &shared.settings.policy) {
+        Ok(bundle) => Ok((bundle.digest, engine::decide(inputs, Ok(&bundle.rules)))),
+        Err(refusal) if refusal.code == codes::STORE_FAILED => Err(refusal),
+        Err(refusal) => Ok(([0; 32], engine::decide(inputs, Err(&refusal)))),
+    }
+}
+
+/// A kept decision as shown to an operator, beside what making it again comes to.
+///
+/// # Errors
+/// [`codes::ADMIN_UNKNOWN`].
+pub fn shown(tx: &Transaction<'_>, shared: &Shared, id: &str) -> Result<serde_json::Value, Refusal> {
+    let kept = decisions::find(tx, id)?;
+    let version = shared.bundles.of_digest(tx, &kept.policy).ok().map(|bundle| bundle.content.version);
+    let again = decisions::again(tx, &shared.bundles, &kept);
+    Ok(kept.facts(version, again))
 }
 
 /// The id of a decision yet to be made.
@@ -96,21 +151,5 @@ pub fn fresh_id() -> Result<String, Refusal> {
     Ok(hex::encode(secret::random::<16>().map_err(|e| Refusal::new(codes::STORE_FAILED, e.to_string()))?))
 }
 
-/// What no policy can permit.
-fn registered(tx: &Transaction<'_>, question: &Question<'_>) -> Result<Option<Refusal>, Refusal> {
-    let Question { workload, node, .. } = question;
-    let at = workload.id.to_string();
-    // A node's claims play no part: what it may hold is what an operator registered for it.
-    if !workload.is_for(node) {
-        return Ok(Some(Refusal::new(codes::ISSUER_NOT_THIS_NODE, at).at(format!("node {}", node.id))));
-    }
-    if let Some(suspended) = &workload.suspended {
-        return Ok(Some(Refusal::new(codes::POLICY_SUSPENDED, suspended.reason.clone()).at(at)));
-    }
-    let owner = owners::all(tx)?.into_iter().find(|owner| owner.name == workload.owner);
-    if owner.is_none_or(|owner| owner.retired.is_some()) {
-        let found = format!("its owner `{}` left", workload.owner);
-        return Ok(Some(Refusal::new(codes::POLICY_SUSPENDED, found).at(at).expected("another owner")));
-    }
-    Ok(None)
-}
+#[cfg(test)]
+mod tests;

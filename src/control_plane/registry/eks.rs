@@ -46,7 +46,7 @@ pub struct KnownEk {
 }
 
 /// What an operator says of an EK.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Words {
     /// Words for it.
     pub label: String,
@@ -140,6 +140,21 @@ pub fn lookup(tx: &Transaction<'_>, name: &[u8], key: &[u8]) -> Result<Option<Kn
     match find(tx, Kind::Name, name)? {
         Some(known) => Ok(Some(known)),
         None => find(tx, Kind::Key, key),
+    }
+}
+
+/// The TPM name of an EK, nameAlg and a hash of its size, from its hexadecimal form.
+///
+/// # Errors
+/// [`codes::ADMIN_INVALID`] at `option`.
+pub fn tpm_name(option: &str, text: &str) -> Result<Vec<u8>, Refusal> {
+    let name = hex::decode(text).unwrap_or_default();
+    match name.as_slice() {
+        [0x00, 0x0B, hash @ ..] if hash.len() == 32 => Ok(name),
+        [0x00, 0x0C, hash @ ..] if hash.len() == 48 => Ok(name),
+        _ => Err(Refusal::new(codes::ADMIN_INVALID, "it is no TPM name of an EK")
+            .at(option)
+            .expected("000b and 64 hexadecimal digits (SHA-256), or 000c and 96 (SHA-384)")),
     }
 }
 

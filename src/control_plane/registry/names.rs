@@ -32,6 +32,12 @@ pub fn optional_text(option: &str, value: &str) -> Result<(), Refusal> {
     if value.is_empty() { Ok(()) } else { text(option, value) }
 }
 
+/// A text of ours, made of others, cut to what a text may have.
+pub fn clipped(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(TEXT_LIMIT));
+    text
+}
+
 /// A plain name: of a group, a role.
 ///
 /// # Errors

@@ -117,6 +117,18 @@ pub fn put(tx: &Transaction<'_>, stated: &Stated, now: WallTime) -> Result<(), R
     Ok(())
 }
 
+/// Writes how an owner is reached and what it is; whether it left stays as it is.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn describe(tx: &Transaction<'_>, stated: &Stated) -> Result<(), Refusal> {
+    tx.execute(
+        "UPDATE owners SET contact = ?2, kind = ?3 WHERE name = ?1",
+        params![stated.name, stated.contact, stated.kind.as_str()],
+    )?;
+    Ok(())
+}
+
 /// What a retirement did.
 #[derive(Debug)]
 pub struct Retired {
@@ -151,7 +163,10 @@ pub fn retire(
             Some(to) => Workload { owner: to.to_owned(), ..before.clone() },
             None if before.suspended.is_some() => continue,
             None => Workload {
-                suspended: Some(Suspension { at: now, reason: format!("its owner `{name}` left: {reason}") }),
+                suspended: Some(Suspension {
+                    at: now,
+                    reason: names::clipped(format!("its owner `{name}` left: {reason}")),
+                }),
                 ..before.clone()
             },
         };

@@ -34,16 +34,25 @@ impl Generation {
         Self { witness }
     }
 
+    /// Whether the store is older than its witness.
+    ///
+    /// # Errors
+    /// As [`Self::enter`].
+    pub fn is_behind(&self, tx: &Transaction<'_>) -> Result<bool, Refusal> {
+        Ok(counter(tx)? < self.witnessed()?)
+    }
+
     /// Compares store and witness and takes the next generation. A store behind its witness loses
-    /// its nonces, enrolments, stored answers and leases and gets a new epoch.
+    /// its nonces, enrolments, stored answers and leases and gets a new epoch; so does one that is `cut`: its log
+    /// ends before the head outside.
     /// Returns the epoch and whether it is new because of a restore.
     ///
     /// # Errors
     /// [`codes::STORE_FAILED`]; [`codes::CONFIG_INVALID`] for an unreadable witness.
-    pub fn enter(&self, tx: &Transaction<'_>, now: WallTime) -> Result<(Epoch, bool), Refusal> {
+    pub fn enter(&self, tx: &Transaction<'_>, cut: bool, now: WallTime) -> Result<(Epoch, bool), Refusal> {
         let stored = counter(tx)?;
         let witnessed = self.witnessed()?;
-        let restored = stored < witnessed;
+        let restored = cut || stored < witnessed;
         if restored {
             tx.execute_batch("DELETE FROM nonces; DELETE FROM enrolments; DELETE FROM requests;")?;
             // What was numbered after the backup isn't known; the numbers go on well above it.
@@ -134,7 +143,7 @@ mod tests {
         let generation = Generation::new(dir.path().join("elsewhere"));
         let start = |path: &Path| {
             let store = Store::open(path).unwrap();
-            let entered = store.transaction_blocking(|tx| generation.enter(tx, WallTime(7))).unwrap();
+            let entered = store.transaction_blocking(|tx| generation.enter(tx, false, WallTime(7))).unwrap();
             store.transaction_blocking(|tx| generation.witness(tx)).unwrap();
             entered
         };

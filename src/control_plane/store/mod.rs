@@ -12,7 +12,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 pub use rusqlite::{OptionalExtension, Transaction, params};
 
 pub use generation::{Epoch, Generation, next_sequence};
@@ -44,6 +44,16 @@ impl Store {
         let mut connection = Connection::open(path).map_err(|e| at(e.into()))?;
         migrations::run(&mut connection).map_err(at)?;
         Ok(Self { connection: Arc::new(Mutex::new(connection)) })
+    }
+
+    /// Another connection, which only reads: long readings don't keep the one writer waiting.
+    ///
+    /// # Errors
+    /// [`codes::STORE_FAILED`].
+    pub fn reader(&self) -> Result<Connection, Refusal> {
+        let path =
+            self.connection.lock().unwrap_or_else(PoisonError::into_inner).path().map(Path::new).map(Path::to_path_buf);
+        open_reader(&path.unwrap_or_default())
     }
 
     /// Runs `work` in one transaction: committed durably if it returns `Ok`, undone otherwise.
@@ -107,6 +117,21 @@ impl From<rusqlite::Error> for Refusal {
     fn from(error: rusqlite::Error) -> Self {
         Self::new(codes::STORE_FAILED, error.to_string())
     }
+}
+
+/// Opens the store at `path` to read it only; it may be in use.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn open_reader(path: &Path) -> Result<Connection, Refusal> {
+    let at = |refusal: Refusal| refusal.at(path.display().to_string());
+    if !path.exists() {
+        return Err(at(Refusal::new(codes::STORE_FAILED, "there is no such file")));
+    }
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(|e| at(e.into()))?;
+    connection.busy_timeout(std::time::Duration::from_secs(5)).map_err(|e| at(e.into()))?;
+    Ok(connection)
 }
 
 /// A row that this program wrote can't be read back: the store was changed by something else.

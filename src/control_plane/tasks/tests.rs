@@ -1,3 +1,4 @@
+use super::super::audit::listing;
 use super::super::credentials::ledger::{Credential, Kind};
 use super::super::registry::nodes;
 use super::super::store::Store;
@@ -88,7 +89,7 @@ fn one_of_an_id_lives_on_a_node_and_its_end_is_final() {
         let task = latest(tx, Some("job"), false, 10)?.remove(0);
         let (at, code, reason) = task.ended.unwrap();
         assert_eq!((at, code, reason.as_str()), (WallTime(30), codes::TASK_OUT_OF_MEMORY, "process 7: signal 9"));
-        let records = audit::tail(tx, 0, 100)?;
+        let records = listing::list(tx, listing::Of::Log, 0, 100, false, &listing::Filter::default())?;
         let count = |what: &str| records.iter().filter(|record| record.what == what).count();
         assert_eq!((count("task.began"), count("task.ended"), count("credential.revoked")), (1, 1, 2));
         Ok(())

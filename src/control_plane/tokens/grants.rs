@@ -308,3 +308,76 @@ fn refused(decision: String, refusal: Refusal) -> GrantAnswer {
         refusal: Some(refusal),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn task(term_seconds: u64) -> TaskStatement {
+        let text = String::new;
+        let (run, number, heartbeat_seconds) = ([0; 16], 1, 0);
+        TaskStatement { id: text(), run, number, intent: text(), purpose: text(), heartbeat_seconds, term_seconds }
+    }
+
+    fn details() -> impl Strategy<Value = Vec<AuthorizationDetail>> {
+        let texts = |letters| prop::collection::vec(letters, 0..4);
+        let detail = ("[ab]", texts("[xyz]"), texts("[mno]"));
+        prop::collection::vec(
+            detail.prop_map(|(kind, actions, locations)| AuthorizationDetail { kind, actions, locations }),
+            0..4,
+        )
+    }
+
+    /// Each (kind, action, location) that is permitted, with no action or no location as an empty text.
+    fn permitted(details: &[AuthorizationDetail]) -> BTreeSet<(String, String, String)> {
+        let each = |texts: &[String]| if texts.is_empty() { vec![String::new()] } else { texts.to_vec() };
+        let of = |detail: &AuthorizationDetail| {
+            let (kind, actions, locations) = (detail.kind.clone(), each(&detail.actions), each(&detail.locations));
+            actions.into_iter().flat_map(move |action| {
+                let kind = kind.clone();
+                locations.clone().into_iter().map(move |location| (kind.clone(), action.clone(), location))
+            })
+        };
+        details.iter().flat_map(of).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(100_000))]
+
+        /// Of whatever is said, the least holds.
+        #[test]
+        fn no_lifetime_is_longer_than_the_shortest_that_anybody_allows(
+            granted in prop::collection::vec(0_u64..100_000_000, 1..3),
+            server in 0_u64..100_000_000,
+            lease in 0_u64..100_000_000,
+            asked in prop::option::of(0_u64..10_000),
+        ) {
+            let millis = Duration::from_millis;
+            let stated = asked.map(task);
+            let term = term(granted.iter().copied().map(millis), millis(server), millis(lease), stated.as_ref());
+            let least = granted.iter().copied().chain([server, lease]).min().unwrap_or(0) / 1000;
+            let least = least.min(LONGEST.as_secs()).min(asked.filter(|asked| *asked > 0).unwrap_or(u64::MAX));
+            match term {
+                Ok(term) => prop_assert_eq!(term.as_secs(), least),
+                Err(refusal) => prop_assert!(least == 0 && refusal.code == codes::POLICY_DENIED),
+            }
+        }
+    }
+
+    proptest! {
+        /// What is granted was asked for, and every decision grants it.
+        #[test]
+        fn nothing_is_granted_that_was_not_asked_for_or_that_one_decision_denies(
+            asked in details(), one in details(), two in details(),
+        ) {
+            let both = permitted(&granted(&asked, [one.as_slice(), two.as_slice()].into_iter()));
+            let alone = permitted(&granted(&asked, std::iter::once(one.as_slice())));
+            prop_assert!(both.is_subset(&alone));
+            prop_assert!(alone.is_subset(&permitted(&asked)));
+            prop_assert_eq!(&permitted(&granted(&asked, std::iter::once(asked.as_slice()))), &permitted(&asked));
+            prop_assert_eq!(granted(&asked, std::iter::once([].as_slice())), Vec::new());
+        }
+    }
+}

@@ -3,6 +3,7 @@
 pub mod bundle;
 pub mod grants;
 pub mod keys;
+pub mod uses;
 
 use std::time::Duration;
 

@@ -110,6 +110,9 @@ pub trait Source: Send + Sync + 'static {
     /// What moves whenever an answer may have become another one: rotation, drift,
     /// recovery, registrations, the lease's end.
     fn changes(&self) -> Changes;
+
+    /// A stream on which SVIDs were released to `peer` ends by `refusal`.
+    fn ended(&self, _peer: &Peer, _refusal: &Refusal) {}
 }
 
 /// Everything a workload gets by `FetchX509SVID`; at least one item, the default identity first.

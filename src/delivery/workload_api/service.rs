@@ -47,17 +47,36 @@ impl Caller {
 
     /// Waits for what ends every call of this caller.
     pub(super) async fn over(&mut self) -> Status {
+        self.end().await.status()
+    }
+
+    async fn end(&mut self) -> End {
         tokio::select! {
             biased;
-            () = self.stopping.cancelled() => {
-                unavailable(&Refusal::new(codes::DELIVERY_STOPPING, "the agent is stopping"))
-            }
+            () = self.stopping.cancelled() => stopping(),
             lost = self.lost.wait_for(Option::is_some) => {
                 let refusal = lost.ok().and_then(|refusal| refusal.clone());
-                no_identity(&refusal.unwrap_or_else(|| Refusal::new(codes::WORKLOAD_PEER_GONE, "not connected")))
+                let refusal = refusal.unwrap_or_else(|| Refusal::new(codes::WORKLOAD_PEER_GONE, "not connected"));
+                End { refusal, status: no_identity }
             }
         }
     }
+}
+
+/// How a call ends.
+struct End {
+    refusal: Refusal,
+    status: fn(&Refusal) -> Status,
+}
+
+impl End {
+    fn status(&self) -> Status {
+        (self.status)(&self.refusal)
+    }
+}
+
+fn stopping() -> End {
+    End { refusal: Refusal::new(codes::DELIVERY_STOPPING, "the agent is stopping"), status: unavailable }
 }
 
 /// The Workload API over `source`.
@@ -125,7 +144,7 @@ impl<S: Source> Service<S> {
             sent: [0; 32],
         };
         let asked = BootInstant::now();
-        let first = match open.ask::<F>(arrived).await? {
+        let first = match open.ask::<F>(arrived).await.map_err(|end| end.status())? {
             Ok(message) => message,
             Err(Denied::NoIdentity(refusal)) => return Err(open.refuse(&refusal, no_identity)),
             Err(Denied::Unavailable(refusal) | Denied::Ended(refusal)) => {
@@ -157,6 +176,9 @@ impl<S: Source> Service<S> {
 trait Feed: Send + Sync + 'static {
     type Message: Message + Send + 'static;
 
+    /// Whether what is released on it is recorded, and so its end.
+    const RECORDED: bool;
+
     fn ask<S: Source>(
         source: &S,
         peer: &Peer,
@@ -168,6 +190,7 @@ struct X509;
 
 impl Feed for X509 {
     type Message = X509svidResponse;
+    const RECORDED: bool = true;
 
     async fn ask<S: Source>(source: &S, peer: &Peer, arrived: BootInstant) -> Result<Self::Message, Denied> {
         messages::x509(source.x509(peer, arrived).await?)
@@ -178,6 +201,7 @@ struct X509Bundles;
 
 impl Feed for X509Bundles {
     type Message = X509BundlesResponse;
+    const RECORDED: bool = false;
 
     async fn ask<S: Source>(source: &S, peer: &Peer, arrived: BootInstant) -> Result<Self::Message, Denied> {
         messages::bundles(source.bundles(peer, arrived).await?)
@@ -188,6 +212,7 @@ struct JwtBundles;
 
 impl Feed for JwtBundles {
     type Message = JwtBundlesResponse;
+    const RECORDED: bool = false;
 
     async fn ask<S: Source>(source: &S, peer: &Peer, arrived: BootInstant) -> Result<Self::Message, Denied> {
         messages::jwt_bundles(source.jwt_bundles(peer, arrived).await?)
@@ -215,6 +240,18 @@ struct Open<S> {
 impl<S: Source> Open<S> {
     /// The next message that differs from the last one, or how the stream ends.
     async fn next<F: Feed>(&mut self) -> Result<F::Message, Status> {
+        match self.following::<F>().await {
+            Ok(message) => Ok(message),
+            Err(end) => {
+                if F::RECORDED && self.sent != [0; 32] {
+                    self.source.ended(&self.caller.peer, &end.refusal);
+                }
+                Err(end.status())
+            }
+        }
+    }
+
+    async fn following<F: Feed>(&mut self) -> Result<F::Message, End> {
         loop {
             // What was answered before has been taken, or there was nothing to take.
             self.changes.dealt_with();
@@ -222,10 +259,8 @@ impl<S: Source> Open<S> {
             let pause = if at_once { Duration::ZERO } else { self.retry_after() };
             tokio::select! {
                 biased;
-                status = self.caller.over() => return Err(status),
-                changed = self.changes.changed() => if !changed {
-                    return Err(unavailable(&Refusal::new(codes::DELIVERY_STOPPING, "the agent is stopping")));
-                },
+                end = self.caller.end() => return Err(end),
+                changed = self.changes.changed() => if !changed { return Err(stopping()) },
                 () = tokio::time::sleep(pause), if self.waiting || at_once => {}
             }
             let asked = self.ask::<F>(BootInstant::now()).await?;
@@ -241,8 +276,14 @@ impl<S: Source> Open<S> {
                 Err(Denied::Unavailable(refusal)) => {
                     tracing::debug!(peer = %self.caller.peer, code = %refusal.code, "an open stream waits");
                 }
-                Err(Denied::NoIdentity(refusal)) => return Err(self.refuse(&refusal, no_identity)),
-                Err(Denied::Ended(refusal)) => return Err(self.refuse(&refusal, unavailable)),
+                Err(Denied::NoIdentity(refusal)) => {
+                    self.refuse(&refusal, no_identity);
+                    return Err(End { refusal, status: no_identity });
+                }
+                Err(Denied::Ended(refusal)) => {
+                    self.refuse(&refusal, unavailable);
+                    return Err(End { refusal, status: unavailable });
+                }
             }
         }
     }
@@ -255,11 +296,11 @@ impl<S: Source> Open<S> {
             && BootInstant::now().since(asked) <= OLD
     }
 
-    async fn ask<F: Feed>(&mut self, arrived: BootInstant) -> Result<Result<F::Message, Denied>, Status> {
+    async fn ask<F: Feed>(&mut self, arrived: BootInstant) -> Result<Result<F::Message, Denied>, End> {
         let peer = self.caller.peer.clone();
         tokio::select! {
             biased;
-            status = self.caller.over() => Err(status),
+            end = self.caller.end() => Err(end),
             answer = F::ask(&*self.source, &peer, arrived) => Ok(answer),
         }
     }

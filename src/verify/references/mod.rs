@@ -11,6 +11,7 @@
 
 mod check;
 mod document;
+mod envelope;
 mod learnt;
 mod policy;
 mod text;
@@ -18,6 +19,8 @@ mod wire;
 
 pub use check::{DIGESTS_LIMIT, EVENTS_LIMIT, STATES_LIMIT};
 pub use document::{Document, LIMIT, PolicyKey};
+#[cfg(feature = "control-plane")]
+pub(crate) use envelope::Envelope;
 pub use learnt::LearntSet;
 pub use policy::Policy;
 

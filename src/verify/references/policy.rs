@@ -69,4 +69,13 @@ impl Policy {
         let at = || format!("references `{}`", document.set.name);
         self.read(&document.bytes).map(drop).map_err(|refusal| refusal.at(at()))
     }
+
+    /// Those of these keys that signed: enough of them, the author's among them.
+    ///
+    /// # Errors
+    /// [`codes::VERIFY_REFERENCE_SIGNATURE`].
+    #[cfg(feature = "control-plane")]
+    pub(crate) fn approved(&self, envelope: &super::Envelope) -> Result<Vec<[u8; 32]>, Refusal> {
+        envelope.approved(&self.keys, self.threshold)
+    }
 }

@@ -12,7 +12,7 @@ use super::check::refuse;
 use super::{BootState, EventReference, ReferenceSet, SecureBootReference};
 use crate::clock::WallTime;
 use crate::codes::Refusal;
-use crate::config;
+use crate::config::{self, quoted};
 use crate::verify::runtime::{Exclusion, HexBytes, Mode, RuntimeRules};
 
 /// The one schema.
@@ -228,21 +228,4 @@ fn write_list(out: &mut String, key: &str, digests: impl Iterator<Item = String>
         writeln!(out, "  \"{digest}\",")?;
     }
     writeln!(out, "]")
-}
-
-/// A basic string of TOML.
-fn quoted(text: &str) -> String {
-    let mut out = String::with_capacity(text.len() + 2);
-    out.push('"');
-    for character in text.chars() {
-        match character {
-            '"' | '\\' => out.extend(['\\', character]),
-            control if control.is_control() => {
-                let _ = write!(out, "\\u{:04X}", u32::from(control));
-            }
-            plain => out.push(plain),
-        }
-    }
-    out.push('"');
-    out
 }

@@ -1,8 +1,12 @@
-//! The kernel's process connector: a netlink socket on which it tells every exit on the machine.
+//! The kernel's process connector: a netlink socket on which it tells every exit on the machine. It is open
+//! only while somebody is watched.
+//!
+//! From Linux 6.6 on it can be narrowed to exits, by a message of 8 bytes; before, which needs root, it tells
+//! forks and executions as well, and reads a message of 4 bytes only.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
@@ -20,18 +24,22 @@ const MESSAGE: usize = 512;
 const CN_IDX_PROC: u32 = 1;
 const CN_VAL_PROC: u32 = 1;
 const PROC_CN_MCAST_LISTEN: u32 = 1;
+const PROC_CN_MCAST_IGNORE: u32 = 2;
 const PROC_EVENT_NONE: u32 = 0;
 const PROC_EVENT_EXIT: u32 = 0x8000_0000;
 
-/// The socket, opened when it is first needed, and the processes that somebody asks about.
+/// The socket, while it is needed.
 #[derive(Debug, Default)]
 pub(super) struct Connector {
-    opened: OnceLock<Option<Arc<Listening>>>,
+    open: Mutex<Weak<Listening>>,
 }
 
+/// The open socket, and the processes that somebody asks about.
 #[derive(Debug)]
 struct Listening {
     socket: AsyncFd<OwnedFd>,
+    /// Whether it tells exits only.
+    narrowed: bool,
     /// By process number; as often as it is watched, and the status last told.
     seen: Mutex<HashMap<i32, Seen>>,
     told: Notify,
@@ -53,21 +61,23 @@ pub(super) struct Watched {
 impl Connector {
     /// Watches for the exit of `pid`, which must live.
     pub(super) fn watch(&self, pid: i32) -> Watched {
-        let listening = self.opened.get_or_init(|| {
-            let opened = Listening::open();
-            if opened.is_none() {
-                tracing::info!(
-                    "the kernel doesn't tell how processes end: not its first namespaces, or before Linux 6.6"
-                );
+        let listening = {
+            let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            let listening = open.upgrade().or_else(Listening::open);
+            *open = listening.as_ref().map(Arc::downgrade).unwrap_or_default();
+            listening
+        };
+        match &listening {
+            Some(listening) => {
+                // What is waiting is older than the process that has the number now.
+                listening.drain();
+                listening.seen().entry(pid).or_insert(Seen { watchers: 0, status: None }).watchers += 1;
             }
-            opened
-        });
-        if let Some(listening) = listening {
-            // What is waiting is older than the process that has the number now.
-            listening.drain();
-            listening.seen().entry(pid).or_insert(Seen { watchers: 0, status: None }).watchers += 1;
+            None => tracing::debug!(
+                "the kernel doesn't tell how processes end: other namespaces than its first, or not root before Linux 6.6"
+            ),
         }
-        Watched { pid, listening: listening.clone() }
+        Watched { pid, listening }
     }
 }
 
@@ -108,26 +118,23 @@ impl Listening {
         // Fewer fit without, and then a status may be missed.
         let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, BUFFER);
         rustix::net::bind(&socket, &SocketAddrNetlink::new(0, CN_IDX_PROC)).ok()?;
-        // To all first: only that is confirmed, by a kernel that reads this form of the message. It does so
-        // within the call, and what else happens meanwhile may stand before.
-        rustix::net::send(&socket, &subscription(PROC_EVENT_NONE), SendFlags::empty()).ok()?;
-        let mut buffer = [0; MESSAGE];
-        loop {
-            let (_, length) = rustix::net::recv(&socket, &mut buffer, RecvFlags::empty()).ok()?;
-            if matches!(event(buffer.get(..length)?)?, Event::Subscribed) {
-                break;
-            }
+        // To all first: only that is confirmed. A kernel that doesn't know this form says nothing.
+        let narrowed = confirmed(&socket, &subscription(&[PROC_CN_MCAST_LISTEN, PROC_EVENT_NONE]));
+        if narrowed {
+            let exits = subscription(&[PROC_CN_MCAST_LISTEN, PROC_EVENT_EXIT]);
+            rustix::net::send(&socket, &exits, SendFlags::empty()).ok()?;
+        } else if !confirmed(&socket, &subscription(&[PROC_CN_MCAST_LISTEN])) {
+            return None;
         }
-        rustix::net::send(&socket, &subscription(PROC_EVENT_EXIT), SendFlags::empty()).ok()?;
         #[expect(deprecated, reason = "unsound only for types whose descriptor may change; an OwnedFd's can't")]
         let socket = AsyncFd::with_interest(socket, Interest::READABLE).ok()?;
-        let listening = Arc::new(Self { socket, seen: Mutex::default(), told: Notify::new() });
+        let listening = Arc::new(Self { socket, narrowed, seen: Mutex::default(), told: Notify::new() });
         tokio::spawn(Self::listen(Arc::downgrade(&listening)));
         Some(listening)
     }
 
     /// Reads on for as long as anybody holds the socket.
-    async fn listen(weak: std::sync::Weak<Self>) {
+    async fn listen(weak: Weak<Self>) {
         while let Some(listening) = weak.upgrade() {
             let readable = tokio::time::timeout(std::time::Duration::from_secs(1), listening.socket.readable());
             let Ok(Ok(mut ready)) = readable.await else { continue };
@@ -174,6 +181,35 @@ impl Listening {
     }
 }
 
+impl Drop for Listening {
+    fn drop(&mut self) {
+        // Where it tells everything, it counts its listeners by their words, not by their sockets.
+        if !self.narrowed {
+            let ignore = subscription(&[PROC_CN_MCAST_IGNORE]);
+            let _ = rustix::net::send(&self.socket, &ignore, SendFlags::empty());
+        }
+    }
+}
+
+/// Whether the kernel confirms a subscription. It does so within the call; what else happened may stand before.
+fn confirmed(socket: &OwnedFd, message: &[u8]) -> bool {
+    if rustix::net::send(socket, message, SendFlags::empty()).is_err() {
+        return false;
+    }
+    let mut buffer = [0; MESSAGE];
+    loop {
+        match rustix::net::recv(socket, &mut buffer, RecvFlags::empty()) {
+            Ok((_, length)) => {
+                if let Some(Event::Subscribed) = buffer.get(..length).and_then(event) {
+                    return true;
+                }
+            }
+            Err(rustix::io::Errno::NOBUFS | rustix::io::Errno::INTR) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
 /// What the kernel tells.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Event {
@@ -182,14 +218,17 @@ enum Event {
     Other,
 }
 
-/// `struct nlmsghdr` (16 bytes), `struct cn_msg` (20) and `struct proc_input` (8): listen, to these events.
-fn subscription(to: u32) -> Vec<u8> {
+/// `struct nlmsghdr` (16 bytes), `struct cn_msg` (20) and what to do: an operation, and from Linux 6.6 on the
+/// events that it is about.
+fn subscription(operation: &[u32]) -> Vec<u8> {
     let words = |words: &[u32]| words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<_>>();
     let halves = |halves: [u16; 2]| halves.into_iter().flat_map(u16::to_ne_bytes).collect::<Vec<_>>();
+    let operation = words(operation);
+    let length = u16::try_from(operation.len()).unwrap_or(u16::MAX);
+    let message = [words(&[CN_IDX_PROC, CN_VAL_PROC, 0, 0]), halves([length, 0]), operation].concat();
+    let whole = u32::try_from(16 + message.len()).unwrap_or(u32::MAX);
     // NLMSG_DONE, without flags.
-    let header = [words(&[44]), halves([3, 0]), words(&[0, 0])].concat();
-    let message = [words(&[CN_IDX_PROC, CN_VAL_PROC, 0, 0]), halves([8, 0])].concat();
-    [header, message, words(&[PROC_CN_MCAST_LISTEN, to])].concat()
+    [words(&[whole]), halves([3, 0]), words(&[0, 0]), message].concat()
 }
 
 /// The event in a message: after both headers stand what happened, a processor, 8 bytes of time, and for an
@@ -224,6 +263,7 @@ mod tests {
         }
         message[16] = 2;
         assert_eq!(event(&message), None, "another connector's");
-        assert_eq!(subscription(PROC_EVENT_EXIT).len(), 44);
+        assert_eq!(subscription(&[PROC_CN_MCAST_LISTEN, PROC_EVENT_EXIT]).len(), 44);
+        assert_eq!(subscription(&[PROC_CN_MCAST_IGNORE]).len(), 40);
     }
 }

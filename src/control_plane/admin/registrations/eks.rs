@@ -41,7 +41,7 @@ pub struct StatedEk {
 /// [`codes::ADMIN_INVALID`], [`codes::ADMIN_CONFLICT`].
 pub fn add(tx: &Transaction<'_>, stated: StatedEk, rules: &Rules, now: WallTime) -> Result<Outcome, Refusal> {
     let (kind, value) = match (&stated.name, &stated.certificate, &stated.public) {
-        (Some(name), None, None) => (Kind::Name, ek_name(name)?),
+        (Some(name), None, None) => (Kind::Name, eks::tpm_name("--name", name)?),
         (None, Some(certificate), None) => (Kind::Key, certified_key(&unhex("--cert", certificate)?)?),
         (None, None, Some(public)) => (Kind::Name, public_name(&unhex("--public", public)?)?),
         _ => {
@@ -83,21 +83,6 @@ pub fn remove(tx: &Transaction<'_>, value: &str, now: WallTime) -> Result<Outcom
 
 fn unhex(at: &str, text: &str) -> Result<Vec<u8>, Refusal> {
     hex::decode(text).map_err(|_| Refusal::new(codes::ADMIN_INVALID, "it is not hexadecimal").at(at))
-}
-
-/// A TPM name: nameAlg and a hash of its size.
-///
-/// # Errors
-/// [`codes::ADMIN_INVALID`].
-pub fn ek_name(text: &str) -> Result<Vec<u8>, Refusal> {
-    let name = unhex("--name", text)?;
-    match name.as_slice() {
-        [0x00, 0x0B, hash @ ..] if hash.len() == 32 => Ok(name),
-        [0x00, 0x0C, hash @ ..] if hash.len() == 48 => Ok(name),
-        _ => Err(Refusal::new(codes::ADMIN_INVALID, "it is no TPM name of an EK")
-            .at("--name")
-            .expected("000b and 64 hexadecimal digits (SHA-256), or 000c and 96 (SHA-384)")),
-    }
 }
 
 fn public_name(bytes: &[u8]) -> Result<Vec<u8>, Refusal> {

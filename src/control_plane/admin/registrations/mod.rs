@@ -7,13 +7,15 @@ pub mod workloads;
 
 use std::collections::BTreeSet;
 
-use super::commands::Effects;
+use serde_json::json;
+
+use super::commands::{Effects, Outcome, only};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::audit::Subject;
 use crate::control_plane::events::Audience;
-use crate::control_plane::registry::nodes;
 use crate::control_plane::registry::workloads::{Change, Target, Workload};
+use crate::control_plane::registry::{inventory, nodes};
 use crate::control_plane::replay;
 use crate::control_plane::revocation::{Cause, What, take_back};
 use crate::control_plane::store::Transaction;
@@ -60,6 +62,15 @@ pub fn felt(tx: &Transaction<'_>, changes: &[Change], reason: &str, now: WallTim
 /// [`codes::STORE_FAILED`].
 pub fn told(tx: &Transaction<'_>, workload: &Workload) -> Result<Vec<(Audience, Event)>, Refusal> {
     attest(tx, nodes_of(tx, workload)?.into_iter().collect())
+}
+
+/// The inventory.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn inventory(tx: &Transaction<'_>, now: WallTime) -> Result<Outcome, Refusal> {
+    let inventory = inventory::of(tx, now)?;
+    Ok(only(json!({ "schema": 1, "inventory": inventory.rows, "totals": inventory.totals })))
 }
 
 /// Whom a record about a workload is about.

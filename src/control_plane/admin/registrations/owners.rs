@@ -11,6 +11,7 @@ use crate::control_plane::registry::names;
 use crate::control_plane::registry::owners::{self, Kind, Retired, Stated};
 use crate::control_plane::registry::workloads::{self, Change};
 use crate::control_plane::store::Transaction;
+use crate::protocol::Event;
 
 /// Adds an owner.
 ///
@@ -87,7 +88,7 @@ pub fn retire(
         effects = felt(tx, &changes, &format!("its owner `{name}` left: {reason}"), now)?;
         effects.taken = true;
     }
-    let told = effects.push.len();
+    let told = effects.push.iter().filter(|(_, event)| *event == Event::Attest).count();
     let mut facts = facts(tx, name, changed)?;
     if let Some(facts) = facts.as_object_mut() {
         facts.insert("reassigned".to_owned(), json!(reassigned));

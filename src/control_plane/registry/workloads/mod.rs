@@ -15,7 +15,7 @@ use crate::identity::{NodeId, SpiffeId};
 use crate::protocol::Entry;
 
 pub use stated::{Changes, Stated};
-pub use twins::of_moved_node;
+pub use twins::{none as no_twin, of_moved_node};
 
 /// What a workload counts as that nobody gave a tier: what matters most.
 pub const STRICTEST_TIER: u8 = 1;
@@ -227,7 +227,15 @@ pub fn add(tx: &Transaction<'_>, workload: &Workload, now: WallTime) -> Result<b
 /// # Errors
 /// [`codes::ADMIN_CONFLICT`] when another workload matches the same processes on the same node.
 pub fn put(tx: &Transaction<'_>, workload: &Workload, now: WallTime) -> Result<(), Refusal> {
-    twins::none(tx, workload)?;
+    no_twin(tx, workload)?;
+    write(tx, workload, now)
+}
+
+/// As [`put`], where several change at once: then [`no_twin`] is to be asked of each afterwards.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn write(tx: &Transaction<'_>, workload: &Workload, now: WallTime) -> Result<(), Refusal> {
     let (node, group) = match &workload.target {
         Target::Node(id) => (Some(id.as_bytes().to_vec()), None),
         Target::Group(group) => (None, Some(group)),
@@ -312,8 +320,7 @@ pub fn of_node(tx: &Transaction<'_>, node: &Node) -> Result<Vec<Workload>, Refus
     collect(statement.query(params![node.id.as_bytes(), node.group])?)
 }
 
-/// What `node` is told of: the workloads that may run on it; of suspended ones why nothing is issued for them,
-/// so that their callers hear that and not that nobody knows them.
+/// What `node` is told of: the workloads that may run on it, the suspended ones with the reason.
 ///
 /// # Errors
 /// [`codes::STORE_FAILED`].

@@ -217,7 +217,10 @@ impl Workload {
 fn target(tx: &Transaction<'_>, stated: &Stated, environment: &str) -> Result<Target, Refusal> {
     match (&stated.node, &stated.node_group) {
         (Some(node), None) => {
-            let node = nodes::resolve(tx, node)?;
+            let node = nodes::resolve(tx, node).map_err(|refusal| match refusal.code {
+                codes::STORE_FAILED => refusal,
+                _ => Refusal { found: format!("`{}`: {}", node.escape_debug(), refusal.found), ..refusal }.at("--node"),
+            })?;
             if !node.environment.is_empty() && node.environment != environment {
                 let found = format!("node {} is of the environment `{}`", node.id, node.environment);
                 return Err(invalid("--node", &found).expected(format!("a node of `{environment}`")));
@@ -370,9 +373,10 @@ mod tests {
             "\u{301}",
         ];
         let mut text = "spiffe://example.org".to_owned();
-        for _ in 0..8 {
-            text.push_str(PIECES[(bits % 32) as usize]);
+        let pieces = 2 + bits % 7;
+        for _ in 0..pieces {
             bits /= 32;
+            text.push_str(PIECES[(bits % 32) as usize]);
         }
         text
     }

@@ -23,6 +23,7 @@ CREATE TABLE decisions(
     answer TEXT NOT NULL
 ) STRICT;
 CREATE INDEX decisions_by_workload ON decisions(workload, at);
+CREATE INDEX decisions_by_time ON decisions(at);
 
 -- What the last verified evidence was and what it said, which decisions name.
 ALTER TABLE quotes ADD COLUMN evidence BLOB;

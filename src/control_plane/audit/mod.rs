@@ -1,36 +1,35 @@
 //! The record of what was decided: every refusal, admission, lease and certificate, in the same
-//! transaction as the thing itself.
+//! transaction as the thing itself; and what nodes released, as they deliver it.
+//!
+//! ```text
+//! done, about, refused ─▶ chain ─▶ log            ◀─ listing ◀─ audit tail, export
+//!                           └─ heads ─▶ signed,     ◀─ verify  ◀─ audit verify
+//!                                       and outside ◀─ joins   ◀─ audit check
+//! POST /v1/records ─▶ journals ─▶ node_records
+//! ```
+
+mod chain;
+pub mod heads;
+pub mod joins;
+pub mod journals;
+pub mod listing;
+#[cfg(test)]
+mod tests;
+pub mod verify;
 
 use std::cell::RefCell;
-
-use serde::{Deserialize, Serialize};
+use std::path::Path;
 
 use super::registry::nodes::Node;
 use super::registry::ownership::Claim;
-use super::store::{Transaction, params, signed, unsigned};
+use super::store::{Transaction, unsigned};
 use crate::clock::WallTime;
-use crate::codes::Refusal;
+use crate::codes::{self, Refusal};
 use crate::identity::NodeId;
+use crate::protocol::records::printable;
 
 /// The longest text a record keeps of what a peer sent, in bytes.
 const LIMIT: usize = 2048;
-
-/// One record as shown to an operator.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Record {
-    /// Its number; without gaps as long as nothing was removed.
-    pub id: u64,
-    /// RFC 3339.
-    pub time: String,
-    /// A refusal's code, or what was done, e.g. `node.admitted`.
-    pub what: String,
-    /// The node it was about.
-    pub node: Option<String>,
-    /// The decision's id, where it has one.
-    pub decision: Option<String>,
-    /// Further facts.
-    pub detail: serde_json::Value,
-}
 
 thread_local! {
     /// Whoever gives the command that is carried out on this thread: a command is one closure on one
@@ -151,35 +150,52 @@ pub fn claimed_eks(tx: &Transaction<'_>, now: WallTime, node: &Node, claims: &[C
     Ok(())
 }
 
-/// The `limit` newest records after number `after`, oldest first.
-///
-/// # Errors
-/// [`crate::codes::STORE_FAILED`].
-pub fn tail(tx: &Transaction<'_>, after: u64, limit: u64) -> Result<Vec<Record>, Refusal> {
-    let mut statement = tx.prepare(
-        "SELECT * FROM (SELECT id, time, what, node, decision, detail FROM log WHERE id > ?1 ORDER BY id DESC LIMIT ?2)
-         ORDER BY id",
-    )?;
-    let rows = statement.query_map(params![signed(after), signed(limit)], |row| {
-        let detail: String = row.get(5)?;
-        Ok(Record {
-            id: unsigned(row.get(0)?),
-            time: WallTime(unsigned(row.get(1)?)).to_string(),
-            what: row.get(2)?,
-            node: row.get::<_, Option<Vec<u8>>>(3)?.map(hex::encode),
-            decision: row.get(4)?,
-            detail: serde_json::from_str(&detail).unwrap_or(serde_json::Value::String(detail)),
-        })
-    })?;
-    Ok(rows.collect::<Result<_, _>>()?)
-}
-
 /// When each workload's credentials were last released, as its nodes recorded it.
 ///
 /// # Errors
 /// [`crate::codes::STORE_FAILED`].
-pub fn released(_tx: &Transaction<'_>) -> Result<Vec<(String, WallTime)>, Refusal> {
-    Ok(Vec::new())
+pub fn released(tx: &Transaction<'_>) -> Result<Vec<(String, WallTime)>, Refusal> {
+    let mut statement = tx.prepare(
+        "SELECT json_extract(record, '$.workload'), max(json_extract(record, '$.time')) FROM node_records
+         WHERE json_valid(record) AND json_extract(record, '$.what') = 'credential.released'
+         AND json_extract(record, '$.workload') IS NOT NULL GROUP BY 1",
+    )?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, WallTime(unsigned(row.get(1)?)))))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// What is only read, on a connection of its own.
+#[derive(Clone, Debug)]
+pub enum Reading {
+    /// Lists records.
+    List { of: listing::Of, after: u64, limit: u64, newest: bool, filter: listing::Filter },
+    /// Verifies them; of nodes, this one's or all.
+    Verify { node: Option<String> },
+    /// Joins them.
+    Join,
+}
+
+impl Reading {
+    /// Reads; gives back the facts.
+    ///
+    /// # Errors
+    /// [`codes::STORE_FAILED`].
+    pub fn read(
+        &self,
+        connection: &rusqlite::Connection,
+        witness: Option<&Path>,
+        now: WallTime,
+    ) -> Result<serde_json::Value, Refusal> {
+        let facts = match self {
+            Self::List { of, after, limit, newest, filter } => {
+                let records = listing::list(connection, *of, *after, *limit, *newest, filter)?;
+                Ok(serde_json::json!({ "schema": 1, "records": records }))
+            }
+            Self::Verify { node } => serde_json::to_value(verify::verify(connection, witness, node.as_deref())?),
+            Self::Join => serde_json::to_value(joins::join(connection, now)?),
+        };
+        facts.map_err(|e| Refusal::new(codes::STORE_FAILED, e.to_string()))
+    }
 }
 
 /// `text`, cut at a character boundary to what a record keeps.
@@ -197,59 +213,9 @@ fn write(
     if let (Some(actor), Some(detail)) = (ACTING.with_borrow(Clone::clone), detail.as_object_mut()) {
         detail.insert("by".to_owned(), actor.into());
     }
-    let Subject { node, workload, lease, decision, credential, task } = *subject;
-    tx.prepare_cached(
-        "INSERT INTO log(time, what, node, decision, detail, workload, lease, credential, task)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
-    )?
-    .execute(params![
-        signed(now.0),
-        what,
-        node.as_ref().map(NodeId::as_bytes),
-        decision,
-        detail.to_string(),
-        workload,
-        lease.map(signed),
-        credential,
-        task,
-    ])?;
+    chain::append(tx, now, what, subject, detail.clone())?;
+    let Subject { node, decision, .. } = *subject;
     // The same facts for whoever reads the server's own log; the JSON is already escaped.
-    tracing::info!(
-        what,
-        node = node.map(tracing::field::display),
-        decision,
-        detail = %detail,
-    );
+    tracing::info!(what, node = node.map(tracing::field::display), decision, detail = printable(&detail),);
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::store::Store;
-    use super::*;
-    use crate::codes;
-
-    #[test]
-    fn hostile_text_stays_one_record() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&dir.path().join("store.db")).unwrap();
-        let texts = ["a\nb", "\u{1b}[31mred", "\"},{\"id\":7", "\r\n\0", "é".repeat(3000).as_str()].map(str::to_owned);
-        store
-            .transaction_blocking(|tx| {
-                for text in &texts {
-                    refused(tx, WallTime(1), &Refusal::new(codes::PROTOCOL_MALFORMED, text), None, "test")?;
-                }
-                Ok(())
-            })
-            .unwrap();
-        let records = store.transaction_blocking(|tx| tail(tx, 0, 100)).unwrap();
-        assert_eq!(records.len(), texts.len());
-        for (record, text) in records.iter().zip(&texts) {
-            let line = serde_json::to_string(record).unwrap();
-            assert!(!line.contains(['\n', '\u{1b}', '\r']));
-            assert_eq!(record.detail["found"].as_str().unwrap(), clipped(text));
-        }
-        assert_eq!(store.transaction_blocking(|tx| tail(tx, 0, 2)).unwrap()[1].id, 5);
-        assert_eq!(store.transaction_blocking(|tx| tail(tx, 3, 100)).unwrap().len(), 2);
-    }
 }

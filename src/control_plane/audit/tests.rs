@@ -1,0 +1,367 @@
+//! The log against changed bytes, cuts, chains computed anew, older stores and hostile words.
+
+use std::path::PathBuf;
+
+use rusqlite::Connection;
+
+use super::heads::Heads;
+use super::listing::{Filter, Of};
+use super::verify::Report;
+use super::*;
+use crate::control_plane::keys::WrappingKey;
+use crate::control_plane::store::{Store, open_reader};
+
+struct Bench {
+    dir: tempfile::TempDir,
+}
+
+impl Bench {
+    /// In memory, where there is such a place: thousands of changes are written here.
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap() }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("store.db")
+    }
+
+    fn witness(&self) -> PathBuf {
+        self.dir.path().join("wrapping.key.audit")
+    }
+
+    /// Opens the store as the server does; says whether its end was missing.
+    fn open(&self, restored: bool) -> (Store, Heads, bool) {
+        let store = Store::open(&self.path()).unwrap();
+        let wrapping = WrappingKey::open(&self.dir.path().join("wrapping.key"), true).unwrap();
+        let opened =
+            store.transaction_blocking(|tx| Heads::open(tx, &wrapping, self.witness(), restored, WallTime(5))).unwrap();
+        (store, opened.0, opened.1)
+    }
+
+    /// Six records, signed.
+    fn sample(&self) {
+        let (store, heads, _) = self.open(false);
+        store
+            .transaction_blocking(|tx| {
+                for n in 0..6u64 {
+                    let (workload, task) = (format!("spiffe://example.org/{n}"), format!("task {n}"));
+                    let subject = Subject {
+                        node: Some(NodeId::from_bytes([7; 32])),
+                        workload: Some(&workload),
+                        lease: Some(n),
+                        decision: Some("00112233"),
+                        credential: Some("aa"),
+                        task: Some(&task),
+                    };
+                    about(
+                        tx,
+                        WallTime(n + 1000),
+                        "credential.issued",
+                        &subject,
+                        serde_json::json!({"n": n, "é": "é"}),
+                    )?;
+                }
+                Ok(())
+            })
+            .unwrap();
+        let signed = store.transaction_blocking(|tx| heads.sign(tx, WallTime(2000))).unwrap().unwrap();
+        heads.write_witness(&signed).unwrap();
+    }
+
+    fn verify(&self) -> Report {
+        verify::verify(&open_reader(&self.path()).unwrap(), Some(&self.witness()), None).unwrap()
+    }
+
+    fn first(&self) -> (u64, Code) {
+        let report = self.verify();
+        let first = report.findings.first().unwrap_or_else(|| panic!("nothing was found: {report:?}"));
+        assert!(!report.holds);
+        (first.number, first.code)
+    }
+
+    fn change(&self, statement: &str) {
+        Connection::open(self.path()).unwrap().execute_batch(statement).unwrap();
+    }
+}
+
+use crate::codes::Code;
+
+/// Every byte of every column of every row, changed in several ways: found, and the record named.
+#[test]
+fn a_changed_byte_in_any_column_is_found_and_named() {
+    let bench = Bench::new();
+    bench.sample();
+    assert_eq!(bench.verify().findings, []);
+    assert!(bench.verify().holds);
+    let connection = Connection::open(bench.path()).unwrap();
+    // As somebody would who wants to be quick about it: what is tested is the verification.
+    connection.execute_batch("PRAGMA synchronous = OFF; PRAGMA ignore_check_constraints = ON;").unwrap();
+    let columns = ["what", "node", "workload", "decision", "credential", "task", "detail", "chain"];
+    let mut tried = 0;
+    for number in 1..=6_i64 {
+        for column in columns {
+            let text = !matches!(column, "node" | "chain");
+            let read = format!("SELECT CAST({column} AS BLOB) FROM log WHERE id = ?1");
+            let bytes: Vec<u8> = connection.query_row(&read, [number], |row| row.get(0)).unwrap();
+            let cast = if text { "CAST(?2 AS TEXT)" } else { "?2" };
+            let write = format!("UPDATE log SET {column} = {cast} WHERE id = ?1");
+            for position in 0..bytes.len() {
+                for mask in [0x01, 0x20, 0xff] {
+                    let mut changed = bytes.clone();
+                    changed[position] ^= mask;
+                    connection.execute(&write, rusqlite::params![number, changed]).unwrap();
+                    assert_eq!(bench.first().0, number.cast_unsigned(), "{column}, byte {position} ^ {mask:#04x}");
+                    tried += 1;
+                }
+            }
+            connection.execute(&write, rusqlite::params![number, bytes]).unwrap();
+        }
+        for column in ["time", "lease"] {
+            let value: i64 = connection
+                .query_row(&format!("SELECT {column} FROM log WHERE id = ?1"), [number], |r| r.get(0))
+                .unwrap();
+            let write = format!("UPDATE log SET {column} = ?2 WHERE id = ?1");
+            for bit in 0..63 {
+                connection.execute(&write, rusqlite::params![number, value ^ (1 << bit)]).unwrap();
+                assert_eq!(bench.first().0, number.cast_unsigned(), "{column}, bit {bit}");
+                tried += 1;
+            }
+            connection.execute(&write, rusqlite::params![number, value]).unwrap();
+        }
+        // A value that is taken away.
+        for column in ["node", "workload", "lease", "decision", "credential", "task"] {
+            let keep: rusqlite::types::Value = connection
+                .query_row(&format!("SELECT {column} FROM log WHERE id = ?1"), [number], |r| r.get(0))
+                .unwrap();
+            connection.execute(&format!("UPDATE log SET {column} = NULL WHERE id = ?1"), [number]).unwrap();
+            assert_eq!(bench.first().0, number.cast_unsigned());
+            connection
+                .execute(&format!("UPDATE log SET {column} = ?2 WHERE id = ?1"), rusqlite::params![number, keep])
+                .unwrap();
+        }
+    }
+    assert!(bench.verify().holds, "everything is as it was");
+    println!("{tried} changes, all found and named");
+}
+
+#[test]
+fn cuts_gaps_and_chains_computed_anew_are_found() {
+    let cases: [(&str, u64, Code); 7] = [
+        ("DELETE FROM log WHERE id = 6", 6, codes::AUDIT_GAP),
+        ("DELETE FROM log WHERE id > 2", 3, codes::AUDIT_GAP),
+        ("DELETE FROM log", 1, codes::AUDIT_GAP),
+        ("DELETE FROM log WHERE id = 1", 1, codes::AUDIT_GAP),
+        ("DELETE FROM log WHERE id = 4", 4, codes::AUDIT_GAP),
+        // The store's own word of its head changed with it: the heads that were signed remain.
+        (
+            "DELETE FROM log WHERE id > 4; UPDATE log_chain SET number = 4, chain = (SELECT chain FROM log WHERE id = 4)",
+            5,
+            codes::AUDIT_GAP,
+        ),
+        // And those removed, too: the one outside remains.
+        (
+            "DELETE FROM log WHERE id > 4; UPDATE log_chain SET number = 4, chain = (SELECT chain FROM log WHERE id = 4); DELETE FROM log_heads",
+            5,
+            codes::AUDIT_GAP,
+        ),
+    ];
+    for (statement, number, code) in cases {
+        let bench = Bench::new();
+        bench.sample();
+        bench.change(statement);
+        assert_eq!(bench.first(), (number, code), "{statement}");
+    }
+    // Everything in the store made to fit: the head outside, and whoever else was given one, doesn't.
+    let bench = Bench::new();
+    bench.sample();
+    bench.change("UPDATE log SET what = 'credential.expired' WHERE id = 3");
+    let connection = Connection::open(bench.path()).unwrap();
+    let mut chain = crate::protocol::Chain::begin(&chain::head(&connection).unwrap().unwrap().writer);
+    let columns = chain::COLUMNS;
+    for id in 1..=6 {
+        let row =
+            connection.query_row(&format!("SELECT {columns} FROM log WHERE id = ?1"), [id], chain::Row::read).unwrap();
+        chain = chain.then(&row.record.unwrap().line());
+        connection.execute("UPDATE log SET chain = ?2 WHERE id = ?1", rusqlite::params![id, chain.as_bytes()]).unwrap();
+    }
+    connection.execute("UPDATE log_chain SET chain = ?1", [chain.as_bytes()]).unwrap();
+    connection.execute("DELETE FROM log_heads", []).unwrap();
+    assert_eq!(bench.first(), (6, codes::AUDIT_TAMPERED));
+    // Without the file outside nothing in the store tells, and that is said.
+    std::fs::remove_file(bench.witness()).unwrap();
+    let report = bench.verify();
+    assert!(report.holds && report.unprotected.iter().any(|words| words.contains("isn't at hand")), "{report:?}");
+}
+
+/// A head of another key, a changed witness.
+#[test]
+fn a_changed_head_is_found() {
+    let bench = Bench::new();
+    bench.sample();
+    let text = std::fs::read_to_string(bench.witness()).unwrap();
+    for position in 0..text.len() - 1 {
+        let mut changed = text.clone().into_bytes();
+        changed[position] ^= 0x01;
+        std::fs::write(bench.witness(), changed).unwrap();
+        assert!(!bench.verify().holds, "byte {position}");
+    }
+    std::fs::write(bench.witness(), text).unwrap();
+    assert!(bench.verify().holds);
+    bench.change("UPDATE log_heads SET signature = zeroblob(64)");
+    assert_eq!(bench.first(), (6, codes::AUDIT_TAMPERED));
+}
+
+/// A store from a backup goes on with other numbers, and says what is missing; one that was cut says so as well.
+#[test]
+fn an_older_store_says_what_it_lacks() {
+    for restored in [true, false] {
+        let bench = Bench::new();
+        bench.sample();
+        let (older, witness) = (std::fs::read(bench.path()).unwrap(), std::fs::read(bench.witness()).unwrap());
+        let (store, heads, cut) = bench.open(false);
+        assert!(!cut);
+        store.transaction_blocking(|tx| done(tx, WallTime(3), "later", None, serde_json::json!({}))).unwrap();
+        let signed = store.transaction_blocking(|tx| heads.sign(tx, WallTime(2001))).unwrap().unwrap();
+        heads.write_witness(&signed).unwrap();
+        assert_ne!(std::fs::read(bench.witness()).unwrap(), witness);
+        drop(store);
+        assert!(bench.verify().holds);
+        for name in ["store.db-wal", "store.db-shm"] {
+            let _ = std::fs::remove_file(bench.dir.path().join(name));
+        }
+        std::fs::write(bench.path(), older).unwrap();
+        assert_eq!(bench.first(), (7, codes::AUDIT_GAP));
+        let (store, heads, cut) = bench.open(restored);
+        assert!(cut);
+        let records =
+            listing::list(&open_reader(&bench.path()).unwrap(), Of::Log, 6, 10, false, &Filter::default()).unwrap();
+        assert_eq!(
+            (records[0].number, records[0].what.as_str()),
+            (8, if restored { "audit.restored" } else { "audit.gap" })
+        );
+        assert_eq!((records[0].detail["from"].as_u64(), records[0].detail["to"].as_u64()), (Some(7), Some(7)));
+        let signed = store.transaction_blocking(|tx| heads.sign(tx, WallTime(2002))).unwrap().unwrap();
+        heads.write_witness(&signed).unwrap();
+        let report = bench.verify();
+        // A restore explains the gap, and stays to be seen; a cut remains one.
+        assert_eq!(report.holds, restored, "{report:?}");
+        assert_eq!(report.noted.len(), 1);
+        assert!(!bench.open(false).2, "said once");
+    }
+}
+
+#[test]
+fn records_of_a_store_without_a_chain_are_taken_into_it() {
+    let bench = Bench::new();
+    {
+        let store = Store::open(&bench.path()).unwrap();
+        store
+            .transaction_blocking(|tx| {
+                tx.execute_batch(
+                    "INSERT INTO log(time, what, detail) VALUES (1, 'a', '{\"é\": 1}'), (2, 'b', '{}'), (3, 'c', 'x')",
+                )?;
+                Ok(())
+            })
+            .unwrap();
+    }
+    bench.open(false);
+    let records =
+        listing::list(&open_reader(&bench.path()).unwrap(), Of::Log, 0, 10, false, &Filter::default()).unwrap();
+    let what: Vec<&str> = records.iter().map(|record| record.what.as_str()).collect();
+    assert_eq!(what, ["a", "b", "c", "audit.began"]);
+    assert!(bench.verify().holds);
+    bench.change("UPDATE log SET time = 9 WHERE id = 2");
+    assert_eq!(bench.first(), (2, codes::AUDIT_TAMPERED));
+}
+
+/// 100,000 hostile strings through every field: as many records as were written, each as it was given, each one line.
+#[test]
+fn hostile_words_are_words() {
+    let bench = Bench::new();
+    let (store, ..) = bench.open(false);
+    let pieces =
+        ["\n", "\r\n", "\0", "\u{1b}[2J", "\u{202e}", "\u{2028}", "\"}", "\\u0041", "{\"id\":1}", "é", "😀", "';--"];
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let mut hostile = move || -> String {
+        (0..next() % 10)
+            .map(|_| match next() % 2 {
+                0 => pieces[(next() % pieces.len() as u64) as usize].to_owned(),
+                _ => char::from_u32((next() % 0x11_0000) as u32).unwrap_or('\u{fffd}').to_string(),
+            })
+            .collect()
+    };
+    const RECORDS: usize = 100_000 / 6 + 1;
+    let mut given = Vec::new();
+    store
+        .transaction_blocking(|tx| {
+            for _ in 0..RECORDS {
+                let texts: [String; 6] = std::array::from_fn(|_| hostile());
+                let [workload, decision, credential, task, what, detail] = &texts;
+                let subject = Subject {
+                    node: None,
+                    workload: Some(workload),
+                    lease: None,
+                    decision: Some(decision),
+                    credential: Some(credential),
+                    task: Some(task),
+                };
+                chain::append(tx, WallTime(1), what, &subject, serde_json::json!({ detail.as_str(): detail }))?;
+                given.push(texts);
+            }
+            Ok(())
+        })
+        .unwrap();
+    assert!(bench.verify().holds);
+    let records =
+        listing::list(&open_reader(&bench.path()).unwrap(), Of::Log, 0, u64::MAX, false, &Filter::default()).unwrap();
+    assert_eq!(records.len(), given.len());
+    for (record, texts) in records.iter().zip(&given) {
+        let [workload, decision, credential, task, what, detail] = texts;
+        let found =
+            [&record.workload, &record.decision, &record.credential, &record.task].map(|text| text.clone().unwrap());
+        assert_eq!(found, [workload, decision, credential, task].map(String::clone));
+        assert_eq!((&record.what, &record.detail[detail]), (what, &serde_json::Value::String(detail.clone())));
+        let line = printable(record);
+        assert!(line.bytes().all(|byte| (0x20..0x7f).contains(&byte)), "{line}");
+    }
+    println!("{} texts in {} records, all as given", given.len() * 6, records.len());
+}
+
+#[test]
+fn refusals_are_clipped_and_filters_find() {
+    let bench = Bench::new();
+    let (store, ..) = bench.open(false);
+    let text = "é".repeat(3000);
+    store
+        .transaction_blocking(|tx| {
+            refused(
+                tx,
+                WallTime(10),
+                &Refusal::new(codes::PROTOCOL_MALFORMED, &text),
+                Some(NodeId::from_bytes([1; 32])),
+                "t",
+            )?;
+            let subject = Subject { credential: Some("c1"), workload: Some("w"), ..Subject::default() };
+            about(tx, WallTime(20), "credential.issued", &subject, serde_json::json!({}))?;
+            about(tx, WallTime(30), "credential.expired", &subject, serde_json::json!({}))
+        })
+        .unwrap();
+    let connection = open_reader(&bench.path()).unwrap();
+    let list = |newest, limit, filter| {
+        let records = listing::list(&connection, Of::Log, 0, limit, newest, &filter).unwrap();
+        records.into_iter().map(|record| record.number).collect::<Vec<_>>()
+    };
+    assert_eq!(list(false, 10, Filter::default()), [1, 2, 3]);
+    assert_eq!(list(true, 2, Filter::default()), [2, 3]);
+    assert_eq!(list(false, 10, Filter { credential: Some("c1".into()), ..Filter::default() }), [2, 3]);
+    assert_eq!(list(false, 10, Filter { what: Some("credential.".into()), since: Some(21), ..Filter::default() }), [3]);
+    assert_eq!(list(false, 10, Filter { node: Some("0101".into()), until: Some(11), ..Filter::default() }), [1]);
+    let record = listing::list(&connection, Of::Log, 0, 1, false, &Filter::default()).unwrap().remove(0);
+    assert_eq!(record.detail["found"].as_str().unwrap(), clipped(&text));
+}

@@ -6,6 +6,7 @@
 //! - [`measurements`]: logs, what of them is believed, reference values and their updates.
 //! - [`administration`]: who may give which command; approvals, exceptions, reviews, reports.
 //! - [`policy`]: what is decided from what, how to write, test, sign and explain it.
+//! - [`callers`]: selectors, login sessions, and what a process must stay.
 //! - [`registry`]: owners, workloads, environments, who leaves, the inventory, the registry as files.
 //! - [`tokens`]: JWT-SVIDs, what one says, how a service judges one, and tokens outside their job.
 //! - [`revocation`]: taking back: bounds, what an acknowledgement is worth, what relying parties can check, breaking glass.
@@ -15,6 +16,7 @@
 
 pub mod administration;
 pub mod audit;
+pub mod callers;
 pub mod decisions;
 pub mod measurements;
 pub mod operations;

@@ -7,8 +7,11 @@
 //! - [`administration`]: who may give which command; approvals, exceptions, reviews, reports.
 //! - [`callers`]: selectors, login sessions, and what a process must stay.
 //! - [`policy`]: what is decided from what, how to write, test, sign and explain it.
+//! - [`policy`]: what is decided from what, how to write, test, sign and explain it.
+//! - [`callers`]: selectors, login sessions, and what a process must stay.
 //! - [`registry`]: owners, workloads, environments, who leaves, the inventory, the registry as files.
 //! - [`tokens`]: JWT-SVIDs, what one says, how a service judges one, and tokens outside their job.
+//! - [`revocation`]: taking back: bounds, what an acknowledgement is worth, what relying parties can check, breaking glass.
 //! - [`operations`]: setting up, what states mean, what to do when something is refused.
 //! - [`tasks`]: credentials for one piece of work, from a program; what ends them.
 //! - [`decisions`]: dated choices: context, choice, what would change our mind.
@@ -22,6 +25,7 @@ pub mod operations;
 pub mod policy;
 pub mod protocol;
 pub mod registry;
+pub mod revocation;
 pub mod tasks;
 pub mod threat_model;
 pub mod tokens;

@@ -27,7 +27,10 @@
 //!
 //! # What is not
 //! - **What a process already holds.** A credential that was released can't be recalled from its memory. Short
-//!   lifetimes cover that: no SVID outlives its lease.
+//!   lifetimes cover that: no SVID outlives its lease. A revocation reaches it where the relying party asks
+//!   ([`super::revocation`]).
+//! - **A node that says it stopped.** An acknowledgement is a claim; proof is its next affirmed evidence, and
+//!   worth what is measured there. A node that was cut off goes on until the bound that `revoke --explain` prints.
 //! - **Root inside an approved boot** can read what that boot may read, the agent's memory included.
 //! - **Relay.** A good machine whose root cooperates can answer for a bad one: a TPM proves no proximity.
 //! - **An active interposer on a discrete TPM's bus** can drop extends before they reach the chip; what can be

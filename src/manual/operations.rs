@@ -8,6 +8,7 @@
 //! leasehold-server reference learn --node NODE               # its present PCRs become its reference; or, to
 //!                                                            # survive updates, a set: see `measurements`
 //! leasehold-server workload add --id spiffe://… --owner … --purpose … --node NODE --selector unix:uid:1000
+//!                                                            # --interactive to try it from a terminal: see `callers`
 //! ```
 //!
 //! # The four states

@@ -221,7 +221,10 @@ async fn follow(mut node: SoftNode, mut events: Events, manner: Manner, heard: A
         if manner == Manner::Honest {
             node.member.tpm.node.withdrawn = vec![number];
         }
-        node.attest().await.unwrap();
+        // A node that was revoked is heard no more.
+        if node.attest().await.is_err() {
+            return;
+        }
         node.member.tpm.node.withdrawn.clear();
     }
 }

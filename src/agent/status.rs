@@ -83,6 +83,9 @@ pub struct WorkloadStatus {
     pub selectors: Vec<String>,
     /// Whole seconds until the held SVID ends; `None` if none is held.
     pub svid_seconds_left: Option<u64>,
+    /// Why nothing is issued for it now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub withheld: Option<Refusal>,
 }
 
 impl Status {
@@ -135,6 +138,7 @@ impl Status {
                         purpose: entry.purpose.clone(),
                         selectors: entry.selectors.clone(),
                         svid_seconds_left: store.svid(&entry.id).map(|held| held.until().since(now).as_secs()),
+                        withheld: entry.withheld.clone(),
                     })
                     .collect(),
                 trouble,
@@ -205,6 +209,9 @@ impl fmt::Display for Status {
                 .svid_seconds_left
                 .map_or_else(|| "no SVID held".to_owned(), |seconds| format!("SVID for another {seconds} s"));
             writeln!(f, "workload      {} ({}; {held})", workload.id, workload.selectors.join(" "))?;
+            if let Some(withheld) = &workload.withheld {
+                writeln!(f, "  withheld    {withheld}")?;
+            }
         }
         Ok(())
     }

@@ -63,10 +63,12 @@ pub struct Issuing {
 /// A CA as shown to an operator.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CaFacts {
-    /// `prepared`, `active` or `retired`.
+    /// `prepared`, `active`, `retired` or `removed`.
     pub state: String,
     /// SHA-256 of the certificate, hexadecimal: what an agent pins as `ca_hash`.
     pub hash: String,
+    /// SHA-256 of its key (SubjectPublicKeyInfo), hexadecimal: names its CRL.
+    pub key_id: String,
     /// RFC 3339.
     pub created: String,
     /// RFC 3339.
@@ -134,6 +136,49 @@ impl Authority {
         activate(tx, now)
     }
 
+    /// Takes a CA out of the bundle before its time: from now on nothing under it counts. For the active one
+    /// a successor takes over at once, with another key for tokens, and the keys before it go too. Nodes that
+    /// know no other CA are still led to the new one by this one's signature: whoever holds its key could lead
+    /// them anyway, and without it each would need a hand.
+    ///
+    /// # Errors
+    /// [`codes::ADMIN_UNKNOWN`] for a `named` that isn't the start of one CA's hash or key id.
+    pub fn remove(&self, tx: &Transaction<'_>, named: &str, reason: &str, now: WallTime) -> Result<RemovedCa, Refusal> {
+        let (id, state, certificate) = named_ca(tx, Some(named), true)?;
+        let mut signers = Vec::new();
+        if state == "active" {
+            self.prepare(tx, now)?;
+            activate(tx, now)?;
+            let mut dropped = tx.prepare("DELETE FROM jwt_keys WHERE state = 'retired' RETURNING id")?;
+            signers = dropped.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+        }
+        match state.as_str() {
+            // It signed nothing.
+            "prepared" => tx.execute("DELETE FROM ca_keys WHERE id = ?1", [id])?,
+            _ => tx.execute(
+                "UPDATE ca_keys SET removed_at = ?2, removed_reason = ?3 WHERE id = ?1",
+                params![id, signed(now.0), reason],
+            )?,
+        };
+        advance_bundle(tx, now)?;
+        Ok(RemovedCa { id, hash: hash(&certificate), signers })
+    }
+
+    /// A CA that may still sign lists of what it signed: the active one, or the one that `named` is the start
+    /// of the hash or the key id of.
+    ///
+    /// # Errors
+    /// [`codes::ADMIN_UNKNOWN`].
+    pub fn signer(&self, tx: &Transaction<'_>, named: Option<&str>) -> Result<(i64, Ca), Refusal> {
+        let (id, _, _) = named_ca(tx, named, false)?;
+        let (certificate, wrapped, not_after): (Vec<u8>, Vec<u8>, i64) =
+            tx.query_row("SELECT certificate, key, not_after FROM ca_keys WHERE id = ?1", [id], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+            })?;
+        let key = keys::from_pkcs8(&self.wrapping.unwrap(PURPOSE, &wrapped)?)?;
+        Ok((id, Ca::from_parts(key, certificate, WallTime(unsigned(not_after)))?))
+    }
+
     /// Does what is due by age: prepares, rotates, drops. Returns whether the bundle or the active
     /// CA changed.
     ///
@@ -142,6 +187,54 @@ impl Authority {
     pub fn turn(&self, tx: &Transaction<'_>, now: WallTime) -> Result<bool, Refusal> {
         turn(tx, &self.wrapping, &self.trust_domain, self.terms, now)
     }
+}
+
+/// A CA that was taken out of the bundle.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RemovedCa {
+    /// Its row: the signer of certificates.
+    pub id: i64,
+    /// SHA-256 of its certificate, hexadecimal.
+    pub hash: String,
+    /// The keys for tokens that went with it.
+    pub signers: Vec<i64>,
+}
+
+/// The one CA that `named` means, or the active one; removed ones only if not `present`.
+fn named_ca(tx: &Transaction<'_>, named: Option<&str>, present: bool) -> Result<(i64, String, Vec<u8>), Refusal> {
+    /// The shortest start that names one.
+    const SHORTEST: usize = 8;
+    let mut statement = tx.prepare("SELECT id, state, certificate, removed_at IS NOT NULL FROM ca_keys ORDER BY id")?;
+    let rows = statement.query_map([], |row| {
+        Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, Vec<u8>>(2)?, row.get::<_, bool>(3)?))
+    })?;
+    let mut found = Vec::new();
+    for row in rows {
+        let (id, state, certificate, removed) = row?;
+        let meant = match named {
+            None => state == "active",
+            Some(start) => {
+                start.len() >= SHORTEST
+                    && (hash(&certificate).starts_with(start) || key_id(&certificate)?.starts_with(start))
+            }
+        };
+        if meant && !(present && removed) {
+            found.push((id, state, certificate));
+        }
+    }
+    match found.pop() {
+        Some(one) if found.is_empty() => Ok(one),
+        _ => Err(Refusal::new(codes::ADMIN_UNKNOWN, "no CA of the bundle, or several")
+            .at(named.unwrap_or_default().chars().take(64).collect::<String>())
+            .expected(format!(
+                "at least {SHORTEST} digits of a `hash` or `key_id` that `leasehold-server ca show` prints"
+            ))),
+    }
+}
+
+/// SHA-256 of a certificate's SubjectPublicKeyInfo, hexadecimal.
+fn key_id(certificate: &[u8]) -> Result<String, Refusal> {
+    Ok(hex::encode(Sha256::digest(super::issuer::spki_of(certificate)?)))
 }
 
 impl Issuing {
@@ -188,7 +281,8 @@ impl Issuing {
 /// [`codes::STORE_FAILED`].
 pub fn facts(tx: &Transaction<'_>) -> Result<Vec<CaFacts>, Refusal> {
     let mut statement = tx.prepare(
-        "SELECT state, certificate, created_at, not_after, last_leaf_not_after FROM ca_keys ORDER BY id DESC",
+        "SELECT iif(removed_at IS NULL, state, 'removed'), certificate, created_at, not_after, last_leaf_not_after
+         FROM ca_keys ORDER BY id DESC",
     )?;
     let rows = statement.query_map([], |row| {
         let certificate: Vec<u8> = row.get(1)?;
@@ -197,6 +291,7 @@ pub fn facts(tx: &Transaction<'_>) -> Result<Vec<CaFacts>, Refusal> {
         Ok(CaFacts {
             state: row.get(0)?,
             hash: hash(&certificate),
+            key_id: key_id(&certificate).unwrap_or_default(),
             created: time(2)?.to_string(),
             expires: time(3)?.to_string(),
             in_use_until: (in_use_until.0 > 0).then(|| in_use_until.to_string()),
@@ -335,7 +430,8 @@ fn load(tx: &Transaction<'_>, wrapping: &WrappingKey, trust_domain: &TrustDomain
             links.extend([ByteBuf::from(link), ByteBuf::from(retired.certificate().to_vec())]);
         }
     }
-    let mut statement = tx.prepare("SELECT certificate FROM ca_keys ORDER BY state = 'active' DESC, id DESC")?;
+    let mut statement =
+        tx.prepare("SELECT certificate FROM ca_keys WHERE removed_at IS NULL ORDER BY state = 'active' DESC, id DESC")?;
     let certificates =
         statement.query_map([], |row| Ok(ByteBuf::from(row.get::<_, Vec<u8>>(0)?)))?.collect::<Result<_, _>>()?;
     let (sequence, jwt_keys) = (meta::number(tx, "bundle_sequence")?, token_keys::published(tx)?);

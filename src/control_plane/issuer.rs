@@ -11,8 +11,9 @@ use p256::ecdsa::{DerSignature, SigningKey, VerifyingKey};
 use p256::pkcs8::{DecodePublicKey, EncodePublicKey};
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SignatureAlgorithm,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyUsagePurpose, PublicKeyData, RevokedCertParams, SanType,
+    SerialNumber, SignatureAlgorithm,
 };
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
@@ -42,6 +43,15 @@ pub struct Leaf {
     pub serial: Vec<u8>,
     /// The last moment of its validity.
     pub not_after: WallTime,
+}
+
+/// A certificate on a CRL.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RevokedLeaf {
+    /// Its serial number, big-endian.
+    pub serial: Vec<u8>,
+    /// When it was revoked.
+    pub at: WallTime,
 }
 
 impl Ca {
@@ -144,6 +154,44 @@ impl Ca {
         let certificate =
             params.signed_by(&subject, &Issuer::from_params(&issuer_params, &self.key)).map_err(bug)?.der().to_vec();
         Ok(Leaf { certificate, serial: serial.to_vec(), not_after })
+    }
+}
+
+impl Ca {
+    /// A CRL (RFC 5280, 5) of this CA.
+    ///
+    /// # Errors
+    /// For a time that a certificate can't hold.
+    pub fn crl(
+        &self,
+        revoked: &[RevokedLeaf],
+        number: u64,
+        this_update: WallTime,
+        next_update: WallTime,
+    ) -> Result<Vec<u8>, Refusal> {
+        let revoked_certs = revoked
+            .iter()
+            .map(|leaf| {
+                Ok(RevokedCertParams {
+                    serial_number: SerialNumber::from_slice(&leaf.serial),
+                    revocation_time: moment(leaf.at)?,
+                    reason_code: None,
+                    invalidity_date: None,
+                })
+            })
+            .collect::<Result<_, Refusal>>()?;
+        let params = CertificateRevocationListParams {
+            this_update: moment(this_update)?,
+            next_update: moment(next_update)?,
+            crl_number: SerialNumber::from(number),
+            issuing_distribution_point: None,
+            revoked_certs,
+            // As in the certificates' own authority key identifiers.
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let mut issuer_params = CertificateParams::default();
+        issuer_params.distinguished_name = self.key.name();
+        Ok(params.signed_by(&Issuer::from_params(&issuer_params, &self.key)).map_err(bug)?.der().to_vec())
     }
 }
 

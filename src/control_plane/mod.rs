@@ -32,6 +32,7 @@ mod limiter;
 mod logs;
 mod nonces;
 mod policy;
+mod published;
 pub mod reference;
 mod references;
 mod registry;

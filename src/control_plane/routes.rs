@@ -15,9 +15,10 @@ use super::authn::{self, Peer};
 use super::bodies::Room;
 use super::events::{self, Standing};
 use super::nonces::{self, Purpose};
+use super::published::{self, Topic};
 use super::registry::nodes::{self, Node};
 use super::replay;
-use super::revocation::counts;
+use super::revocation::{counts, words};
 use super::server::Shared;
 use super::store::Transaction;
 use super::tls::Channel;
@@ -28,7 +29,6 @@ use crate::identity::NodeId;
 use crate::protocol::records;
 use crate::protocol::{
     self, AttestRequest, BODY_LIMIT, CredentialRequest, Event, FreshNonce, GrantRequest, MEDIA_TYPE, Noted, Refused,
-    WithdrawalsApplied,
 };
 use crate::shutdown::CancellationToken;
 use crate::telemetry::ByRoute;
@@ -86,6 +86,28 @@ pub const ROUTES: &[Route] = &[
         limit: 16 << 10,
         call: Call::Withdrawals,
     },
+    Route { method: Method::GET, path: "/v1/crl", access: Access::Anyone, limit: 0, call: Call::Published(Topic::Crl) },
+    Route {
+        method: Method::GET,
+        path: "/v1/crl/{key}",
+        access: Access::Anyone,
+        limit: 0,
+        call: Call::Published(Topic::Crl),
+    },
+    Route {
+        method: Method::GET,
+        path: "/v1/denied",
+        access: Access::Anyone,
+        limit: 0,
+        call: Call::Published(Topic::Denied),
+    },
+    Route {
+        method: Method::GET,
+        path: "/v1/bundle",
+        access: Access::Anyone,
+        limit: 0,
+        call: Call::Published(Topic::Bundle),
+    },
     Route { method: Method::POST, path: admin::PATH, access: Access::Operator, limit: admin::LIMIT, call: Call::Admin },
 ];
 
@@ -115,6 +137,8 @@ enum Call {
     Records,
     Events,
     Admin,
+    /// For relying parties.
+    Published(Topic),
     /// The one call that a revoked node is served: it says that it applied that.
     Withdrawals,
 }
@@ -181,6 +205,11 @@ struct Server {
 impl Server {
     /// Who calls, then what is sent, then the work: in this order for every route.
     async fn serve(&self, route: &'static Route, request: Request) -> Result<Response, Refused> {
+        if let Call::Published(topic) = route.call {
+            let key = request.uri().path().strip_prefix("/v1/crl/").map(str::to_owned);
+            let known = request.headers().get(header::IF_NONE_MATCH).cloned();
+            return self.published(topic, key, known, route.path).await;
+        }
         let peer = match (route.access, request.extensions().get::<Channel>()) {
             (Access::Anyone, _) => None,
             (Access::Operator, channel) => {
@@ -286,7 +315,7 @@ impl Server {
             (Call::Events, Some(peer)) => self.events(peer, route.path).await,
             (Call::Withdrawals, Some(peer)) => self.withdrawals(peer, &body, route.path).await,
             // `access` and the calls are of one table; a route wrongly marked stays closed.
-            (_, None) | (Call::Admin, _) => Err(self.stranger(no_certificate(), route.path).await),
+            (_, None) | (Call::Admin | Call::Published(_), _) => Err(self.stranger(no_certificate(), route.path).await),
         }
     }
 
@@ -390,26 +419,27 @@ impl Server {
         Ok(([(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE))], body).into_response())
     }
 
+    /// What relying parties may have, whoever they are. Few at a time look at the store.
+    async fn published(
+        &self,
+        topic: Topic,
+        key: Option<String>,
+        known: Option<HeaderValue>,
+        path: &'static str,
+    ) -> Result<Response, Refused> {
+        let Ok(Ok(_turn)) = tokio::time::timeout(TURN, self.strangers.acquire()).await else {
+            let refusal = Refusal::new(codes::PROTOCOL_BUSY, "too many calls at once");
+            return Err(Refused { refusal, next: None });
+        };
+        match published::document(&self.shared, topic, key.as_deref()).await {
+            Ok(document) => Ok(document.answer(known.as_ref())),
+            Err(refusal) => Err(self.stranger(refusal, path).await),
+        }
+    }
+
     /// Takes down which withdrawals a node says it applied; a revoked one says it too.
     async fn withdrawals(&self, peer: Arc<Peer>, body: &[u8], path: &'static str) -> Result<Response, Refused> {
-        /// The most numbers of one call.
-        const NUMBERS: usize = 1024;
-        let (shared, now) = (self.shared.clone(), self.shared.now());
-        let known = self
-            .shared
-            .store
-            .transaction(move |tx| settled(authn::known(tx, &peer, &shared.settings.trust_domain, now)));
-        let done = async {
-            let node = known.await.and_then(|known| known)?;
-            let applied: WithdrawalsApplied = protocol::decode(body)?;
-            if applied.numbers.len() > NUMBERS {
-                return Err(Refusal::new(codes::PROTOCOL_MALFORMED, format!("{} numbers", applied.numbers.len()))
-                    .expected(format!("at most {NUMBERS}")));
-            }
-            self.shared.words.acknowledged(node.id, applied.numbers).await?;
-            protocol::encode(&Noted {})
-        };
-        match done.await {
+        match words::hear(&self.shared, peer, body).await {
             Ok(answer) => Ok(answered(answer)),
             Err(refusal) => Err(self.stranger(refusal, path).await),
         }

@@ -16,6 +16,7 @@ use super::events::{Audience, Hub};
 use super::keys::{self, WrappingKey};
 use super::limiter::Limiter;
 use super::policy::{self, Bundles, Floor, standing};
+use super::published::Published;
 use super::replay::{self, Sealing};
 use super::revocation::words::{self, Words};
 use super::settings::Settings;
@@ -62,6 +63,8 @@ pub struct Shared {
     pub hub: Hub,
     /// What nodes are told and say of withdrawals.
     pub words: Words,
+    /// What relying parties are given.
+    pub published: Published,
     /// Bounds what strangers can make the server write.
     pub strangers: Limiter,
     /// Reference documents that were read lately.
@@ -147,15 +150,19 @@ impl Shared {
     /// # Errors
     /// [`codes::STORE_FAILED`].
     pub async fn ca_changed(self: &Arc<Self>) -> Result<(), Refusal> {
+        let before = self.authority.current();
         let shared = self.clone();
         self.store.transaction(move |tx| shared.authority.reload(tx)).await?;
+        let after = self.authority.current();
+        // A CA left the bundle: nobody stays connected on its word.
+        let left = before.bundle.certificates.iter().any(|ca| !after.bundle.certificates.contains(ca));
         let shared = self.clone();
         let configuration = self
             .store
             .transaction(move |tx| certify(tx, &shared.settings, &shared.authority, &shared.server_key, &shared.clock))
             .await?;
-        self.tls.replace(configuration);
         self.hub.push(Audience::All, Event::Attest);
+        self.tls.replace(configuration, left);
         Ok(())
     }
 
@@ -219,6 +226,7 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
         epoch,
         hub: Hub::default(),
         words: Words::default(),
+        published: Published::default(),
         strangers: Limiter::default(),
         documents: Cache::default(),
         bundles,

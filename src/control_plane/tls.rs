@@ -27,7 +27,7 @@ use super::server::Now;
 use super::sources::Sources;
 use crate::codes::{self, Refusal};
 use crate::protocol::Bundle;
-use crate::shutdown::Shutdown;
+use crate::shutdown::{CancellationToken, Shutdown};
 
 /// A handshake takes milliseconds; a client that hasn't finished by then is none.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -64,6 +64,8 @@ pub struct Tls(RwLock<Configuration>);
 pub struct Configuration {
     config: Arc<ServerConfig>,
     clients: Arc<Clients>,
+    /// Ends the connections that were accepted with it.
+    over: CancellationToken,
 }
 
 impl Tls {
@@ -72,9 +74,17 @@ impl Tls {
         Self(RwLock::new(configuration))
     }
 
-    /// Replaces it for connections to come.
-    pub fn replace(&self, configuration: Configuration) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = configuration;
+    /// Replaces it for connections to come; those that are open end if `close`.
+    pub fn replace(&self, configuration: Configuration, close: bool) {
+        let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let over = match close {
+            true => {
+                current.over.cancel();
+                CancellationToken::new()
+            }
+            false => current.over.clone(),
+        };
+        *current = Configuration { over, ..configuration };
     }
 
     fn current(&self) -> Configuration {
@@ -118,7 +128,7 @@ pub fn configuration(
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.max_early_data_size = 0;
-    Ok(Configuration { config: Arc::new(config), clients })
+    Ok(Configuration { config: Arc::new(config), clients, over: CancellationToken::new() })
 }
 
 /// Client certificates. The handshake proves the possession of a certificate's key; what the
@@ -254,7 +264,8 @@ pub async fn serve(listener: TcpListener, tls: Arc<Tls>, router: Router, shutdow
                     let Ok(_permit) = nodes.try_acquire_owned() else {
                         return tracing::warn!(%address, "too many connections of nodes");
                     };
-                    connection(stream, channel, router, Duration::MAX, stop).await;
+                    let served = connection(stream, channel, router, Duration::MAX, stop);
+                    tls.over.run_until_cancelled(served).await;
                 }
             }
         });

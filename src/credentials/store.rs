@@ -39,6 +39,10 @@ impl Store {
     /// Replaces the trust domain's CA certificates (DER). Returns whether they changed.
     pub fn trust(&mut self, bundle: Vec<Vec<u8>>) -> bool {
         let changed = self.bundle != bundle;
+        if changed {
+            // A CA that left the bundle takes along what it signed.
+            self.svids.retain(|_, held| held.value().leads_to(&bundle));
+        }
         self.bundle = bundle;
         changed
     }
@@ -46,6 +50,10 @@ impl Store {
     /// Replaces the keys for JWT-SVIDs. Returns whether they changed.
     pub fn trust_tokens(&mut self, keys: Vec<JwtKey>) -> bool {
         let changed = self.jwt_keys != keys;
+        if self.jwt_keys.iter().any(|key| !keys.contains(key)) {
+            // So does a key for tokens; they are asked for again by whoever needs one.
+            self.tokens.clear();
+        }
         self.jwt_keys = keys;
         changed
     }

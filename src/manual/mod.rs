@@ -6,20 +6,24 @@
 //! - [`measurements`]: logs, what of them is believed, reference values and their updates.
 //! - [`administration`]: who may give which command; approvals, exceptions, reviews, reports.
 //! - [`policy`]: what is decided from what, how to write, test, sign and explain it.
+//! - [`callers`]: selectors, login sessions, and what a process must stay.
 //! - [`registry`]: owners, workloads, environments, who leaves, the inventory, the registry as files.
 //! - [`tokens`]: JWT-SVIDs, what one says, how a service judges one, and tokens outside their job.
+//! - [`revocation`]: taking back: bounds, what an acknowledgement is worth, what relying parties can check, breaking glass.
 //! - [`operations`]: setting up, what states mean, what to do when something is refused.
 //! - [`tasks`]: credentials for one piece of work, from a program; what ends them.
 //! - [`decisions`]: dated choices: context, choice, what would change our mind.
 
 pub mod administration;
 pub mod audit;
+pub mod callers;
 pub mod decisions;
 pub mod measurements;
 pub mod operations;
 pub mod policy;
 pub mod protocol;
 pub mod registry;
+pub mod revocation;
 pub mod tasks;
 pub mod threat_model;
 pub mod tokens;

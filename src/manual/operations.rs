@@ -8,6 +8,7 @@
 //! leasehold-server reference learn --node NODE               # its present PCRs become its reference; or, to
 //!                                                            # survive updates, a set: see `measurements`
 //! leasehold-server workload add --id spiffe://… --owner … --purpose … --node NODE --selector unix:uid:1000
+//!                                                            # --interactive to try it from a terminal: see `callers`
 //! ```
 //!
 //! # The four states
@@ -54,3 +55,36 @@
 //! agents that know or pin it (`ca_hash`) are led to the new one, and come back by themselves even if they were off
 //! all the time. After that such an agent says `protocol.untrusted`: set its `control_plane.ca_hash` to what
 //! `ca show` prints. It enrols again without another approval.
+//!
+//! # As units of systemd
+//! The agent runs as root: it opens `/dev/tpmrm0` and the kernel's logs, and looks at processes of every user. The
+//! control plane needs a user of its own and a state directory, nothing more. The units in `tests/boot/guest` are
+//! complete:
+//! ```text
+//! [Service]                                     [Service]
+//! RuntimeDirectory=leasehold                    User=leasehold-server
+//! RuntimeDirectoryMode=0755                     RuntimeDirectory=leasehold-server
+//! ExecStart=/usr/bin/leasehold-agent run        ExecStart=/usr/bin/leasehold-server --config … run
+//! ```
+//! A workload that is a unit is registered as one, `systemd:unit:app.service`, with its slice or user beside it. Its
+//! program then gets an identity in that unit and nowhere else: not from a shell of the same user, not in
+//! another unit. `systemd:invocation:…` is one run of it; after a restart it matches nothing.
+//!
+//! # The machine that `tests/run boot` boots
+//! What needs systemd as init, cgroup v2, a kernel's TPM driver or IMA is shown in a machine of its own: Debian 12 with
+//! its own kernel 6.1, started by OVMF in an emulated PC with a software TPM, without a network, in 1 GiB. Control plane and
+//! agent are units in it, over `/dev/tpmrm0`. It needs packages of Debian, which `tests/packages boot` names, and
+//! fetches its own once; as root it installs the former. Its image stays in `target/boot` until `tests/boot/image`
+//! changes.
+//!
+//! | rows | show |
+//! |---|---|
+//! | machine | enrolment by a certified EK through the kernel's resource manager, a lease; our readers make of the boot log and of IMA's list the PCRs that the kernel reads itself |
+//! | callers | a unit, its slice and one run of it are served; the same program and user outside it, in another unit, in the next run, in a login that PAM made, are refused, each with its code |
+//! | tasks | ends by exit code 0 and 3, SIGKILL, `MemoryMax`, another uid, another unit's cgroup, the unit's next run, its restart: the code in the record each time, and after how long |
+//! | measured | under rules for IMA's list: a program that the kernel measured is served, one from memory that the policy passes over is refused (`workload.unmeasured`), one that no rule allows closes the gate |
+//!
+//! Its times are those of an emulated machine. What is promised is a second; as in all tests, ten bound it, so that a loaded
+//! machine fails nothing. It proves nothing of a TPM in hardware. `LEASEHOLD_BOOT_ROWS` and `LEASEHOLD_BOOT_REPEATS` make it shorter, `tests/boot/run --keep`
+//! keeps its console. Where the rows of the control plane's own tests say "not here, for the machine that boots", this
+//! is the machine.

@@ -17,7 +17,8 @@
 //!    │ ◀─────────────────────────────────────────────────  SVIDs  │
 //!    │ POST /v1/tasks/end      this run's name; which tasks ended, │ they and their credentials end; what an
 //!    │                         how (again until heard)            │ earlier run began has ended with it
-//!    │ GET  /v1/events         ◀ alive · attest · revoked         │
+//!    │ GET  /v1/events         ◀ alive · attest · withdraw · revoked │
+//!    │ POST /v1/withdrawals    numbers that were applied          │ a claim, until evidence names them
 //! ```
 //!
 //! - TLS 1.3 only, no resumption, no early data. The agent checks the chain against its pinned bundle or CA

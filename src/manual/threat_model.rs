@@ -7,7 +7,10 @@
 //! | adversary | what stops it |
 //! |---|---|
 //! | an unprivileged local process | callers are held by pidfd from the moment they connect; selectors come from the kernel; no match, no credential |
-//! | a process that becomes another one (exec) | selectors are read again at each release and push |
+//! | a process that becomes another one (exec, another user, group, cgroup or run of its unit) | what it was when it connected is looked at every 500 ms and before each release and push |
+//! | a container with the host's user ids, paths or files | a path counts in the agent's own root directory, PID and user namespace; units and containers by names that only root made |
+//! | a person who uses a workload's identity | the kernel's login id and logind's cgroups; refused unless registered for people |
+//! | a program that nobody measured | where the lease has rules, a caller's digest must stand in the attested list |
 //! | root who copies the state directory to another machine | nothing in it is secret; the node key and the AK are in the TPM |
 //! | a node that asks for another node's workload | the issuer itself checks (node, workload) |
 //! | a software "TPM" beside a real EK | credential activation binds the AK's recomputed name to the EK; attributes and template are checked |
@@ -24,7 +27,10 @@
 //!
 //! # What is not
 //! - **What a process already holds.** A credential that was released can't be recalled from its memory. Short
-//!   lifetimes cover that: no SVID outlives its lease.
+//!   lifetimes cover that: no SVID outlives its lease. A revocation reaches it where the relying party asks
+//!   ([`super::revocation`]).
+//! - **A node that says it stopped.** An acknowledgement is a claim; proof is its next affirmed evidence, and
+//!   worth what is measured there. A node that was cut off goes on until the bound that `revoke --explain` prints.
 //! - **Root inside an approved boot** can read what that boot may read, the agent's memory included.
 //! - **Relay.** A good machine whose root cooperates can answer for a bad one: a TPM proves no proximity.
 //! - **An active interposer on a discrete TPM's bus** can drop extends before they reach the chip; what can be
@@ -49,7 +55,7 @@
 //!   agent doesn't pin which set it is: any set that they signed, under a name that it hasn't had, may be assigned to
 //!   it. And what may boot the control plane alone decides, by sets that `policy.keys` must have signed.
 //! - **Processes of one user can become each other**, by `ptrace`, `LD_PRELOAD` or a changed environment: a
-//!   program's path or digest says which file runs, not who steers it. So `unix:path` or `unix:sha256`
+//!   program's path, digest or unit says what runs, not who steers it. So `unix:path` or `unix:sha256`
 //!   without `unix:uid` gives the identity to every user who may run that program; name the user too.
 //! - **An agent that isn't root** can't see the executables of other users' processes: `unix:path` and
 //!   `unix:sha256` match none of them.

@@ -9,7 +9,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{Mode, OFlags, fgetxattr, fstat, openat};
+use rustix::fs::{AtFlags, Mode, OFlags, fgetxattr, fstat, openat, statat};
 use rustix::io::Errno;
 
 use super::process::{FileId, no_descriptors};
@@ -41,6 +41,10 @@ pub(super) struct Place {
     pub(super) container: Option<[u8; 32]>,
     /// Why nothing, or not all, can be said.
     pub(super) doubt: Option<String>,
+    /// The tree that the path is of.
+    tree: Option<Tree>,
+    /// The path of the unit's own cgroup.
+    unit_path: Option<String>,
 }
 
 /// The mounted trees, opened once.
@@ -70,6 +74,32 @@ impl Trees {
         Self { unified: open(Tree::Unified), named: open(Tree::Named) }
     }
 
+    /// The place that `text`, a `/proc/PID/cgroup`, names, where `before` was one of the same process.
+    ///
+    /// Whose names are believed was settled when the place was first looked at: while the same directories
+    /// stand, nobody else has made them since.
+    ///
+    /// # Errors
+    /// As [`Self::place`].
+    pub(super) fn again(&self, before: &Place, text: &str) -> io::Result<Place> {
+        let (tree, path) = match chosen(text) {
+            Ok(Some((tree, path))) if before.tree == Some(tree) && before.path.as_deref() == Some(path) => (tree, path),
+            _ => return self.place(text),
+        };
+        let Some(root) = self.root(tree) else { return self.place(text) };
+        let here = statat(root, relative(path), AtFlags::empty()).ok();
+        if here.map(|stat| FileId { device: stat.st_dev, inode: stat.st_ino }) != before.directory {
+            return self.place(text);
+        }
+        let mut place = before.clone();
+        if let (Some(unit), Some(path)) = (&before.unit, &before.unit_path) {
+            let directory =
+                openat(root, relative(path), OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+            place.invocation = invocation(&directory, unit);
+        }
+        Ok(place)
+    }
+
     /// The place that `text`, a `/proc/PID/cgroup`, names.
     ///
     /// # Errors
@@ -80,14 +110,13 @@ impl Trees {
             Ok(None) => return Ok(Place { doubt: Some("it is in no cgroup".to_owned()), ..Place::default() }),
             Err(doubt) => return Ok(Place { doubt: Some(doubt), ..Place::default() }),
         };
-        let mut place = Place { path: Some(path.to_owned()), ..Place::default() };
-        let root = if tree == Tree::Unified { &self.unified } else { &self.named };
-        let Some(root) = root else {
+        let mut place = Place { path: Some(path.to_owned()), tree: Some(tree), ..Place::default() };
+        let Some(root) = self.root(tree) else {
             place.doubt = Some("the agent sees no cgroup file system".to_owned());
             return Ok(place);
         };
         let mut directory = root.try_clone()?;
-        let mut trusted = true;
+        let (mut trusted, mut so_far) = (true, String::new());
         let mut unit = Outer::default();
         for name in path.split('/').filter(|name| !name.is_empty()) {
             trusted = trusted && is_roots_alone(&directory)?;
@@ -100,12 +129,14 @@ impl Trees {
                         return Ok(place);
                     }
                 };
+            so_far = format!("{so_far}/{name}");
             if trusted {
                 let known = unit.unit.is_some();
                 unit.take(name);
                 place.container = place.container.or_else(|| container_of(name));
                 if let Some(unit) = unit.unit.as_ref().filter(|_| !known) {
                     place.invocation = invocation(&directory, unit);
+                    place.unit_path = Some(so_far.clone());
                 }
             } else if place.doubt.is_none() {
                 place.doubt = Some(format!("who named {name} is not root: that part of the tree is a user's"));
@@ -114,6 +145,21 @@ impl Trees {
         (place.unit, place.slice) = (unit.unit, unit.slice);
         place.directory = fstat(&directory).ok().map(|stat| FileId { device: stat.st_dev, inode: stat.st_ino });
         Ok(place)
+    }
+
+    const fn root(&self, tree: Tree) -> Option<&OwnedFd> {
+        match tree {
+            Tree::Unified => self.unified.as_ref(),
+            Tree::Named => self.named.as_ref(),
+        }
+    }
+}
+
+/// A path of a tree from its root.
+fn relative(path: &str) -> &str {
+    match path.trim_start_matches('/') {
+        "" => ".",
+        path => path,
     }
 }
 

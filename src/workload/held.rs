@@ -29,7 +29,7 @@ struct State {
 impl Held {
     /// Looks at a process that connected with this user and group.
     pub(super) fn new(process: Process, peers: Peers, uid: u32, gid: u32) -> Result<Self, Refusal> {
-        let state = State::of(&process, &peers)?;
+        let state = State::of(&process, &peers, None)?;
         let held = Self { process, peers, state };
         let credentials = &held.state.credentials;
         if (credentials.uid, credentials.gid) != (uid, gid) {
@@ -43,7 +43,7 @@ impl Held {
 
     /// Whether it still is what it was.
     pub(super) fn check(&self) -> Result<(), Refusal> {
-        let now = State::of(&self.process, &self.peers)?;
+        let now = State::of(&self.process, &self.peers, Some(&self.state.place))?;
         let was = &self.state;
         let ids = |credentials: &Credentials| format!("uid {}, gid {}", credentials.uid, credentials.gid);
         if (now.credentials.uid, now.credentials.gid) != (was.credentials.uid, was.credentials.gid) {
@@ -123,11 +123,13 @@ impl Held {
 }
 
 impl State {
-    fn of(process: &Process, peers: &Peers) -> Result<Self, Refusal> {
+    fn of(process: &Process, peers: &Peers, before: Option<&Place>) -> Result<Self, Refusal> {
         process.alive()?;
         let credentials = process.credentials()?;
         let executable = process.executable()?;
-        let place = peers.trees().place(&process.cgroups()?).map_err(|e| unknown(process.pid(), "cgroup", e))?;
+        let (trees, text) = (peers.trees(), process.cgroups()?);
+        let place = before.map_or_else(|| trees.place(&text), |before| trees.again(before, &text));
+        let place = place.map_err(|e| unknown(process.pid(), "cgroup", e))?;
         let login = process.login(place.path.as_deref())?;
         // Only now: an ended process has no program any more, and that is no change of program.
         process.alive()?;

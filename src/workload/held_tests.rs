@@ -140,7 +140,16 @@ async fn another_cgroup_is_another_workload_even_of_the_same_name() {
         let refusal = peer.check().await.unwrap_err();
         assert_eq!(refusal.code, codes::WORKLOAD_PEER_CHANGED);
         assert!(refusal.to_string().contains("made anew"), "{refusal}");
-        // What it is now it may be after it has connected again.
+        // A cgroup of v1 that only limits something is no place.
+        let (other, stream) = bench.own("stay");
+        let held = super::tests::peer(&stream).await;
+        let limits = Path::new("/sys/fs/cgroup/pids").join(&name);
+        if fs::create_dir(&limits).is_ok() && limits.join("cgroup.procs").exists() {
+            let limits = Cgroup(limits);
+            limits.takes(&other);
+            held.check().await.unwrap();
+            drop(other);
+        }
         drop(helper);
     }
 }

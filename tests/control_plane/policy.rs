@@ -278,3 +278,39 @@ async fn what_the_evidence_says_and_the_clock_take_back_too() {
     let why: Vec<&Value> = shown["policies"].as_array().unwrap().iter().collect();
     assert_eq!(why, ["guardrail.verdict"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn approvals_and_exceptions_count_and_end_by_themselves() {
+    let server = Server::start().await;
+    let member = server.leased().await;
+    let id = server.register("web", &member.id()).await;
+    let text = "@id(\"approved\") permit (principal, action, resource)\n\
+                when { context has approved_until && context.approved_until > context.now };";
+    server.admin(&["policy", "apply", &directory(&server, "approved", text)]).await;
+    assert_eq!(asked(&member, &id).await.0, denied(codes::POLICY_DENIED));
+    let why = server.run(&["policy", "why-not", "--workload", &id, "--node", &member.id()]).await;
+    let why = String::from_utf8(why.stdout).unwrap();
+    assert!(why.contains("would be permitted with approved_until"), "{why}");
+    let request = ["approval", "request", "--workload", &id, "--reason", "release day", "--for", "5m"];
+    let request = server.admin(&request).await["approval"]["id"].as_str().unwrap().to_owned();
+    assert_eq!(asked(&member, &id).await.0, denied(codes::POLICY_DENIED), "asked for is not approved");
+    server.admin(&["approval", "grant", &request, "--break-glass", "--reason", "nobody else is here"]).await;
+    // No longer than the approval.
+    assert_eq!(asked(&member, &id).await.0, Ok(300));
+    server.pass(300);
+    assert_eq!(asked(&member, &id).await.0, denied(codes::POLICY_DENIED));
+
+    server.admin(&["policy", "apply", &directory(&server, "all", ALL)]).await;
+    assert_eq!(asked(&member, &id).await.0, Ok(300), "what is left of the lease");
+    let exception = ["exception", "add", "--workload", &id, "--reason", "old library", "--ticket", "T-1"];
+    server.admin(&[&exception[..], &["--owner", "team", "--expires", "1d"]].concat()).await;
+    assert_eq!(asked(&member, &id).await.0, Ok(300));
+    // A day later, with a lease of then: nobody did anything.
+    server.pass(90_000);
+    let mut member = member;
+    member.next = member.client.nonce().await.unwrap().nonce;
+    member.attest().await.unwrap();
+    assert_eq!(asked(&member, &id).await.0, denied(codes::POLICY_GUARDRAIL));
+    let last = server.admin(&["decision", "list", "--denied", "-n", "1"]).await["decisions"][0].clone();
+    assert_eq!(last["policies"], serde_json::json!(["guardrail.exception"]));
+}

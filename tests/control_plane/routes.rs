@@ -62,6 +62,10 @@ fn expected() -> BTreeMap<&'static str, [Ended; 8]> {
         ("/v1/tasks/end", [no, no, no, revoked, Served, Served, no, no]),
         ("/v1/records", [no, no, no, revoked, Served, Served, no, no]),
         ("/v1/events", [no, no, no, revoked, Served, Served, no, no]),
+        ("/v1/crl", [Served; 8]),
+        ("/v1/crl/{key}", [Served; 8]),
+        ("/v1/denied", [Served; 8]),
+        ("/v1/bundle", [Served; 8]),
         // A revoked node may still say that it applied that.
         ("/v1/withdrawals", [no, no, no, Served, Served, Served, no, no]),
     ])
@@ -181,7 +185,8 @@ async fn call(
             }
         };
     }
-    match client.send(method, path, body).await {
+    let path = path.replace("{key}", server.admin(&["ca", "show"]).await["cas"][0]["key_id"].as_str().unwrap());
+    match client.send(method, &path, body).await {
         Ok(answer) if path == "/v1/credentials" => {
             let answer: CredentialAnswer = decode(&answer).unwrap();
             answer.answers[0].refusal.as_ref().map_or(Served, |refusal| Refused(refusal.code))

@@ -73,6 +73,8 @@ pub enum Command {
     CaShow,
     CaPrepare,
     CaRotate { early: bool },
+    CaRemove { ca: String, reason: String },
+    CaCrl { ca: Option<String> },
     AuditList { of: Of, after: u64, limit: u64, newest: bool, filter: Filter },
     AuditVerify { node: Option<String> },
     AuditJoin,
@@ -149,6 +151,7 @@ impl Command {
             | Self::ReferenceShow { .. }
             | Self::ReferenceDraft { .. }
             | Self::CaShow
+            | Self::CaCrl { .. }
             | Self::OperatorList
             | Self::PolicyList
             | Self::PolicyShow { .. }
@@ -197,6 +200,7 @@ impl Command {
             Self::ApprovalGrant { .. } | Self::ApprovalDeny { .. } | Self::ReviewSign { .. } => Action::Approve,
             Self::CaPrepare
             | Self::CaRotate { .. }
+            | Self::CaRemove { .. }
             | Self::OperatorAdd { .. }
             | Self::OperatorRemove { .. }
             | Self::PolicyApply { .. }
@@ -357,6 +361,8 @@ impl Command {
             Self::CaShow => trust::ca_show(tx),
             Self::CaPrepare => trust::ca_prepare(tx, &shared.authority, now),
             Self::CaRotate { early } => trust::ca_rotate(tx, &shared.authority, early, now),
+            Self::CaRemove { ca, reason } => trust::ca_remove(tx, &shared.authority, &ca, &reason, now),
+            Self::CaCrl { ca } => trust::ca_crl(tx, shared, ca.as_deref(), now),
             // See `reading`.
             Self::AuditList { .. } | Self::AuditVerify { .. } | Self::AuditJoin => Ok(only(Value::Null)),
             Self::OperatorAdd { id, role, owner } => {

@@ -16,6 +16,7 @@ use crate::control_plane::registry::nodes::{self, Node, State};
 use crate::control_plane::registry::placement::{self, Place};
 use crate::control_plane::registry::rules::Rules;
 use crate::control_plane::registry::{ownership, workloads};
+use crate::control_plane::revocation::{Cause, What, take_back};
 use crate::control_plane::server::Shared;
 use crate::control_plane::store::Transaction;
 use crate::control_plane::{audit, authn, basis, leases, logs, references};
@@ -191,7 +192,9 @@ pub fn moved(tx: &Transaction<'_>, before: &Node, node: &Node, now: WallTime) ->
     for credential in ledger::live(tx, Of::Node(node.id))? {
         if !stays.contains(&credential.workload) {
             let reason = "its node was put elsewhere";
-            ledger::end(tx, Of::Credential(&credential.id), codes::POLICY_SCOPE, reason, now)?;
+            let id = credential.id.clone();
+            let cause = Cause { kind: "credential", target: &id, reason, code: codes::POLICY_SCOPE };
+            effects.push.extend(take_back(tx, &What::Credential(credential), &cause, now)?.push());
             effects.taken = true;
         }
     }

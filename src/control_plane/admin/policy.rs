@@ -155,12 +155,14 @@ pub fn decision_replay(tx: &Transaction<'_>, shared: &Shared, after: i64) -> Res
 }
 
 fn put(tx: &Transaction<'_>, shared: &Shared, bundle: &Bundle, now: WallTime) -> Result<Outcome, Refusal> {
-    let changed = policy::apply(tx, &shared.bundles, bundle, now)?;
+    let changed = policy::apply(tx, &shared.bundles, &shared.settings.policy, bundle, now)?;
     let facts = policy::Facts::of(bundle);
     let mut effects = Effects::default();
     if changed {
         audit::done(tx, now, "policy.applied", None, json!({ "bundle": facts }))?;
         effects.policy = Some(bundle.content.version);
+        // A store from before would bring the older one back.
+        effects.taken = true;
         effects.push.push((Audience::All, Event::Attest));
     }
     Ok((json!({ "schema": 1, "changed": changed, "bundle": facts }), effects))

@@ -7,10 +7,13 @@ use super::facts::QuoteFacts;
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::ca::{self, Authority};
+use crate::control_plane::credentials::ledger::{self, Kind, Of};
 use crate::control_plane::events::Audience;
-use crate::control_plane::registry::nodes;
+use crate::control_plane::registry::{names, nodes};
+use crate::control_plane::revocation::{self, Cause};
+use crate::control_plane::server::Shared;
 use crate::control_plane::store::{Transaction, meta};
-use crate::control_plane::{audit, leases, references, replay};
+use crate::control_plane::{audit, leases, published, references, replay};
 use crate::protocol::Event;
 use crate::verify::references::Policy;
 
@@ -118,6 +121,54 @@ pub fn ca_rotate(tx: &Transaction<'_>, authority: &Authority, early: bool, now: 
     replay::forget(tx, None)?;
     audit::done(tx, now, "ca.rotated", None, json!({ "early": early }))?;
     Ok((ca_facts(tx, Some(true))?, Effects { ca: true, taken: true, ..Effects::default() }))
+}
+
+/// Breaks glass: takes a CA out of the bundle now, with everything that it signed.
+///
+/// # Errors
+/// As [`Authority::remove`].
+pub fn ca_remove(
+    tx: &Transaction<'_>,
+    authority: &Authority,
+    named: &str,
+    reason: &str,
+    now: WallTime,
+) -> Result<Outcome, Refusal> {
+    names::text("--reason", reason)?;
+    let removed = authority.remove(tx, named, reason, now)?;
+    let mut ended = ledger::end(tx, Of::Signer(Kind::X509, removed.id), codes::GATE_REVOKED, reason, now)?.len();
+    for signer in &removed.signers {
+        ended += ledger::end(tx, Of::Signer(Kind::Jwt, *signer), codes::GATE_REVOKED, reason, now)?.len();
+    }
+    let cause = Cause { kind: "ca", target: &removed.hash, reason, code: codes::GATE_REVOKED };
+    let number = revocation::numbered(tx, &cause, ended, now)?;
+    replay::forget(tx, None)?;
+    let detail = json!({ "ca": removed.hash, "reason": reason, "credentials": ended, "revocation": number });
+    audit::done(tx, now, "ca.removed", None, detail)?;
+    let mut facts = ca_facts(tx, Some(true))?;
+    if let Some(facts) = facts.as_object_mut() {
+        facts.insert("removed".to_owned(), json!(removed.hash));
+        facts.insert("revocation".to_owned(), json!(number));
+        facts.insert("credentials".to_owned(), json!(ended));
+    }
+    Ok((facts, Effects { ca: true, taken: true, ..Effects::default() }))
+}
+
+/// A CA's revocation list.
+///
+/// # Errors
+/// As [`published::crl`].
+pub fn ca_crl(tx: &Transaction<'_>, shared: &Shared, named: Option<&str>, now: WallTime) -> Result<Outcome, Refusal> {
+    let crl = published::crl(tx, shared, named, now)?;
+    Ok(only(json!({
+        "schema": 1,
+        "key_id": crl.key_id,
+        "number": crl.number,
+        "this_update": crl.this_update.to_string(),
+        "next_update": crl.next_update.to_string(),
+        "revoked": crl.revoked.len(),
+        "crl": hex::encode(crl.der),
+    })))
 }
 
 /// Whether values that nobody signed may come into force.

@@ -78,7 +78,7 @@ impl Witness {
         let signature = hex::decode(&self.signature).map_err(|_| refuse("signature can't be read"))?;
         let key = hex::decode(&self.key).map_err(|_| refuse("key can't be read"))?;
         let head = SignedHead { head: Head { writer, number: self.number, chain }, signature };
-        match head.signed_by(&key) {
+        match self.schema == 1 && head.signed_by(&key) {
             true => Ok((head, key)),
             false => Err(refuse("signature doesn't hold")),
         }

@@ -212,6 +212,32 @@ pub enum CaCommand {
         #[arg(long)]
         early: bool,
     },
+    /// Takes a CA out of the trust bundle now: everything that it signed is worth nothing any more.
+    ///
+    /// For a CA key that somebody else has. The active CA is replaced at once; nodes notice within seconds,
+    /// enrol again by themselves and fetch new credentials. Relying parties refuse what the old CA signed
+    /// as soon as they have the new bundle, and everything else too until then.
+    Remove {
+        /// The CA: the start of a `hash` or `key_id` that `ca show` prints, at least 8 digits.
+        ca: String,
+        /// Says that this is meant.
+        #[arg(long, required = true)]
+        break_glass: bool,
+        /// Why; it is recorded.
+        #[arg(long)]
+        reason: String,
+    },
+    /// Writes a CA's certificate revocation list (RFC 5280), DER: revoked certificates whose time isn't over.
+    ///
+    /// The listener serves the same at GET /v1/crl and /v1/crl/KEY-ID.
+    Crl {
+        /// The CA, as in `ca remove`; otherwise the active one.
+        #[arg(long)]
+        ca: Option<String>,
+        /// Where to.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
 }
 
 #[cfg(test)]

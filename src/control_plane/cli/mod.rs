@@ -79,6 +79,7 @@ fn administer(cli: &Shared, command: Command) -> Result<u8, Refusal> {
             return revoke::revoke(cli, &client, revoke::RevokeCommand::Node(stated));
         }
         Command::Revocation(command) => return revoke::revocation(cli, &client, command),
+        Command::Ca(CaCommand::Crl { ca, out }) => return revoke::crl(cli, &client, ca, &out),
         command => request(command)?,
     };
     let explains = matches!(command, admin::Command::NodeExplain { .. });
@@ -113,6 +114,7 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         Command::Ca(CaCommand::Show) => Admin::CaShow,
         Command::Ca(CaCommand::Prepare) => Admin::CaPrepare,
         Command::Ca(CaCommand::Rotate { early }) => Admin::CaRotate { early },
+        Command::Ca(CaCommand::Remove { ca, break_glass: _, reason }) => Admin::CaRemove { ca, reason },
         Command::Run { .. }
         | Command::Apply(_)
         | Command::Export(_)
@@ -120,6 +122,7 @@ fn request(command: Command) -> Result<admin::Command, Refusal> {
         | Command::Appraise(_)
         | Command::Audit(_)
         | Command::Reference(_)
+        | Command::Ca(CaCommand::Crl { .. })
         | Command::Policy(_)
         | Command::Decision(_)
         | Command::Revoke(_)

@@ -289,7 +289,9 @@ fn explain(facts: &Value, permitted: bool) {
         return;
     }
     say!("  denied: {}: {}", text(&facts["refusal"]["code"]), text(&facts["refusal"]["found"]));
-    if let Some(expected) = facts["refusal"]["expected"].as_str().filter(|it| !it.is_empty()) {
+    if let Some(expected) =
+        facts["refusal"]["expected"].as_str().filter(|it| !it.is_empty() && facts["in_the_way"] == json!([]))
+    {
         say!("  expected: {}", print::plain(expected));
     }
     for obstacle in facts["in_the_way"].as_array().into_iter().flatten() {

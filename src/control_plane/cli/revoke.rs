@@ -1,6 +1,7 @@
 //! `leasehold-server revoke …` and `revocation …`.
 
 use std::io::IsTerminal;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
@@ -9,12 +10,13 @@ use serde_json::Value;
 use super::args::Shared;
 use super::client::Client;
 use super::print;
-use crate::codes::Refusal;
 use crate::codes::exit::{DONE, WARNING};
+use crate::codes::{self, Refusal};
 use crate::control_plane::admin::Command;
 use crate::control_plane::admin::revocations::Stated;
 use crate::control_plane::revocation::plan::Kind;
 use crate::output::say;
+use crate::secret;
 
 /// What an acknowledgement is worth.
 const WORTH: &str = "Nodes that listen are told at once, and say when they have applied it: within 2 s nothing of it is\n\
@@ -61,7 +63,7 @@ pub struct Revocation {
     /// Changes nothing: says which nodes it concerns, whether they listen, and until when each could go on.
     #[arg(long)]
     pub explain: bool,
-    /// Waits at most so long until every node that listens has acknowledged, and prints the counts.
+    /// Waits at most so long until every node that listens or was told has acknowledged, and prints the counts.
     ///
     /// Exit code 3 if some didn't.
     #[arg(long, value_name = "SECONDS", conflicts_with = "explain")]
@@ -116,7 +118,8 @@ pub fn revoke(cli: &Shared, client: &Client, command: RevokeCommand) -> Result<u
     if !cli.json {
         print::facts(&facts, false);
     }
-    let shown = wait_for(cli, client, number, Duration::from_secs(seconds))?;
+    let listened = facts.get("listening").and_then(Value::as_u64).unwrap_or_default();
+    let shown = wait_for(cli, client, number, listened, Duration::from_secs(seconds))?;
     if cli.json {
         let mut all = facts;
         if let (Some(all), Value::Object(shown)) = (all.as_object_mut(), shown.clone()) {
@@ -124,7 +127,7 @@ pub fn revoke(cli: &Shared, client: &Client, command: RevokeCommand) -> Result<u
         }
         print::facts(&all, true);
     }
-    Ok(if awaited(&shown) == 0 { DONE } else { WARNING })
+    Ok(if awaited(&shown, listened) == 0 { DONE } else { WARNING })
 }
 
 /// The admin command of one.
@@ -145,13 +148,29 @@ pub fn revocation(cli: &Shared, client: &Client, command: RevocationCommand) -> 
     Ok(DONE)
 }
 
+/// Runs `ca crl`.
+///
+/// # Errors
+/// The refusal for the operator.
+pub fn crl(cli: &Shared, client: &Client, ca: Option<String>, out: &Path) -> Result<u8, Refusal> {
+    let mut facts = client.call(&Command::CaCrl { ca })?;
+    let refuse = |found: String| Refusal::new(codes::ADMIN_INVALID, found).at(out.display().to_string());
+    let crl = facts.as_object_mut().and_then(|facts| facts.remove("crl"));
+    let der =
+        hex::decode(crl.as_ref().and_then(Value::as_str).unwrap_or_default()).map_err(|e| refuse(e.to_string()))?;
+    // Whole or not at all: a relying party may read it at any moment.
+    secret::write_atomically(out, &der).map_err(|e| refuse(e.to_string()))?;
+    print::facts(&facts, cli.json);
+    Ok(DONE)
+}
+
 /// Asks until everybody who listens has acknowledged, saying what is new.
-fn wait_for(cli: &Shared, client: &Client, number: u64, at_most: Duration) -> Result<Value, Refusal> {
+fn wait_for(cli: &Shared, client: &Client, number: u64, listened: u64, at_most: Duration) -> Result<Value, Refusal> {
     let started = Instant::now();
     let mut said = String::new();
     loop {
         let shown = client.call(&Command::RevocationShow { number })?;
-        let left = awaited(&shown);
+        let left = awaited(&shown, listened);
         let line = format!(
             "{} of {} nodes told, {} acknowledged, {} proven; {left} awaited",
             shown["told"], shown["nodes"], shown["acknowledged"], shown["proven"]
@@ -169,10 +188,13 @@ fn wait_for(cli: &Shared, client: &Client, number: u64, at_most: Duration) -> Re
     }
 }
 
-/// The nodes that listen and haven't acknowledged.
-fn awaited(shown: &Value) -> usize {
+/// How many acknowledgements are missing: of nodes that listen or were told, and at least so many as listened when
+/// the command came. (A revoked node's stream ends with the word that it is.)
+fn awaited(shown: &Value, listened: u64) -> u64 {
     let parts = shown["parts"].as_array().map(Vec::as_slice).unwrap_or_default();
-    parts.iter().filter(|part| part["acknowledged"].is_null() && part["stream"] == Value::Bool(true)).count()
+    let heard = |part: &&Value| part["stream"] == Value::Bool(true) || part["told"].is_string();
+    let missing = parts.iter().filter(|part| part["acknowledged"].is_null()).filter(heard).count() as u64;
+    missing.max(listened.saturating_sub(shown["acknowledged"].as_u64().unwrap_or_default()))
 }
 
 fn explanation(cli: &Shared, facts: &Value) {

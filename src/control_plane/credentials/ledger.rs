@@ -71,6 +71,8 @@ pub enum Of<'a> {
     Credential(&'a str),
     /// Those of a task on a node.
     Task(NodeId, &'a str),
+    /// Those of one signer: a CA, or a key for tokens.
+    Signer(Kind, i64),
     /// Those whose time is over.
     Expired(WallTime),
 }
@@ -113,6 +115,8 @@ pub fn live(tx: &Transaction<'_>, of: Of<'_>) -> Result<Vec<Credential>, Refusal
         Of::Workload(workload) => ("workload = ?1", workload.to_owned().into()),
         Of::Credential(id) => ("id = ?1", id.to_owned().into()),
         Of::Task(_, task) => ("task = ?1", task.to_owned().into()),
+        Of::Signer(Kind::X509, signer) => ("kind = 'x509' AND signer = ?1", signer.into()),
+        Of::Signer(Kind::Jwt, signer) => ("kind = 'jwt' AND signer = ?1", signer.into()),
         Of::Expired(now) => ("not_after <= ?1", signed(now.0).into()),
     };
     let mut statement = tx.prepare_cached(&format!(

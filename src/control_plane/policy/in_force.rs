@@ -48,8 +48,8 @@ pub struct Facts {
     pub policies: usize,
     /// How many tests and properties came with it.
     pub tests: usize,
-    /// RFC 3339.
-    #[serde(default)]
+    /// RFC 3339; absent before it came into force.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub activated: String,
     /// RFC 3339; absent while it is in force.
     #[serde(default)]
@@ -154,25 +154,24 @@ impl Bundles {
 ///
 /// # Errors
 /// [`codes::POLICY_BUNDLE_ORDER`] for an older version, or other contents under the same.
-pub fn apply(tx: &Transaction<'_>, bundles: &Bundles, bundle: &Bundle, now: WallTime) -> Result<bool, Refusal> {
+pub fn apply(
+    tx: &Transaction<'_>,
+    bundles: &Bundles,
+    policy: &Policy,
+    bundle: &Bundle,
+    now: WallTime,
+) -> Result<bool, Refusal> {
+    match bundles.in_force(tx, policy) {
+        Ok(known) if known.content == bundle.content => return Ok(false),
+        Err(refusal) if refusal.code == codes::STORE_FAILED => return Err(refusal),
+        _ => {}
+    }
     let version = bundle.content.version;
     let highest = meta::number(tx, HIGHEST)?.max(bundles.floor.version());
-    let stored: Option<(Vec<u8>, Option<i64>)> = tx
-        .query_row("SELECT document, retired_at FROM policy_bundles WHERE version = ?1", [signed(version)], |row| {
-            Ok((row.get(0)?, row.get(1)?))
-        })
-        .optional()?;
-    if let Some((document, None)) = &stored {
-        // Only its contents count: what it was signed by is judged where it is asked.
-        if Bundle::read(document, &Policy::default()).is_ok_and(|known| known.content == bundle.content)
-            && version >= highest
-        {
-            return Ok(false);
-        }
-    }
+    let stored = tx.prepare("SELECT 1 FROM policy_bundles WHERE version = ?1")?.exists([signed(version)])?;
     // The floor's own version is taken again where the store that had it was lost.
-    if version < highest || stored.is_some() {
-        let more = if stored.is_some() { highest.saturating_add(1) } else { highest };
+    if version < highest || stored {
+        let more = if stored { highest.saturating_add(1) } else { highest };
         return Err(Refusal::new(codes::POLICY_BUNDLE_ORDER, format!("version {version}"))
             .at("the bundle")
             .expected(format!("at least {more}")));

@@ -152,22 +152,6 @@ impl Trials {
         }
     }
 
-    /// Every question of the tests, complete; for those who look at bundles from outside.
-    ///
-    /// # Errors
-    /// As [`Self::run`].
-    #[cfg(test)]
-    pub fn questions(&self) -> Result<Vec<(String, Inputs)>, Refusal> {
-        let mut all = Vec::new();
-        for (file, trials) in &self.files {
-            let base = base(&trials.base).map_err(|refusal| refusal.at(file))?;
-            for test in &trials.tests {
-                all.push((test.name.clone(), inputs(&with(&base, &test.set))?));
-            }
-        }
-        Ok(all)
-    }
-
     fn count(&self) -> usize {
         let product = |property: &Never| property.each.values().fold(1_usize, |all, of| all.saturating_mul(of.len()));
         self.files.iter().fold(0, |all, (_, file)| {

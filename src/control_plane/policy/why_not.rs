@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use cedar_policy::{Effect, Policy};
+use cedar_policy::{Effect, Entities, Policy, Request};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -69,11 +69,11 @@ pub fn explain(tx: &Transaction<'_>, shared: &Shared, asked: &Asked, now: WallTi
     if let (false, Ok(bundle), Some(members)) = (answer.permits(), &bundle, facts.as_object_mut()) {
         let known = destinations(tx)?;
         let changes = changes(&inputs, bundle, &known);
-        let lifting = |lifts: &dyn Fn(&Inputs) -> bool| -> Vec<String> {
-            let lifts = changes.iter().filter(|change| lifts(&change.inputs));
+        let lifting = |lifts: &dyn Fn(&Change) -> bool| -> Vec<String> {
+            let lifts = changes.iter().filter(|change| lifts(change));
             lifts.take(SHOWN).map(|change| change.words.clone()).collect()
         };
-        let alone = lifting(&|other| engine::decide(other, Ok(&bundle.rules)).permits());
+        let alone = lifting(&|change| engine::decide(&change.inputs, Ok(&bundle.rules)).permits());
         members.insert("any_of_these_alone".to_owned(), json!(alone));
         members.insert("in_the_way".to_owned(), obstacles(&inputs, bundle, &lifting));
     }
@@ -116,20 +116,21 @@ fn inputs(tx: &Transaction<'_>, shared: &Shared, asked: &Asked, now: WallTime) -
 }
 
 /// Each guardrail and forbid that matches; and where no permit does, each permit.
-fn obstacles(inputs: &Inputs, bundle: &Bundle, lifting: &dyn Fn(&dyn Fn(&Inputs) -> bool) -> Vec<String>) -> Value {
+fn obstacles(inputs: &Inputs, bundle: &Bundle, lifting: &dyn Fn(&dyn Fn(&Change) -> bool) -> Vec<String>) -> Value {
+    let now = Asking::of(inputs);
     let mut found = Vec::new();
     for (rules, built_in) in [(schema::guardrails(), true), (&bundle.rules, false)] {
         for policy in rules.policies().into_iter().take(EXPLAINED) {
             let forbids = policy.effect() == Effect::Forbid;
             let one = rules.only(policy);
-            let stands = |inputs: &Inputs| applies(&one, policy, inputs) == forbids;
-            if (built_in && !forbids) || !stands(inputs) {
+            let stands = |asking: &Option<Asking>| applies(&one, policy, asking.as_ref()) == forbids;
+            if (built_in && !forbids) || !stands(&now) {
                 continue;
             }
             found.push(json!({
                 "policy": policy.id().to_string(), "says": rules.notes(&policy.id().to_string()).says,
                 "why": if forbids { "it forbids this" } else { "it doesn't permit this" },
-                "would_be_lifted_by": lifting(&|other| !stands(other)),
+                "would_be_lifted_by": lifting(&|change| !stands(&change.asking)),
             }));
         }
     }
@@ -142,18 +143,29 @@ fn obstacles(inputs: &Inputs, bundle: &Bundle, lifting: &dyn Fn(&dyn Fn(&Inputs)
     Value::Array(found)
 }
 
+/// A question as Cedar takes it.
+struct Asking {
+    request: Request,
+    entities: Entities,
+}
+
+impl Asking {
+    fn of(inputs: &Inputs) -> Option<Self> {
+        Some(Self { request: entities::request(inputs, None).ok()?, entities: entities::entities(inputs).ok()? })
+    }
+}
+
 /// Whether one policy matches.
-fn applies(one: &Rules, policy: &Policy, inputs: &Inputs) -> bool {
-    let said = entities::entities(inputs)
-        .and_then(|entities| entities::request(inputs, None).map(|request| (request, entities)))
-        .and_then(|(request, entities)| one.ask(&request, &entities));
-    said.is_ok_and(|said| said.determining.contains(&policy.id().to_string()))
+fn applies(one: &Rules, policy: &Policy, asking: Option<&Asking>) -> bool {
+    let said = asking.and_then(|asking| one.ask(&asking.request, &asking.entities).ok());
+    said.is_some_and(|said| said.determining.contains(&policy.id().to_string()))
 }
 
 /// One attribute otherwise.
 struct Change {
     words: String,
     inputs: Inputs,
+    asking: Option<Asking>,
 }
 
 /// Every single change worth trying: what the policies themselves speak of, and what is registered.
@@ -228,7 +240,8 @@ fn change(question: &Value, path: &str, value: Value) -> Option<Change> {
         _ => value.to_string(),
     };
     let words = format!("{path}: {} instead of {}", shown(get(&other, path)), shown(&before));
-    Some(Change { words, inputs: serde_json::from_value(other).ok()? })
+    let inputs = serde_json::from_value(other).ok()?;
+    Some(Change { words, asking: Asking::of(&inputs), inputs })
 }
 
 /// The texts, roles and owners that policies name.

@@ -12,9 +12,11 @@ use super::counts::{self, Step};
 use crate::clock::BootInstant;
 use crate::codes::{self, Refusal};
 use crate::control_plane::audit;
+use crate::control_plane::authn::{self, Peer};
 use crate::control_plane::server::Shared;
 use crate::control_plane::store::Transaction;
 use crate::identity::NodeId;
+use crate::protocol::{self, Noted, WithdrawalsApplied};
 use crate::shutdown::CancellationToken;
 
 /// Revocations whose beginning is remembered, to say how long after it each node came.
@@ -111,6 +113,25 @@ pub async fn write(shared: Arc<Shared>, stop: CancellationToken) {
             let _ = done.send(written.clone());
         }
     }
+}
+
+/// Takes down what a node says it applied, in the body of its call; a revoked node is heard too.
+///
+/// # Errors
+/// [`codes::PROTOCOL_CLIENT_CERTIFICATE`], [`codes::PROTOCOL_MALFORMED`], [`codes::STORE_FAILED`].
+pub async fn hear(shared: &Arc<Shared>, peer: Arc<Peer>, body: &[u8]) -> Result<Vec<u8>, Refusal> {
+    /// The most numbers of one call.
+    const NUMBERS: usize = 1024;
+    let (of_work, now) = (shared.clone(), shared.now());
+    let known = shared.store.transaction(move |tx| authn::known(tx, &peer, &of_work.settings.trust_domain, now));
+    let node = known.await?;
+    let applied: WithdrawalsApplied = protocol::decode(body)?;
+    if applied.numbers.len() > NUMBERS {
+        let found = format!("{} numbers", applied.numbers.len());
+        return Err(Refusal::new(codes::PROTOCOL_MALFORMED, found).expected(format!("at most {NUMBERS}")));
+    }
+    shared.words.acknowledged(node.id, applied.numbers).await?;
+    protocol::encode(&Noted {})
 }
 
 /// Notes a step, with a record of what a node claims or has proven.

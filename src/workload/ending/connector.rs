@@ -112,19 +112,26 @@ impl Drop for Watched {
 impl Listening {
     /// Subscribes to exits; nothing if the kernel won't.
     fn open() -> Option<Arc<Self>> {
+        // A kernel that doesn't know the first form says nothing to it.
+        Self::subscribed(true).or_else(|| Self::subscribed(false))
+    }
+
+    /// The same in one form: narrowed to exits, or not.
+    fn subscribed(narrowed: bool) -> Option<Arc<Self>> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let protocol = Some(netlink::CONNECTOR);
         let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, protocol).ok()?;
         // Fewer fit without, and then a status may be missed.
         let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, BUFFER);
         rustix::net::bind(&socket, &SocketAddrNetlink::new(0, CN_IDX_PROC)).ok()?;
-        // To all first: only that is confirmed. A kernel that doesn't know this form says nothing.
-        let narrowed = confirmed(&socket, &subscription(&[PROC_CN_MCAST_LISTEN, PROC_EVENT_NONE]));
         if narrowed {
+            // To all first: only that is confirmed.
+            let all = subscription(&[PROC_CN_MCAST_LISTEN, PROC_EVENT_NONE]);
             let exits = subscription(&[PROC_CN_MCAST_LISTEN, PROC_EVENT_EXIT]);
+            confirmed(&socket, &all).then_some(())?;
             rustix::net::send(&socket, &exits, SendFlags::empty()).ok()?;
-        } else if !confirmed(&socket, &subscription(&[PROC_CN_MCAST_LISTEN])) {
-            return None;
+        } else {
+            confirmed(&socket, &subscription(&[PROC_CN_MCAST_LISTEN])).then_some(())?;
         }
         #[expect(deprecated, reason = "unsound only for types whose descriptor may change; an OwnedFd's can't")]
         let socket = AsyncFd::with_interest(socket, Interest::READABLE).ok()?;
@@ -250,6 +257,29 @@ fn event(message: &[u8]) -> Option<Event> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// As kernels before 6.6 are spoken to, which this one understands as well.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn both_forms_of_a_subscription_are_told_of_exits() {
+        for narrowed in [true, false] {
+            let Some(listening) = Listening::subscribed(narrowed) else {
+                println!("SKIPPED: the kernel doesn't tell this process of exits (narrowed: {narrowed})");
+                continue;
+            };
+            let open = Mutex::new(Arc::downgrade(&listening));
+            for code in [0, 7] {
+                let script = format!("read line; exit {code}");
+                let mut child = std::process::Command::new("sh");
+                let mut child = child.args(["-c", &script]).stdin(std::process::Stdio::piped()).spawn().unwrap();
+                let connector = Connector { open: Mutex::new(open.lock().unwrap().clone()) };
+                let watched = connector.watch(i32::try_from(child.id()).unwrap());
+                drop(child.stdin.take());
+                child.wait().unwrap();
+                let status = tokio::time::timeout(std::time::Duration::from_secs(60), watched.status()).await;
+                assert_eq!(status.unwrap(), Some(code << 8), "narrowed: {narrowed}");
+            }
+        }
+    }
 
     #[test]
     fn messages_are_read_whole_or_not_at_all() {

@@ -166,7 +166,9 @@ impl World {
 
     fn apply(&self, version: u64, text: &str) -> Result<bool, crate::codes::Refusal> {
         let bundle = Bundle::unsigned(Content { version, ..content(text, "") })?;
-        let changed = self.store.transaction_blocking(|tx| in_force::apply(tx, &self.bundles, &bundle, WallTime(1)))?;
+        let changed = self
+            .store
+            .transaction_blocking(|tx| in_force::apply(tx, &self.bundles, &Policy::default(), &bundle, WallTime(1)))?;
         self.bundles.floor.raise(version)?;
         Ok(changed)
     }
@@ -278,7 +280,9 @@ fn one_signer_is_not_two() {
     // A signature over reference values is none over policies, even of the same bytes.
     let signed = |typ: &'static str| {
         let mut envelope = crate::verify::references::Envelope::unsigned(typ, unsigned.bytes.clone());
-        keys.iter().for_each(|key| drop(envelope.sign(key).unwrap()));
+        for key in &keys {
+            envelope.sign(key).unwrap();
+        }
         Bundle::read(&envelope.encode(), &policy)
     };
     assert!(signed("application/x.leasehold-policies+cbor").is_ok());

@@ -232,7 +232,7 @@ fn written(rows: &[(String, Set, bool)]) -> String {
         let expect = if *permitted { "permit" } else { "deny" };
         let mut last: BTreeMap<&str, &Value> = BTreeMap::new();
         // A whole member replaces what was set within it, so it stands first.
-        set.iter().for_each(|(path, value)| drop(last.insert(path, value)));
+        last.extend(set.iter().map(|(path, value)| (*path, value)));
         let nothing = last.iter().any(|(_, value)| value.is_null());
         let set: Vec<String> = last
             .iter()

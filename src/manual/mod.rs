@@ -5,6 +5,8 @@
 //! - [`protocol`]: what the two binaries say, in order, and why.
 //! - [`measurements`]: logs, what of them is believed, reference values and their updates.
 //! - [`administration`]: who may give which command; approvals, exceptions, reviews, reports.
+//! - [`callers`]: selectors, login sessions, and what a process must stay.
+//! - [`policy`]: what is decided from what, how to write, test, sign and explain it.
 //! - [`policy`]: what is decided from what, how to write, test, sign and explain it.
 //! - [`callers`]: selectors, login sessions, and what a process must stay.
 //! - [`registry`]: owners, workloads, environments, who leaves, the inventory, the registry as files.

@@ -7,8 +7,6 @@
 //! - [`administration`]: who may give which command; approvals, exceptions, reviews, reports.
 //! - [`callers`]: selectors, login sessions, and what a process must stay.
 //! - [`policy`]: what is decided from what, how to write, test, sign and explain it.
-//! - [`policy`]: what is decided from what, how to write, test, sign and explain it.
-//! - [`callers`]: selectors, login sessions, and what a process must stay.
 //! - [`registry`]: owners, workloads, environments, who leaves, the inventory, the registry as files.
 //! - [`tokens`]: JWT-SVIDs, what one says, how a service judges one, and tokens outside their job.
 //! - [`revocation`]: taking back: bounds, what an acknowledgement is worth, what relying parties can check, breaking glass.

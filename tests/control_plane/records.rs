@@ -310,3 +310,45 @@ async fn a_journal_changed_in_the_store_is_found() {
     connection.execute("DELETE FROM journals", []).unwrap();
     assert_eq!(first().await, (4, writer, Some(1)));
 }
+
+/// A task's token that a second node's process shows is outside its job: it ends, and its node is told (capability 30).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_of_a_task_that_two_show_is_taken_back() {
+    use leasehold::protocol::{GrantAnswer, GrantRequest, TaskStatement};
+    let server = Server::start().await;
+    let (one, two) = (server.leased().await, server.leased().await);
+    let id = server.register("web", &one.id()).await;
+    let (intent, purpose) = (String::new(), String::new());
+    let task = TaskStatement {
+        id: "job".to_owned(),
+        run: [7; 16],
+        number: 1,
+        intent,
+        purpose,
+        heartbeat_seconds: 0,
+        term_seconds: 0,
+    };
+    let asked = GrantRequest { task: Some(task), ..crate::grants::request(one.sequence, &id, &["ledger"]) };
+    let granted: GrantAnswer = one.client.post("/v1/grants", &asked).await.unwrap();
+    assert_eq!(granted.refusal, None);
+    let used = async |member: &Member, uids: &[u32]| {
+        let mut journal = Journal::new();
+        for (at, uid) in uids.iter().enumerate() {
+            let record = Record {
+                number: at as u64 + 1,
+                what: "credential.used".to_owned(),
+                credential: Some(granted.jti.clone()),
+                count: 1,
+                detail: serde_json::json!({ "uid": uid }),
+                ..Record::default()
+            };
+            journal.push(record.line());
+        }
+        journal.deliver(member, 1, uids.len()).await.unwrap();
+        server.recorded().await.into_iter().filter(|what| what == "token.reused").count()
+    };
+    assert_eq!(used(&one, &[1000, 1000, 1000]).await, 0, "the same one, as often as it likes");
+    assert_eq!(used(&two, &[1000]).await, 1);
+    assert!(server.recorded().await.iter().any(|what| what == "revocation.made"));
+    assert_eq!(used(&two, &[1000]).await, 1, "over is over");
+}

@@ -328,18 +328,19 @@ mod tests {
 
     #[test]
     fn a_login_is_told_by_its_user_then_its_cgroup_then_its_terminal() {
-        let session = Some("/user.slice/user-1000.slice/session-3.scope");
+        const SESSION: &str = "/user.slice/user-1000.slice/session-3.scope";
+        let session = Some(SESSION);
         let service = Some("/system.slice/app.service");
         let (tty, no_tty) = (Some("7 (a) b) S 1 7 7 34816 7"), Some("7 (a) b) S 1 7 7 0 -1"));
         let uid = |text: &str| LoginUid::of(text);
         assert_eq!(login(&uid("1000"), None, service), Some(Login::User(1000)));
         assert_eq!(login(&uid("0\n"), None, None), Some(Login::User(0)), "root logs in, too");
         assert_eq!(login(&uid("4294967295"), None, service), None);
-        assert_eq!(login(&uid("4294967295"), None, session), Some(Login::Cgroup(session.unwrap().to_owned())));
+        assert_eq!(login(&uid("4294967295"), None, session), Some(Login::Cgroup(SESSION.to_owned())));
         // Without audit in the kernel.
         assert_eq!(uid(""), LoginUid::Absent);
         assert_eq!(login(&LoginUid::Absent, no_tty, service), None);
         assert_eq!(login(&LoginUid::Absent, tty, service), Some(Login::Terminal));
-        assert_eq!(login(&LoginUid::Absent, no_tty, session), Some(Login::Cgroup(session.unwrap().to_owned())));
+        assert_eq!(login(&LoginUid::Absent, no_tty, session), Some(Login::Cgroup(SESSION.to_owned())));
     }
 }

@@ -151,7 +151,6 @@ impl Events {
 /// What a software node did with a withdrawal, and when.
 #[derive(Clone, Debug)]
 pub struct Heard {
-    pub number: u64,
     pub acknowledged_at: Option<BootInstant>,
 }
 
@@ -214,7 +213,7 @@ async fn follow(mut node: SoftNode, mut events: Events, manner: Manner, heard: A
             node.acknowledge(vec![number]).await;
             acknowledged_at = Some(BootInstant::now());
         }
-        heard.lock().unwrap().push(Heard { number, acknowledged_at });
+        heard.lock().unwrap().push(Heard { acknowledged_at });
         // Evidence follows a little later, as an agent's does.
         let pause = Duration::from_millis(u64::from(crate::soft::random::<1>()[0]) * 4);
         tokio::time::sleep(pause).await;

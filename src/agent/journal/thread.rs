@@ -18,6 +18,9 @@ const GROUP: usize = 1024;
 /// How often the thread looks for counts that are to be written.
 const GLANCE: Duration = Duration::from_millis(500);
 
+/// A note, and who waits for it to be on the disk.
+type Waiting = (Note, Option<oneshot::Sender<Result<(), Refusal>>>);
+
 /// What the thread is asked.
 #[derive(Debug)]
 pub enum Ask {
@@ -101,7 +104,11 @@ impl Thread {
                 }
             }
             self.write(group, false);
-            let stops = others.into_iter().fold(false, |stops, ask| self.answer(ask) || stops);
+            // Each is answered, also those after one that stops.
+            let mut stops = false;
+            for ask in others {
+                stops |= self.answer(ask);
+            }
             if stops {
                 break;
             }
@@ -110,7 +117,7 @@ impl Thread {
     }
 
     /// Writes what waits and what is due, in one go; says to each that waits how it went.
-    fn write(&mut self, group: Vec<(Note, Option<oneshot::Sender<Result<(), Refusal>>>)>, all: bool) {
+    fn write(&mut self, group: Vec<Waiting>, all: bool) {
         let now = BootInstant::now();
         let due = self.shared.repeats().due(now, all);
         let mut once: Vec<(Note, u64)> = Vec::new();

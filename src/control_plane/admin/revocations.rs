@@ -73,7 +73,7 @@ pub fn revoke(
     };
     let node = match (stated.kind, node) {
         (Kind::Node, None) => Some(nodes::resolve(tx, &stated.target)?),
-        (_, node) => node,
+        (_, node) => node.map(|node| *node),
     };
     if let Some(node) = node {
         add(&mut facts, json!(NodeFacts::of(tx, &node, now)?));

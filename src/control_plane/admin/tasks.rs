@@ -41,7 +41,9 @@ pub fn show(tx: &Transaction<'_>, id: &str) -> Result<Outcome, Refusal> {
             })
             .collect();
         let mut row = shown(&task);
-        row["credentials"] = live.into();
+        if let Some(row) = row.as_object_mut() {
+            row.insert("credentials".to_owned(), live.into());
+        }
         rows.push(row);
     }
     if rows.is_empty() {

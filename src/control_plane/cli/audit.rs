@@ -125,6 +125,7 @@ impl FilterArguments {
 ///
 /// # Errors
 /// The refusal for the operator.
+#[expect(clippy::indexing_slicing, reason = "a member that is absent from a JSON value reads as null")]
 pub fn run(cli: &Shared, client: &Client, command: AuditCommand) -> Result<u8, Refusal> {
     match command {
         AuditCommand::Tail { after, lines, follow, nodes, filter } => {

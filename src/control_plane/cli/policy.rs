@@ -223,6 +223,7 @@ pub fn run(cli: &Shared, client: &Client, command: PolicyCommand) -> Result<u8, 
 ///
 /// # Errors
 /// The server's refusal.
+#[expect(clippy::indexing_slicing, reason = "a member that is absent from a JSON value reads as null")]
 pub fn decision(cli: &Shared, client: &Client, command: DecisionCommand) -> Result<u8, Refusal> {
     let facts = match command {
         DecisionCommand::Show { id } => {
@@ -239,6 +240,7 @@ pub fn decision(cli: &Shared, client: &Client, command: DecisionCommand) -> Resu
     Ok(DONE)
 }
 
+#[expect(clippy::indexing_slicing, reason = "a member that is absent from a JSON value reads as null")]
 fn replay(cli: &Shared, client: &Client) -> Result<u8, Refusal> {
     let (mut decisions, mut same, mut others, mut after) = (0, 0, Vec::new(), 0);
     loop {
@@ -265,6 +267,7 @@ fn show(cli: &Shared, client: &Client, version: Option<u64>) -> Result<u8, Refus
     Ok(DONE)
 }
 
+#[expect(clippy::indexing_slicing, reason = "a member that is absent from a JSON value reads as null")]
 fn why_not(cli: &Shared, client: &Client, asked: Asked) -> Result<u8, Refusal> {
     let facts = client.call(&Command::PolicyWhyNot(asked))?;
     let permitted = facts["permitted"] == Value::Bool(true);
@@ -277,6 +280,7 @@ fn why_not(cli: &Shared, client: &Client, asked: Asked) -> Result<u8, Refusal> {
 }
 
 /// Why not, in words.
+#[expect(clippy::indexing_slicing, reason = "a member that is absent from a JSON value reads as null")]
 fn explain(facts: &Value, permitted: bool) {
     let text = |value: &Value| print::plain(value.as_str().unwrap_or_default());
     let list = |value: &Value| {

@@ -134,12 +134,13 @@ impl Rules {
             let notes = notes(policy, annotations).map_err(|refusal| refusal.at(at()))?;
             let json = policy.to_json().map_err(|e| invalid(e.to_string()).at(at()))?;
             let reads = reads(&json);
-            if policy.effect() == Effect::Permit && !names_principals(policy) {
-                if let Some(claim) = CLAIMS.iter().find(|claim| reads.contains(**claim)) {
-                    return Err(invalid(format!("a permit for every principal that reads `context.{claim}`"))
-                        .at(at())
-                        .expected("a scope like `principal in Role::\"…\"`: a caller's words widen nothing"));
-                }
+            if policy.effect() == Effect::Permit
+                && !names_principals(policy)
+                && let Some(claim) = CLAIMS.iter().find(|claim| reads.contains(**claim))
+            {
+                return Err(invalid(format!("a permit for every principal that reads `context.{claim}`"))
+                    .at(at())
+                    .expected("a scope like `principal in Role::\"…\"`: a caller's words widen nothing"));
             }
             self.timed |= notes.evidence_max_age.is_some() || TIMED.iter().any(|name| reads.contains(*name));
             let policy = policy.new_id(PolicyId::new(&id));
@@ -232,6 +233,7 @@ fn reads(value: &Value) -> BTreeSet<&str> {
     found
 }
 
+#[expect(clippy::indexing_slicing, reason = "a member that is absent from a JSON value reads as null")]
 fn collect<'a>(value: &'a Value, found: &mut BTreeSet<&'a str>) {
     match value {
         Value::Object(object) => {

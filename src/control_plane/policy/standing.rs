@@ -111,11 +111,11 @@ fn denied(
         ..Inputs::gather(tx, shared, &question, now)?
     };
     let (policy, mut answer) = answered(tx, shared, &inputs)?;
-    if let Some(before) = before.as_ref().filter(|_| answer.permits()) {
-        if !covers(&answer.details, &before.answer.details) {
-            let found = "not all that it says may be done is permitted any more";
-            answer = Answer { refusal: Some(Refusal::new(codes::POLICY_DENIED, found)), ..answer };
-        }
+    if let Some(before) = before.as_ref().filter(|_| answer.permits())
+        && !covers(&answer.details, &before.answer.details)
+    {
+        let found = "not all that it says may be done is permitted any more";
+        answer = Answer { refusal: Some(Refusal::new(codes::POLICY_DENIED, found)), ..answer };
     }
     let Some(refusal) = answer.refusal.clone() else { return Ok(None) };
     if refusal.code == codes::POLICY_FAILED {

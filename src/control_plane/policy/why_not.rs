@@ -115,8 +115,11 @@ fn inputs(tx: &Transaction<'_>, shared: &Shared, asked: &Asked, now: WallTime) -
     Ok(Inputs { task, ..Inputs::gather(tx, shared, &question, now)? })
 }
 
+/// Which changes, in words, are among those that a test holds for.
+type Lifting<'a> = dyn Fn(&dyn Fn(&Change) -> bool) -> Vec<String> + 'a;
+
 /// Each guardrail and forbid that matches; and where no permit does, each permit.
-fn obstacles(inputs: &Inputs, bundle: &Bundle, lifting: &dyn Fn(&dyn Fn(&Change) -> bool) -> Vec<String>) -> Value {
+fn obstacles(inputs: &Inputs, bundle: &Bundle, lifting: &Lifting<'_>) -> Value {
     let now = Asking::of(inputs);
     let mut found = Vec::new();
     for (rules, built_in) in [(schema::guardrails(), true), (&bundle.rules, false)] {
@@ -128,7 +131,7 @@ fn obstacles(inputs: &Inputs, bundle: &Bundle, lifting: &dyn Fn(&dyn Fn(&Change)
                 continue;
             }
             found.push(json!({
-                "policy": policy.id().to_string(), "says": rules.notes(&policy.id().to_string()).says,
+                "policy": policy.id().to_string(), "says": rules.notes(policy.id().as_ref()).says,
                 "why": if forbids { "it forbids this" } else { "it doesn't permit this" },
                 "would_be_lifted_by": lifting(&|change| !stands(&change.asking)),
             }));

@@ -113,7 +113,7 @@ impl Plan {
     }
 
     fn of_owner(tx: &Transaction<'_>, name: &str) -> Result<Self, Refusal> {
-        if !owners::find(tx, name)?.is_some() {
+        if owners::find(tx, name)?.is_none() {
             return Err(Refusal::new(codes::ADMIN_UNKNOWN, format!("no owner `{name}`"))
                 .expected("one that `leasehold-server owner list` shows"));
         }
@@ -192,7 +192,7 @@ impl Plan {
         let cause = Cause { kind: self.kind.as_str(), target: &self.target, reason, code: codes::GATE_REVOKED };
         let taken = take_back(tx, &self.what, &cause, now)?;
         self.record(tx, reason, taken.number, now)?;
-        Ok(Outcome::Now(taken, node))
+        Ok(Outcome::Now(taken, node.map(Box::new)))
     }
 
     fn record(&self, tx: &Transaction<'_>, reason: &str, number: u64, now: WallTime) -> Result<(), Refusal> {
@@ -218,7 +218,7 @@ pub enum Outcome {
     /// It was taken back before, by this revocation; or it ended by itself.
     Before(Option<u64>),
     /// It was taken back; of a node its new row.
-    Now(Taken, Option<Node>),
+    Now(Taken, Option<Box<Node>>),
 }
 
 /// Suspends a workload: nothing is issued for it until somebody resumes it.

@@ -1,4 +1,3 @@
-use std::os::unix::net::UnixStream as StdStream;
 use std::process::{Child, Command, Stdio};
 
 use super::super::{PeerMethod, Peers};
@@ -16,7 +15,7 @@ async fn held(script: &str) -> (Peer, Child) {
         .spawn()
         .unwrap();
     let (stream, _) = listener.accept().await.unwrap();
-    let peer = Peers::new(PeerMethod::Auto).identify(&StdStream::from(stream.into_std().unwrap())).await.unwrap();
+    let peer = Peers::new(PeerMethod::Auto).identify(&stream.into_std().unwrap()).await.unwrap();
     (peer, child)
 }
 

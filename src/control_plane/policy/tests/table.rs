@@ -236,7 +236,7 @@ fn written(rows: &[(String, Set, bool)]) -> String {
         let nothing = last.iter().any(|(_, value)| value.is_null());
         let set: Vec<String> = last
             .iter()
-            .filter(|(path, value)| !value.is_null() && !(nothing && path.starts_with("destination.")))
+            .filter(|(path, value)| !(value.is_null() || nothing && path.starts_with("destination.")))
             .map(|(path, value)| format!("{path:?} = {}", toml_of(value)))
             .collect();
         let _ = write!(text, "\n[[test]]\nname = {name:?}\nexpect = \"{expect}\"\nset = {{ {} }}\n", set.join(", "));

@@ -11,7 +11,7 @@ fn declare(store: &Store, files: &[SourceFile], prune: bool) -> Result<Vec<Step>
 }
 
 fn exported(store: &Store) -> Vec<SourceFile> {
-    store.transaction_blocking(|tx| export(tx)).unwrap()
+    store.transaction_blocking(export).unwrap()
 }
 
 fn file(text: &str) -> Vec<SourceFile> {

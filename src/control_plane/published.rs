@@ -113,7 +113,10 @@ pub async fn document(shared: &Arc<Shared>, topic: Topic, key: Option<&str>) -> 
             .filter(|(at, _)| BootInstant::now().since(*at) < FRESH)
             .map(|(_, document)| document.clone())
     };
-    if let Some(document) = kept(&name) {
+    // A bundle is in memory, and a key that was taken out of it is gone from the next answer on.
+    if topic != Topic::Bundle
+        && let Some(document) = kept(&name)
+    {
         return Ok(document);
     }
     let began = BootInstant::now();

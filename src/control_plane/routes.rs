@@ -70,7 +70,6 @@ pub const ROUTES: &[Route] = &[
     },
     Route { method: Method::POST, path: "/v1/grants", access: Access::Node, limit: 64 << 10, call: Call::Grants },
     Route { method: Method::POST, path: "/v1/tasks/end", access: Access::Node, limit: 1 << 20, call: Call::TasksEnd },
-    Route { method: Method::GET, path: "/v1/bundle", access: Access::Anyone, limit: 0, call: Call::Bundle },
     Route {
         method: Method::POST,
         path: "/v1/records",
@@ -132,7 +131,6 @@ enum Call {
     Attest,
     Credentials,
     Grants,
-    Bundle,
     TasksEnd,
     Records,
     Events,
@@ -299,12 +297,6 @@ impl Server {
                     protocol::encode(&Noted {})
                 })
                 .await
-            }
-            (Call::Bundle, _) => {
-                let bundle = tokens::bundle::document(&self.shared.authority.current().bundle);
-                bundle
-                    .map(|bundle| document(bundle, "application/json"))
-                    .map_err(|refusal| Refused { refusal, next: None })
             }
             (Call::Records, Some(peer)) => {
                 self.for_node(route, peer, body, |tx, shared, node, _, body, now| {

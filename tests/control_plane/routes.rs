@@ -65,7 +65,6 @@ fn expected() -> BTreeMap<&'static str, [Ended; 8]> {
         ("/v1/crl", [Served; 8]),
         ("/v1/crl/{key}", [Served; 8]),
         ("/v1/denied", [Served; 8]),
-        ("/v1/bundle", [Served; 8]),
         // A revoked node may still say that it applied that.
         ("/v1/withdrawals", [no, no, no, Served, Served, Served, no, no]),
     ])

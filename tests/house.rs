@@ -213,3 +213,19 @@ fn an_agent_only_build_has_nothing_of_the_control_plane() {
         assert!(!has(&server, name), "{name} is in the control plane's tree");
     }
 }
+
+/// The manual's table of capabilities names tests; a renamed one must not leave it behind.
+#[test]
+fn every_test_that_the_manual_names_is_there() {
+    let page = std::fs::read_to_string(root().join("src/manual/capabilities.rs")).unwrap();
+    let mut named = 0;
+    for quoted in page.split('`').skip(1).step_by(2) {
+        let Some((file, test)) = quoted.split_once(".rs::") else { continue };
+        let text = std::fs::read_to_string(root().join(format!("{file}.rs"))).unwrap_or_else(|_| panic!("{file}.rs"));
+        assert!(text.contains(&format!("fn {test}(")), "{file}.rs has no test `{test}`");
+        named += 1;
+    }
+    let rows = page.lines().filter(|line| line.starts_with("//! | ") && !line.starts_with("//! | #")).count();
+    assert_eq!(rows, 31);
+    assert!(named >= 31, "{named}");
+}

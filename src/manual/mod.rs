@@ -12,11 +12,13 @@
 //! - [`revocation`]: taking back: bounds, what an acknowledgement is worth, what relying parties can check, breaking glass.
 //! - [`operations`]: setting up, what states mean, what to do when something is refused.
 //! - [`tasks`]: credentials for one piece of work, from a program; what ends them.
+//! - [`capabilities`]: what governed workload identity needs, and the test that shows each.
 //! - [`decisions`]: dated choices: context, choice, what would change our mind.
 
 pub mod administration;
 pub mod audit;
 pub mod callers;
+pub mod capabilities;
 pub mod decisions;
 pub mod measurements;
 pub mod operations;

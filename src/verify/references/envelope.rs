@@ -113,6 +113,7 @@ impl Envelope {
     ///
     /// # Errors
     /// [`codes::VERIFY_REFERENCE_SIGNATURE`].
+    #[cfg(feature = "control-plane")]
     pub(crate) fn approved(&self, keys: &[PolicyKey], threshold: usize) -> Result<Vec<[u8; 32]>, Refusal> {
         let signers = self.verified(keys)?;
         enough(&signers, self.signatures.first().map(|(kid, _)| kid), threshold.max(1))?;

@@ -99,10 +99,7 @@ fn main() {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(task(name));
         }
-        ["outlived", name] => {
-            let _child = Command::new("/usr/bin/ends").args(["task", name]).spawn().unwrap();
-            std::thread::sleep(10 * PATIENCE);
-        }
+        ["outlived", name] => drop(Command::new("/usr/bin/ends").args(["task", name]).status().unwrap()),
         ["drive", store, count] => drive(Path::new(store), count.parse().unwrap()),
         _ => panic!("ends task NAME | ends outlived NAME | ends drive STORE COUNT"),
     }

@@ -575,12 +575,7 @@ fn no_certificate() -> Refusal {
 }
 
 fn answered(body: Vec<u8>) -> Response {
-    document(body, MEDIA_TYPE)
-}
-
-/// An answer for others than agents, in the form that they know.
-fn document(body: Vec<u8>, media_type: &'static str) -> Response {
-    ([(header::CONTENT_TYPE, HeaderValue::from_static(media_type))], Body::from(body)).into_response()
+    ([(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE))], Body::from(body)).into_response()
 }
 
 fn refuse(refused: &Refused) -> Response {

@@ -90,7 +90,6 @@ impl Way {
     }
 }
 
-#[expect(clippy::zombie_processes, reason = "a unit that is stopped takes its processes along")]
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {

@@ -127,7 +127,7 @@ pub fn hold() {
                 // Told by the other program itself: from then on this one is gone.
                 let control = OwnedFd::from(control.into_inner());
                 rustix::io::fcntl_setfd(&control, rustix::io::FdFlags::empty()).unwrap();
-                let script = format!("echo done >&{}; sleep 60", control.as_raw_fd());
+                let script = format!("echo done >&{}; exec sleep 60", control.as_raw_fd());
                 panic!("{}", std::os::unix::process::CommandExt::exec(Command::new("sh").args(["-c", &script])));
             }
             "another user" => nix::unistd::setresuid(STRANGER.into(), STRANGER.into(), STRANGER.into()).unwrap(),

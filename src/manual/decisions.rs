@@ -503,3 +503,11 @@
 //! *Choice.* Until somebody closes it, the workload is known to stand on it, and once it has ended a guardrail denies
 //! the workload everything. Closing it is one command, and says that the workload keeps the rule now.
 //! *Would change our mind.* Users who close exceptions unread to be rid of the denial.
+//!
+//! # 2026-11: systemd, cgroup v2 and IMA are shown in an emulated machine, not skipped
+//! *Context.* Machines that build us have often neither systemd as init, cgroup v2, a TPM nor IMA, and no KVM.
+//! *Choice.* `tests/run boot` boots Debian 12 with its own kernel under emulation, root on a ramfs so that IMA's `tcb` policy
+//! measures it, the control plane and the agent as units, no network. Rows come over a serial line. On request, not in CI's run.
+//! *Found by it.* Kernels before 6.6 take another form of the process connector's message; two routes of one path that kept the
+//! control plane from starting.
+//! *Would change our mind.* KVM where we build: then it belongs into every run.

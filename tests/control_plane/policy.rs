@@ -265,6 +265,8 @@ async fn what_the_evidence_says_and_the_clock_take_back_too() {
 
     // Drift: the node's next evidence is of another verdict.
     server.admin(&["policy", "apply", &directory(&server, "all", ALL)]).await;
+    // The node's own clocks stood meanwhile: a quote over the nonce of before would be a stale one.
+    member.next = member.client.nonce().await.unwrap().nonce;
     member.attest().await.unwrap();
     assert_eq!(asked(&member, &id).await.0, Ok(600));
     let before = revoked(&server).await;

@@ -82,8 +82,8 @@ async fn each_role_does_its_own_work_over_the_network() {
     let output = server.run(&["--json", "audit", "tail", "--lines", "1000"]).await;
     let text = String::from_utf8(output.stdout).unwrap();
     let by = |name: &str| {
-        let record = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        record.filter(|record| record["what"] == "owner.added" && record["detail"]["owner"] == name).last().unwrap()
+        let mut record = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        record.rfind(|record| record["what"] == "owner.added" && record["detail"]["owner"] == name).unwrap()
             ["detail"]["by"]
             .clone()
     };

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use super::audit;
 use super::authn::Peer;
 use super::basis::{self, Basis};
+use super::effects::Effects;
 use super::issuer;
 use super::leases;
 use super::logs::{self, Progress};
@@ -54,6 +55,7 @@ pub fn attest(
     peer: &Peer,
     request: &AttestRequest,
     now: WallTime,
+    effects: &mut Effects,
 ) -> Result<AttestAnswer, Refusal> {
     let evidence = UnverifiedEvidence::decode(&request.evidence)?;
     // The nonce first: a replay costs no signature check.
@@ -111,7 +113,7 @@ pub fn attest(
     };
     if before.is_none_or(|before| !before.says_as(&quote)) {
         // The node is told by what this answer leaves out, and with its next one.
-        standing::reconsider(tx, shared, node.id, now)?;
+        effects.taken |= standing::reconsider(tx, shared, node.id, now)?.taken;
     }
     nodes::seen(tx, node.id, now, refusal.as_ref())?;
     if lease.is_some() {

@@ -22,6 +22,7 @@ mod ca;
 pub mod cli;
 mod credentials;
 pub mod dev;
+mod effects;
 mod enrolment;
 mod events;
 mod governance;

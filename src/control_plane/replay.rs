@@ -143,6 +143,50 @@ impl Request {
     }
 }
 
+impl Request {
+    /// The same request again gets the same answer; a new one is worked on and its answer kept.
+    ///
+    /// # Errors
+    /// As [`Self::answer`] and [`Self::answered`], and those of `work`.
+    pub fn once(
+        &self,
+        tx: &Transaction<'_>,
+        now: WallTime,
+        work: impl FnOnce() -> Result<Vec<u8>, Refusal>,
+    ) -> Result<Vec<u8>, Refusal> {
+        if let Some(answer) = self.answer(tx, now)? {
+            return Ok(answer);
+        }
+        let answer = work()?;
+        self.answered(tx, &answer, now)?;
+        Ok(answer)
+    }
+
+    /// As [`Self::once`], for answers that hold a secret: they rest in the store sealed.
+    ///
+    /// # Errors
+    /// As [`Self::once`].
+    pub fn once_sealed(
+        &self,
+        tx: &Transaction<'_>,
+        sealing: &Sealing,
+        now: WallTime,
+        work: impl FnOnce() -> Result<Vec<u8>, Refusal>,
+    ) -> Result<Vec<u8>, Refusal> {
+        let mut fresh = None;
+        let kept = self.once(tx, now, || {
+            let answer = work()?;
+            let sealed = sealing.seal(&self.id, &answer)?;
+            fresh = Some(answer);
+            Ok(sealed)
+        })?;
+        match fresh {
+            Some(answer) => Ok(answer),
+            None => sealing.open(&self.id, &kept),
+        }
+    }
+}
+
 /// Forgets kept answers of one node, or of all: what they say is no longer so.
 ///
 /// # Errors

@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 
 use super::authn::{self, Peer};
 use super::bodies::Room;
+use super::effects::Effects;
 use super::events::{self, Standing};
 use super::nonces::{self, Purpose};
 use super::published::{self, Topic};
@@ -143,8 +144,8 @@ enum Call {
 
 /// From a body to the answer's.
 type StrangersWork = fn(&Transaction<'_>, &Shared, &[u8], WallTime) -> Result<Vec<u8>, Refusal>;
-/// The same for a node whose standing was checked in this transaction.
-type NodesWork = fn(&Transaction<'_>, &Shared, &Node, &Peer, &[u8], WallTime) -> Result<Vec<u8>, Refusal>;
+/// The same for a node whose standing was checked in this transaction, with what is to be done after it.
+type NodesWork = fn(&Transaction<'_>, &Shared, &Node, &Peer, &[u8], WallTime, &mut Effects) -> Result<Vec<u8>, Refusal>;
 
 /// How long a body of a node may take to arrive, and a stranger's, which is small.
 const NODES_BODY_TIME: Duration = Duration::from_secs(30);
@@ -247,60 +248,60 @@ impl Server {
                 .await
             }
             (Call::Nonce, Some(peer)) => {
-                self.for_node(route, peer, body, |tx, shared, node, _, _, now| {
+                self.for_node(route, peer, body, |tx, shared, node, _, _, now, _| {
                     protocol::encode(&short_nonce(tx, shared, node, now)?)
                 })
                 .await
             }
             (Call::Logs, Some(peer)) => {
-                self.for_node(route, peer, body, |tx, shared, node, _, body, _| {
+                self.for_node(route, peer, body, |tx, shared, node, _, body, _, _| {
                     protocol::encode(&attestation::receive_ahead(tx, shared, node, &protocol::decode(body)?)?)
                 })
                 .await
             }
             (Call::References, Some(peer)) => {
-                self.for_node(route, peer, body, |tx, shared, node, _, _, _| attestation::document(tx, shared, node))
+                self.for_node(route, peer, body, |tx, shared, node, _, _, _, _| attestation::document(tx, shared, node))
                     .await
             }
             (Call::Attest, Some(peer)) => {
                 self.catch_up(&peer).await?;
-                self.for_node(route, peer, body, |tx, shared, node, peer, body, now| {
+                self.for_node(route, peer, body, |tx, shared, node, peer, body, now, effects| {
                     let request: AttestRequest = protocol::decode(body)?;
-                    once(tx, node.id, "attest", request.request_id, body, now, || {
-                        protocol::encode(&attestation::attest(tx, shared, node, peer, &request, now)?)
+                    replay::Request::new(node.id, "attest", request.request_id, body).once(tx, now, || {
+                        protocol::encode(&attestation::attest(tx, shared, node, peer, &request, now, effects)?)
                     })
                 })
                 .await
             }
             (Call::Credentials, Some(peer)) => {
-                self.for_node(route, peer, body, |tx, shared, node, _, body, now| {
+                self.for_node(route, peer, body, |tx, shared, node, _, body, now, _| {
                     let request: CredentialRequest = protocol::decode(body)?;
-                    once(tx, node.id, "credentials", request.request_id, body, now, || {
-                        protocol::encode(&credentials::issue(tx, shared, node, &request, now)?)
-                    })
+                    replay::Request::new(node.id, "credentials", request.request_id, body)
+                        .once(tx, now, || protocol::encode(&credentials::issue(tx, shared, node, &request, now)?))
                 })
                 .await
             }
             (Call::Grants, Some(peer)) => {
-                self.for_node(route, peer, body, |tx, shared, node, _, body, now| {
+                self.for_node(route, peer, body, |tx, shared, node, _, body, now, _| {
                     let request: GrantRequest = protocol::decode(body)?;
-                    let request_id = request.request_id;
-                    once_sealed(tx, shared, node.id, "grants", request_id, body, now, || {
+                    let kept = replay::Request::new(node.id, "grants", request.request_id, body);
+                    kept.once_sealed(tx, &shared.sealing, now, || {
                         protocol::encode(&tokens::grants::grant(tx, shared, node, &request, now)?)
                     })
                 })
                 .await
             }
             (Call::TasksEnd, Some(peer)) => {
-                self.for_node(route, peer, body, |tx, _, node, _, body, now| {
+                self.for_node(route, peer, body, |tx, _, node, _, body, now, _| {
                     tasks::ended(tx, node.id, &protocol::decode(body)?, now)?;
                     protocol::encode(&Noted {})
                 })
                 .await
             }
             (Call::Records, Some(peer)) => {
-                self.for_node(route, peer, body, |tx, shared, node, _, body, now| {
-                    protocol::encode(&audit::journals::receive(tx, shared, node, &protocol::decode(body)?, now)?)
+                self.for_node(route, peer, body, |tx, shared, node, _, body, now, effects| {
+                    let request = protocol::decode(body)?;
+                    protocol::encode(&audit::journals::receive(tx, shared, node, &request, now, effects)?)
                 })
                 .await
             }
@@ -360,23 +361,23 @@ impl Server {
                     if let Some(suppressed) = shared.strangers.pass(now, refusal.code) {
                         audit::stranger_refused(tx, now, suppressed, &refusal, None, route.path)?;
                     }
-                    return Ok(Err(Refused { refusal, next: None }));
+                    return Ok((Effects::default(), Err(Refused { refusal, next: None })));
                 }
             };
-            let refusal = match settled(work(tx, &shared, &node, &peer, &body, now))? {
-                Ok(answer) => return Ok(Ok(answer)),
+            let mut effects = Effects::default();
+            let refusal = match settled(work(tx, &shared, &node, &peer, &body, now, &mut effects))? {
+                Ok(answer) => return Ok((effects.seal(tx, &shared)?, Ok(answer))),
                 Err(refusal) => refusal,
             };
             audit::refused(tx, now, &refusal, Some(node.id), route.path)?;
             nodes::seen(tx, node.id, now, Some(&refusal))?;
             let next = next_nonce(tx, &shared, route.call, &node, now)?;
-            Ok(Err(Refused { refusal, next }))
+            Ok((effects.seal(tx, &shared)?, Err(Refused { refusal, next })))
         });
-        match done.await {
-            Ok(Ok(answer)) => Ok(answered(answer)),
-            Ok(Err(refused)) => Err(refused),
-            Err(refusal) => Err(Refused { refusal, next: None }),
-        }
+        let unheard = |refusal| Refused { refusal, next: None };
+        let (effects, done) = done.await.map_err(unheard)?;
+        effects.carry_out(&self.shared).await.map_err(unheard)?;
+        done.map(answered)
     }
 
     /// Takes in what is held of the node's list, the others having their turns in between.
@@ -493,50 +494,6 @@ impl Standing for Ask {
         if let Event::Withdraw(withdrawal) = event {
             self.shared.words.told(self.node, withdrawal.number);
         }
-    }
-}
-
-/// The same request again gets the same answer; a new one is worked on and its answer kept.
-fn once(
-    tx: &Transaction<'_>,
-    node: NodeId,
-    kind: &'static str,
-    id: [u8; 16],
-    body: &[u8],
-    now: WallTime,
-    work: impl FnOnce() -> Result<Vec<u8>, Refusal>,
-) -> Result<Vec<u8>, Refusal> {
-    let request = replay::Request::new(node, kind, id, body);
-    if let Some(answer) = request.answer(tx, now)? {
-        return Ok(answer);
-    }
-    let answer = work()?;
-    request.answered(tx, &answer, now)?;
-    Ok(answer)
-}
-
-/// As [`once`], for answers that hold a secret: it rests in the store under a key of this run of the server.
-#[allow(clippy::too_many_arguments, reason = "those of `once`, and what seals")]
-fn once_sealed(
-    tx: &Transaction<'_>,
-    shared: &Shared,
-    node: NodeId,
-    kind: &'static str,
-    id: [u8; 16],
-    body: &[u8],
-    now: WallTime,
-    work: impl FnOnce() -> Result<Vec<u8>, Refusal>,
-) -> Result<Vec<u8>, Refusal> {
-    let mut fresh = None;
-    let kept = once(tx, node, kind, id, body, now, || {
-        let answer = work()?;
-        let sealed = shared.sealing.seal(&id, &answer)?;
-        fresh = Some(answer);
-        Ok(sealed)
-    })?;
-    match fresh {
-        Some(answer) => Ok(answer),
-        None => shared.sealing.open(&id, &kept),
     }
 }
 

@@ -12,6 +12,7 @@ use super::audit::{self, heads, heads::Heads};
 use super::basis::Cache;
 use super::ca::{self, Authority};
 use super::credentials::ledger;
+use super::effects::Effects;
 use super::events::{Audience, Hub};
 use super::keys::{self, WrappingKey};
 use super::limiter::Limiter;
@@ -165,15 +166,6 @@ impl Shared {
         self.tls.replace(configuration, left);
         Ok(())
     }
-
-    /// To be called after something was taken away for good: an older store would give it back.
-    ///
-    /// # Errors
-    /// [`codes::STORE_FAILED`].
-    pub async fn witness(self: &Arc<Self>) -> Result<(), Refusal> {
-        let shared = self.clone();
-        self.store.transaction(move |tx| shared.generation.witness(tx)).await
-    }
 }
 
 /// Opens everything that is in the store.
@@ -300,20 +292,11 @@ async fn reconsider(shared: &Arc<Shared>, all: bool) -> Result<(), Refusal> {
         .await?;
     for node in nodes {
         let of_work = shared.clone();
-        let events = shared
+        let effects = shared
             .store
-            .transaction(move |tx| {
-                let events = standing::reconsider(tx, &of_work, node, now)?;
-                if !events.is_empty() {
-                    of_work.generation.advance(tx)?;
-                }
-                Ok(events)
-            })
+            .transaction(move |tx| standing::reconsider(tx, &of_work, node, now)?.seal(tx, &of_work))
             .await?;
-        if !events.is_empty() {
-            events.into_iter().for_each(|(audience, event)| shared.hub.push(audience, event));
-            shared.witness().await?;
-        }
+        effects.carry_out(shared).await?;
     }
     Ok(())
 }
@@ -321,7 +304,7 @@ async fn reconsider(shared: &Arc<Shared>, all: bool) -> Result<(), Refusal> {
 async fn round(shared: &Arc<Shared>, renew_at: &mut WallTime) -> Result<(), Refusal> {
     let now = shared.now();
     let of_work = shared.clone();
-    let (changed, push) = shared
+    let effects = shared
         .store
         .transaction(move |tx| {
             of_work.clock.keep(tx)?;
@@ -331,27 +314,25 @@ async fn round(shared: &Arc<Shared>, renew_at: &mut WallTime) -> Result<(), Refu
             let kept = of_work.settings.keep_decisions.as_secs();
             policy::forget(tx, WallTime(now.0.saturating_sub(kept)))?;
             tokens::uses::tidy(tx)?;
-            let push = governance::round(tx, &of_work, now)?;
+            let mut effects = governance::round(tx, &of_work.settings.governance, now)?;
             tx.execute("DELETE FROM enrolments WHERE expires_at < ?1", [signed(now.0)])?;
-            let changed = of_work.authority.turn(tx, now)?;
-            if changed {
+            effects.ca = of_work.authority.turn(tx, now)?;
+            if effects.ca {
                 // Kept answers hold the bundle from before.
                 replay::forget(tx, None)?;
                 audit::done(tx, now, "ca.turned", None, serde_json::json!({}))?;
             }
-            Ok((changed, push))
+            effects.seal(tx, &of_work)
         })
         .await?;
-    // Whatever changed without a word.
-    reconsider(shared, true).await?;
-    for (audience, event) in push {
-        shared.hub.push(audience, event);
-    }
-    if changed || now >= *renew_at {
-        shared.ca_changed().await?;
+    let effects = Effects { ca: effects.ca || now >= *renew_at, ..effects };
+    let renewed = effects.ca;
+    effects.carry_out(shared).await?;
+    if renewed {
         *renew_at = now.after(shared.settings.own_certificates / 2);
     }
-    Ok(())
+    // Whatever changed without a word.
+    reconsider(shared, true).await
 }
 
 /// One server for one state directory.

@@ -12,6 +12,7 @@ use crate::clock::{BootInstant, WallTime};
 use crate::codes::{self, Refusal};
 use crate::control_plane::audit::listing::{Filter, Of};
 use crate::control_plane::audit::{self, Reading};
+use crate::control_plane::effects::Effects;
 use crate::control_plane::events::Audience;
 use crate::control_plane::policy::{Asked, standing};
 use crate::control_plane::registry::declared::SourceFile;
@@ -21,7 +22,6 @@ use crate::control_plane::registry::placement::Place;
 use crate::control_plane::registry::workloads::{Changes, Stated};
 use crate::control_plane::server::Shared;
 use crate::control_plane::store::Transaction;
-use crate::protocol::Event;
 
 /// The most records of one answer.
 const RECORDS: u64 = 10_000;
@@ -102,19 +102,6 @@ pub enum Command {
     ReviewSign { workload: String, note: String },
     Debt,
     Report { framework: String },
-}
-
-/// What a committed command still has to do.
-#[derive(Debug, Default)]
-pub struct Effects {
-    /// Events to push.
-    pub push: Vec<(Audience, Event)>,
-    /// The CAs changed.
-    pub ca: bool,
-    /// Something was taken away that a restored store would give back.
-    pub taken: bool,
-    /// The version of a policy bundle that came into force.
-    pub policy: Option<u64>,
 }
 
 /// Facts, and what is still to be done.
@@ -233,28 +220,13 @@ impl Command {
                 still(tx, &of_work)?;
                 let (facts, effects) = audit::acting(&actor.name, || {
                     let (facts, mut effects) = self.apply(tx, &of_work, &actor, came, now)?;
-                    effects.reconsider(tx, &of_work, now)?;
+                    reconsider(tx, &of_work, &mut effects, now)?;
                     Ok::<_, Refusal>((facts, effects))
                 })?;
-                if effects.taken {
-                    of_work.generation.advance(tx)?;
-                }
-                Ok((facts, effects))
+                Ok((facts, effects.seal(tx, &of_work)?))
             })
             .await?;
-        // Nodes first: they should hear of it before anything else can fail.
-        for (audience, event) in effects.push {
-            shared.hub.push(audience, event);
-        }
-        if let Some(version) = effects.policy {
-            shared.bundles.floor.raise(version)?;
-        }
-        if effects.ca {
-            shared.ca_changed().await?;
-        }
-        if effects.taken {
-            shared.witness().await?;
-        }
+        effects.carry_out(shared).await?;
         if let Some(reading) = reading {
             let shared = shared.clone();
             let read = move || reading.read(&shared.store.reader()?, Some(&shared.heads.witness), shared.now());
@@ -399,19 +371,15 @@ impl Command {
     }
 }
 
-impl Effects {
-    /// Holds what is live to what the command changed: on the nodes it concerns, or on all of them.
-    fn reconsider(&mut self, tx: &Transaction<'_>, shared: &Shared, now: WallTime) -> Result<(), Refusal> {
-        let all = self.push.iter().any(|(audience, _)| *audience == Audience::All);
-        let mut nodes = standing::holders(tx)?;
-        nodes.retain(|node| all || self.push.iter().any(|(audience, _)| *audience == Audience::Node(*node)));
-        for node in nodes {
-            let told = standing::reconsider(tx, shared, node, now)?;
-            self.taken |= !told.is_empty();
-            self.push.extend(told);
-        }
-        Ok(())
+/// Holds what is live to what the command changed: on the nodes it concerns, or on all of them.
+fn reconsider(tx: &Transaction<'_>, shared: &Shared, effects: &mut Effects, now: WallTime) -> Result<(), Refusal> {
+    let all = effects.push.iter().any(|(audience, _)| *audience == Audience::All);
+    let mut nodes = standing::holders(tx)?;
+    nodes.retain(|node| all || effects.push.iter().any(|(audience, _)| *audience == Audience::Node(*node)));
+    for node in nodes {
+        effects.join(standing::reconsider(tx, shared, node, now)?);
     }
+    Ok(())
 }
 
 /// Facts that need nothing further.

@@ -2,12 +2,13 @@
 
 use serde_json::{Value, json};
 
-use super::commands::{Effects, Outcome, only};
+use super::commands::{Outcome, only};
 use super::nodes;
 use super::registrations::{felt, subject};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::audit;
+use crate::control_plane::effects::Effects;
 use crate::control_plane::registry::declared::{self, Carried, Declaration, SourceFile, Step};
 use crate::control_plane::registry::rules::Rules;
 use crate::control_plane::store::Transaction;
@@ -54,10 +55,10 @@ pub fn apply(
     }
     let mut effects = Effects::default();
     for (change, reason) in &carried.workloads {
-        join(&mut effects, felt(tx, std::slice::from_ref(change), reason, now)?);
+        effects.join(felt(tx, std::slice::from_ref(change), reason, now)?);
     }
     for (before, after) in &carried.nodes {
-        join(&mut effects, nodes::moved(tx, before, after, now)?);
+        effects.join(nodes::moved(tx, before, after, now)?);
     }
     // What is withdrawn first, then what is to be asked for.
     effects.push.sort_by_key(|(_, event)| *event == Event::Attest);
@@ -93,15 +94,4 @@ fn record(tx: &Transaction<'_>, step: &Step, now: WallTime) -> Result<(), Refusa
         "node" => Ok(()),
         _ => audit::done(tx, now, &what, None, detail),
     }
-}
-
-/// A node is told once, however many changes concern it.
-fn join(effects: &mut Effects, more: Effects) {
-    for event in more.push {
-        if !effects.push.contains(&event) {
-            effects.push.push(event);
-        }
-    }
-    effects.taken |= more.taken;
-    effects.ca |= more.ca;
 }

@@ -3,12 +3,13 @@
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::commands::{Effects, Outcome, only};
+use super::commands::{Outcome, only};
 use super::registrations;
 use super::roles::Actor;
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::credentials::registered;
+use crate::control_plane::effects::Effects;
 use crate::control_plane::governance::{approvals, debt, exceptions, report, reviews};
 use crate::control_plane::registry::{names, operators, owners, workloads};
 use crate::control_plane::server::Shared;
@@ -67,7 +68,7 @@ pub fn exception_add(
     let stated = exceptions::Stated { workload: id, owner, reason, ticket, seconds: *seconds, by: &by.name };
     let exception = exceptions::add(tx, &stated, &shared.settings.governance, now)?;
     let facts = json!({ "schema": 1, "changed": true, "exception": shown(&exception, now) });
-    Ok((facts, Effects { push: registrations::told(tx, &workload)?, ..Effects::default() }))
+    Ok((facts, registrations::told(tx, &workload)?))
 }
 
 /// All exceptions.
@@ -86,14 +87,14 @@ pub fn exception_list(tx: &Transaction<'_>, now: WallTime) -> Result<Outcome, Re
 pub fn exception_close(tx: &Transaction<'_>, id: &str, reason: &str, now: WallTime) -> Result<Outcome, Refusal> {
     names::text("--reason", reason)?;
     let exception = exceptions::close(tx, id, reason, now)?;
-    let push = match known(tx, &exception.workload) {
+    let effects = match known(tx, &exception.workload) {
         Ok(workload) => registrations::told(tx, &workload)?,
         // Its workload is gone.
-        Err(refusal) if refusal.code == codes::ADMIN_UNKNOWN => Vec::new(),
+        Err(refusal) if refusal.code == codes::ADMIN_UNKNOWN => Effects::default(),
         Err(refusal) => return Err(refusal),
     };
     let facts = json!({ "schema": 1, "changed": true, "exception": shown(&exception, now) });
-    Ok((facts, Effects { push, ..Effects::default() }))
+    Ok((facts, effects))
 }
 
 /// Asks for an approval.
@@ -154,7 +155,7 @@ pub fn approval_grant(
     };
     let approval = approvals::grant(tx, id, approver, &workload.owner, note, now)?;
     let facts = json!({ "schema": 1, "changed": true, "approval": approval_shown(&approval, now) });
-    Ok((facts, Effects { push: registrations::told(tx, &workload)?, ..Effects::default() }))
+    Ok((facts, registrations::told(tx, &workload)?))
 }
 
 /// Turns a request down, or ends an approval.
@@ -172,7 +173,7 @@ pub fn approval_deny(
     let approval = approvals::deny(tx, id, by, reason, now)?;
     let workload = known(tx, &approval.workload)?;
     let facts = json!({ "schema": 1, "changed": true, "approval": approval_shown(&approval, now) });
-    Ok((facts, Effects { push: registrations::told(tx, &workload)?, ..Effects::default() }))
+    Ok((facts, registrations::told(tx, &workload)?))
 }
 
 /// All approvals and requests.

@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 
 use serde_json::json;
 
-use super::commands::{Effects, Outcome, only};
+use super::commands::{Outcome, only};
 use super::facts::NodeFacts;
 use super::registrations;
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::credentials::ledger::{self, Of};
+use crate::control_plane::effects::Effects;
 use crate::control_plane::events::Audience;
 use crate::control_plane::references::documents;
 use crate::control_plane::registry::nodes::{self, Node, State};
@@ -188,14 +189,13 @@ pub fn moved(tx: &Transaction<'_>, before: &Node, node: &Node, now: WallTime) ->
     audit::done(tx, now, "node.changed", Some(node.id), detail)?;
     let stays: BTreeSet<String> =
         workloads::of_node(tx, node)?.iter().map(|workload| workload.id.to_string()).collect();
-    let mut effects = Effects { push: registrations::attest(tx, BTreeSet::from([node.id]))?, ..Effects::default() };
+    let mut effects = registrations::attest(tx, BTreeSet::from([node.id]))?;
     for credential in ledger::live(tx, Of::Node(node.id))? {
         if !stays.contains(&credential.workload) {
             let reason = "its node was put elsewhere";
             let id = credential.id.clone();
             let cause = Cause { kind: "credential", target: &id, reason, code: codes::POLICY_SCOPE };
-            effects.push.extend(take_back(tx, &What::Credential(credential), &cause, now)?.push());
-            effects.taken = true;
+            effects.join(take_back(tx, &What::Credential(credential), &cause, now)?.effects());
         }
     }
     Ok(effects)
@@ -233,7 +233,7 @@ pub fn approve(
             nodes::put(tx, &put)?;
             effects = moved(tx, &before, &put, now)?;
         } else if accept_counts {
-            effects.push = registrations::attest(tx, BTreeSet::from([put.id]))?;
+            effects = registrations::attest(tx, BTreeSet::from([put.id]))?;
         }
         return Ok((facts(tx, &put, now, json!({ "changed": moves || accept_counts }))?, effects));
     }

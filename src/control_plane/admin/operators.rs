@@ -2,11 +2,12 @@
 
 use serde_json::json;
 
-use super::commands::{Effects, Outcome, only};
+use super::commands::{Outcome, only};
 use super::roles::Actor;
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::audit;
+use crate::control_plane::effects::Effects;
 use crate::control_plane::registry::{operators, owners, workloads};
 use crate::control_plane::store::Transaction;
 use crate::identity::{SpiffeId, TrustDomain};

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::commands::{Effects, Outcome, only};
+use super::commands::{Outcome, only};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::audit;
+use crate::control_plane::effects::Effects;
 use crate::control_plane::events::Audience;
 use crate::control_plane::policy::{self, Asked, Bundle, Content, Filter, Replayed};
 use crate::control_plane::registry::nodes;

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::commands::{Effects, Outcome, only};
+use super::commands::{Outcome, only};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::basis::Basis;
+use crate::control_plane::effects::Effects;
 use crate::control_plane::events::Audience;
 use crate::control_plane::reference::{difference, learn};
 use crate::control_plane::references::documents::{self, Facts, Target};

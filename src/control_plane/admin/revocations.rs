@@ -3,16 +3,17 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::commands::{Effects, Outcome, only};
+use super::commands::{Outcome, only};
 use super::facts::NodeFacts;
 use crate::clock::{BootInstant, WallTime};
 use crate::codes::{self, Refusal};
 use crate::control_plane::authn;
+use crate::control_plane::effects::Effects;
 use crate::control_plane::events::Audience;
 use crate::control_plane::registry::{names, nodes};
 use crate::control_plane::revocation::bounds::{self, Concerned};
+use crate::control_plane::revocation::counts;
 use crate::control_plane::revocation::plan::{self, Kind, Plan};
-use crate::control_plane::revocation::{Taken, counts};
 use crate::control_plane::server::Shared;
 use crate::control_plane::store::Transaction;
 use crate::protocol::Event;
@@ -62,7 +63,7 @@ pub fn revoke(
         plan::Outcome::Before(number) => (false, number, Effects::default(), None),
         plan::Outcome::Now(taken, node) => {
             shared.words.began(taken.number, came);
-            let mut effects = effects(&taken);
+            let mut effects = taken.effects();
             // What agents of the version before understand, and the last thing on a stream.
             effects.push.extend(node.as_ref().map(|node| {
                 let refusal = Refusal { code: codes::GATE_REVOKED, ..authn::revoked(node) };
@@ -80,11 +81,6 @@ pub fn revoke(
     }
     add(&mut facts, json!({ "changed": changed, "revocation": number, "reason": stated.reason }));
     Ok((facts, effects))
-}
-
-/// What a committed revocation still has to do.
-pub fn effects(taken: &Taken) -> Effects {
-    Effects { push: taken.push(), taken: true, ..Effects::default() }
 }
 
 /// The newest revocations.

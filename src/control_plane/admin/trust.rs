@@ -2,12 +2,13 @@
 
 use serde_json::json;
 
-use super::commands::{Effects, Outcome, only};
+use super::commands::{Outcome, only};
 use super::facts::QuoteFacts;
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::ca::{self, Authority};
 use crate::control_plane::credentials::ledger::{self, Kind, Of};
+use crate::control_plane::effects::Effects;
 use crate::control_plane::events::Audience;
 use crate::control_plane::registry::{names, nodes};
 use crate::control_plane::revocation::{self, Cause};

@@ -1,6 +1,7 @@
 //! Journals of nodes, as they arrive: each record once, in the order it was written there, under a head that
 //! the node's TPM signed.
 
+use super::super::effects::Effects;
 use super::super::registry::nodes::Node;
 use super::super::server::Shared;
 use super::super::store::{OptionalExtension, Transaction, damaged, fixed, params, signed, unsigned};
@@ -23,6 +24,7 @@ pub fn receive(
     node: &Node,
     request: &RecordsRequest,
     now: WallTime,
+    effects: &mut Effects,
 ) -> Result<RecordsAnswer, Refusal> {
     let bytes: usize = request.records.iter().map(String::len).sum();
     if request.records.len() > RECORDS_LIMIT || bytes > LINES_LIMIT + LINE_LIMIT {
@@ -62,7 +64,7 @@ pub fn receive(
     keep_head(tx, node, head, now)?;
     keep_records(tx, request, &held)?;
     let fresh = (request.first..).zip(&request.records).filter(|(number, _)| *number > held.number);
-    uses::of_records(tx, shared, node.id, fresh.map(|(_, line)| line), now)?;
+    effects.join(uses::of_records(tx, node.id, fresh.map(|(_, line)| line), now)?);
     if ahead {
         let from = held.number.saturating_add(1);
         let detail = serde_json::json!({ "writer": request.writer.to_string(), "from": from, "to": request.first - 1 });

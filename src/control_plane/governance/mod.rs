@@ -6,17 +6,17 @@ pub mod debt;
 pub mod exceptions;
 pub mod report;
 pub mod reviews;
+#[cfg(test)]
+mod tests;
 
 use super::admin::registrations;
-use super::events::Audience;
+use super::effects::Effects;
 use super::registry::workloads;
 use super::revocation::{Cause, What, take_back};
-use super::server::Shared;
 use super::store::Transaction;
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::identity::SpiffeId;
-use crate::protocol::Event;
 
 /// What counts for a decision about a workload, towards a destination.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -39,33 +39,35 @@ pub fn standing(tx: &Transaction<'_>, workload: &str, destination: &str) -> Resu
 }
 
 /// Records what has ended by itself since the last round, and suspends what nobody reviewed in time.
-/// Gives back the nodes that are to be told.
 ///
 /// # Errors
 /// [`codes::STORE_FAILED`].
-pub fn round(tx: &Transaction<'_>, shared: &Shared, now: WallTime) -> Result<Vec<(Audience, Event)>, Refusal> {
-    let mut push = Vec::new();
+pub fn round(tx: &Transaction<'_>, bounds: &Governance, now: WallTime) -> Result<Effects, Refusal> {
+    let mut effects = Effects::default();
     approvals::ended(tx, now)?;
     for exception in exceptions::ended(tx, now)? {
-        push.extend(taken(tx, &exception.workload, "its exception has ended", now)?);
+        // Of several that it stands on the last one counts.
+        if exceptions::until(tx, &exception.workload)?.is_some_and(|until| until <= now) {
+            effects.join(taken(tx, &exception.workload, "its exception has ended", now)?);
+        }
     }
-    for (workload, reason) in reviews::overdue(tx, &shared.settings.governance, now)? {
-        reviews::suspend(tx, &workload, &reason, now)?;
-        push.extend(taken(tx, &workload, &reason, now)?);
+    for (workload, reason) in reviews::overdue(tx, bounds, now)? {
+        let (_, suspended) = registrations::workloads::suspend(tx, &workload, &reason, now)?;
+        effects.join(suspended);
     }
-    Ok(push)
+    Ok(effects)
 }
 
-/// Ends what was issued to a workload, and says whom to tell.
-fn taken(tx: &Transaction<'_>, id: &str, reason: &str, now: WallTime) -> Result<Vec<(Audience, Event)>, Refusal> {
+/// Ends what was issued to a workload; its nodes hear of it.
+fn taken(tx: &Transaction<'_>, id: &str, reason: &str, now: WallTime) -> Result<Effects, Refusal> {
     let cause = Cause { kind: "workload", target: id, reason, code: codes::POLICY_GUARDRAIL };
-    let mut push = take_back(tx, &What::Workloads(vec![id.to_owned()]), &cause, now)?.push();
+    let mut effects = take_back(tx, &What::Workloads(vec![id.to_owned()]), &cause, now)?.effects();
     if let Ok(id) = SpiffeId::new(id)
         && let Some(workload) = workloads::find(tx, &id)?
     {
-        push.extend(registrations::told(tx, &workload)?);
+        effects.join(registrations::told(tx, &workload)?);
     }
-    Ok(push)
+    Ok(effects)
 }
 
 /// Bounds and habits, from the configuration.

@@ -122,19 +122,6 @@ pub fn overdue(tx: &Transaction<'_>, bounds: &Governance, now: WallTime) -> Resu
     Ok(found)
 }
 
-/// Suspends one.
-///
-/// # Errors
-/// [`crate::codes::STORE_FAILED`].
-pub fn suspend(tx: &Transaction<'_>, workload: &str, reason: &str, now: WallTime) -> Result<(), Refusal> {
-    tx.execute(
-        "UPDATE workloads SET suspended_at = ?2, suspended_reason = ?3 WHERE id = ?1 AND suspended_at IS NULL",
-        params![workload, signed(now.0), reason],
-    )?;
-    let subject = Subject { workload: Some(workload), ..Subject::default() };
-    audit::about(tx, now, "workload.suspended", &subject, serde_json::json!({ "reason": reason }))
-}
-
 fn signatures(tx: &Transaction<'_>) -> Result<BTreeMap<String, WallTime>, Refusal> {
     let mut statement = tx.prepare_cached("SELECT workload, signed_at FROM reviews")?;
     let rows = statement.query_map([], |row| Ok((row.get(0)?, WallTime(unsigned(row.get(1)?)))))?;

@@ -13,14 +13,14 @@ use super::{Action, Question, answered, fresh_id};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::credentials::ledger::{self, Credential, Kind, Of};
-use crate::control_plane::events::Audience;
+use crate::control_plane::effects::Effects;
 use crate::control_plane::leases;
 use crate::control_plane::registry::{nodes, workloads};
 use crate::control_plane::revocation::{self, Cause, What};
 use crate::control_plane::server::Shared;
 use crate::control_plane::store::{Transaction, fixed};
 use crate::identity::{NodeId, SpiffeId};
-use crate::protocol::{AuthorizationDetail, Event};
+use crate::protocol::AuthorizationDetail;
 
 /// The nodes that hold live credentials.
 ///
@@ -48,26 +48,21 @@ pub fn timed(tx: &Transaction<'_>, shared: &Shared) -> Result<bool, Refusal> {
     }
 }
 
-/// Asks again for all that a node holds, takes back what it wouldn't get now, and gives back what it
-/// is to be told. Where the bundle itself fails nothing is concluded: what is out runs to its end.
+/// Asks again for all that a node holds, takes back what it wouldn't get now, and gives back what
+/// is still to be done. Where the bundle itself fails nothing is concluded: what is out runs to its end.
 ///
 /// # Errors
 /// [`codes::STORE_FAILED`].
-pub fn reconsider(
-    tx: &Transaction<'_>,
-    shared: &Shared,
-    node: NodeId,
-    now: WallTime,
-) -> Result<Vec<(Audience, Event)>, Refusal> {
-    let mut events = Vec::new();
+pub fn reconsider(tx: &Transaction<'_>, shared: &Shared, node: NodeId, now: WallTime) -> Result<Effects, Refusal> {
+    let mut effects = Effects::default();
     for credential in ledger::live(tx, Of::Node(node))? {
         let Some((decision, refusal)) = denied(tx, shared, &credential, now)? else { continue };
         let reason = format!("{} (decision {decision})", refusal.found);
         let id = credential.id.clone();
         let cause = Cause { kind: "credential", target: &id, reason: &reason, code: refusal.code };
-        events.extend(revocation::take_back(tx, &What::Credential(credential), &cause, now)?.push());
+        effects.join(revocation::take_back(tx, &What::Credential(credential), &cause, now)?.effects());
     }
-    Ok(events)
+    Ok(effects)
 }
 
 /// Why a credential would not be issued now, with the decision that says so.

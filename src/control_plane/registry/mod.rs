@@ -14,5 +14,5 @@ pub mod ownership;
 pub mod placement;
 pub mod rules;
 #[cfg(test)]
-mod sample;
+pub mod sample;
 pub mod workloads;

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::names;
-use super::workloads::{self, Change, Suspension, Workload};
+use super::workloads::{self, Change, Workload};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::store::{OptionalExtension, Transaction, params, signed, unsigned};
@@ -162,13 +162,7 @@ pub fn retire(
         let after = match to {
             Some(to) => Workload { owner: to.to_owned(), ..before.clone() },
             None if before.suspended.is_some() => continue,
-            None => Workload {
-                suspended: Some(Suspension {
-                    at: now,
-                    reason: names::clipped(format!("its owner `{name}` left: {reason}")),
-                }),
-                ..before.clone()
-            },
+            None => before.suspended(&names::clipped(format!("its owner `{name}` left: {reason}")), now),
         };
         workloads::put(tx, &after, now)?;
         changes.push(Change::between(before, after));

@@ -19,6 +19,7 @@ pub mod words;
 
 use super::audit::{self, Subject};
 use super::credentials::ledger::{self, Credential, Of};
+use super::effects::Effects;
 use super::events::Audience;
 use super::store::{Transaction, params, signed, unsigned};
 use super::{replay, tasks};
@@ -65,19 +66,17 @@ pub struct Taken {
 }
 
 impl Taken {
-    /// The events that tell the nodes, to be pushed once the transaction stands.
-    pub fn push(&self) -> Vec<(Audience, Event)> {
+    /// What it still has to do: the nodes are told, and an older store would give it back.
+    pub fn effects(&self) -> Effects {
         let event =
             |(node, withdrawal): &(NodeId, Withdrawal)| (Audience::Node(*node), Event::Withdraw(withdrawal.clone()));
-        self.withdrawals.iter().map(event).collect()
+        Effects { push: self.withdrawals.iter().map(event).collect(), taken: true, ..Effects::default() }
     }
 }
 
 /// Takes something back, in the transaction that also sees to it that it isn't issued again: ends the
 /// credentials, numbers the revocation, and notes for each node what it must be told and until when it
 /// could go on without hearing it. Kept answers that hold what was taken are forgotten.
-///
-/// To be followed by `Generation::advance`: an older store would give it back.
 ///
 /// # Errors
 /// [`crate::codes::STORE_FAILED`].

@@ -10,7 +10,7 @@ use crate::control_plane::audit::{self, Subject};
 use crate::control_plane::credentials::ledger::{self, Of};
 use crate::control_plane::registry::nodes::{self, Node, State};
 use crate::control_plane::registry::{owners, workloads};
-use crate::control_plane::store::{Transaction, fixed, params, signed};
+use crate::control_plane::store::{Transaction, fixed};
 use crate::identity::{NodeId, SpiffeId};
 
 /// What an operator names.
@@ -186,7 +186,8 @@ impl Plan {
             return Ok(Outcome::Before(counts::latest(tx, self.kind.as_str(), &self.target)?));
         }
         for id in &self.suspends {
-            suspend(tx, id, reason, now)?;
+            let workload = workloads::existing(tx, &id.to_string())?;
+            workloads::write(tx, &workload.suspended(reason, now), now)?;
         }
         let node = self.node.as_ref().map(|node| super::node::put_out(tx, node, reason, now)).transpose()?;
         let cause = Cause { kind: self.kind.as_str(), target: &self.target, reason, code: codes::GATE_REVOKED };
@@ -219,13 +220,4 @@ pub enum Outcome {
     Before(Option<u64>),
     /// It was taken back; of a node its new row.
     Now(Taken, Option<Box<Node>>),
-}
-
-/// Suspends a workload: nothing is issued for it until somebody resumes it.
-fn suspend(tx: &Transaction<'_>, id: &SpiffeId, reason: &str, now: WallTime) -> Result<(), Refusal> {
-    tx.prepare_cached(
-        "UPDATE workloads SET suspended_at = ?2, suspended_reason = ?3 WHERE id = ?1 AND suspended_at IS NULL",
-    )?
-    .execute(params![id.to_string(), signed(now.0), reason])?;
-    Ok(())
 }

@@ -6,8 +6,8 @@ use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::audit;
 use crate::control_plane::credentials::ledger::{self, Of};
+use crate::control_plane::effects::Effects;
 use crate::control_plane::revocation::{self, Cause, Taken, What};
-use crate::control_plane::server::Shared;
 use crate::control_plane::store::{Transaction, fixed, params, signed, unsigned};
 use crate::identity::NodeId;
 use crate::protocol::Record;
@@ -52,11 +52,11 @@ pub fn used(tx: &Transaction<'_>, jti: &str, node: NodeId, uid: u32, now: WallTi
 /// As [`used`].
 pub fn of_records<'a>(
     tx: &Transaction<'_>,
-    shared: &Shared,
     node: NodeId,
     lines: impl Iterator<Item = &'a String>,
     now: WallTime,
-) -> Result<(), Refusal> {
+) -> Result<Effects, Refusal> {
+    let mut effects = Effects::default();
     for record in lines.filter(|line| line.contains("\"credential.used\"")).filter_map(|line| Record::parse(line).ok())
     {
         let uid = record.detail.get("uid").and_then(Value::as_u64).and_then(|uid| u32::try_from(uid).ok());
@@ -64,12 +64,10 @@ pub fn of_records<'a>(
             continue;
         };
         if let Some(taken) = used(tx, &jti, node, uid, now)? {
-            shared.generation.advance(tx)?;
-            // At once. Should this transaction fail, a node has dropped a token too many.
-            taken.push().into_iter().for_each(|(audience, event)| shared.hub.push(audience, event));
+            effects.join(taken.effects());
         }
     }
-    Ok(())
+    Ok(effects)
 }
 
 /// Forgets who showed tokens that are over.

@@ -4,8 +4,9 @@ use serde_json::json;
 
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
-use crate::control_plane::admin::commands::{Effects, Outcome, only};
+use crate::control_plane::admin::commands::{Outcome, only};
 use crate::control_plane::audit;
+use crate::control_plane::effects::Effects;
 use crate::control_plane::registry::destinations::{self, Destination};
 use crate::control_plane::registry::rules::Rules;
 use crate::control_plane::store::Transaction;

@@ -9,8 +9,9 @@ use x509_cert::spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
 
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
-use crate::control_plane::admin::commands::{Effects, Outcome, only};
+use crate::control_plane::admin::commands::{Outcome, only};
 use crate::control_plane::audit;
+use crate::control_plane::effects::Effects;
 use crate::control_plane::registry::eks::{self, Kind, Words};
 use crate::control_plane::registry::rules::Rules;
 use crate::control_plane::store::Transaction;

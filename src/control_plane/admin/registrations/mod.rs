@@ -9,10 +9,11 @@ use std::collections::BTreeSet;
 
 use serde_json::json;
 
-use super::commands::{Effects, Outcome, only};
+use super::commands::{Outcome, only};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::audit::Subject;
+use crate::control_plane::effects::Effects;
 use crate::control_plane::events::Audience;
 use crate::control_plane::registry::workloads::{Change, Target, Workload};
 use crate::control_plane::registry::{inventory, nodes};
@@ -48,11 +49,9 @@ pub fn felt(tx: &Transaction<'_>, changes: &[Change], reason: &str, now: WallTim
             &Cause { kind: "workload", target: &id, reason, code },
             now,
         )?;
-        effects.push.extend(taken.push());
-        // A restored store would give it back.
-        effects.taken = true;
+        effects.join(taken.effects());
     }
-    effects.push.extend(attest(tx, told)?);
+    effects.join(attest(tx, told)?);
     Ok(effects)
 }
 
@@ -60,7 +59,7 @@ pub fn felt(tx: &Transaction<'_>, changes: &[Change], reason: &str, now: WallTim
 ///
 /// # Errors
 /// [`codes::STORE_FAILED`].
-pub fn told(tx: &Transaction<'_>, workload: &Workload) -> Result<Vec<(Audience, Event)>, Refusal> {
+pub fn told(tx: &Transaction<'_>, workload: &Workload) -> Result<Effects, Refusal> {
     attest(tx, nodes_of(tx, workload)?.into_iter().collect())
 }
 
@@ -78,15 +77,16 @@ pub fn subject(id: &str) -> Subject<'_> {
     Subject { workload: Some(id), ..Subject::default() }
 }
 
-/// Events by which these nodes attest anew; answers that are kept for their retries are out of date.
+/// By which these nodes attest anew; answers that are kept for their retries are out of date.
 ///
 /// # Errors
 /// [`codes::STORE_FAILED`].
-pub fn attest(tx: &Transaction<'_>, nodes: BTreeSet<NodeId>) -> Result<Vec<(Audience, Event)>, Refusal> {
+pub fn attest(tx: &Transaction<'_>, nodes: BTreeSet<NodeId>) -> Result<Effects, Refusal> {
     for node in &nodes {
         replay::forget(tx, Some(*node))?;
     }
-    Ok(nodes.into_iter().map(|node| (Audience::Node(node), Event::Attest)).collect())
+    let push = nodes.into_iter().map(|node| (Audience::Node(node), Event::Attest)).collect();
+    Ok(Effects { push, ..Effects::default() })
 }
 
 fn nodes_of(tx: &Transaction<'_>, workload: &Workload) -> Result<Vec<NodeId>, Refusal> {

@@ -11,7 +11,7 @@ use crate::control_plane::credentials::ledger::{self, Of};
 use crate::control_plane::registry::names;
 use crate::control_plane::registry::owners;
 use crate::control_plane::registry::rules::Rules;
-use crate::control_plane::registry::workloads::{self, Change, Changes, Facts, Stated, Suspension, Workload};
+use crate::control_plane::registry::workloads::{self, Change, Changes, Facts, Stated, Workload};
 use crate::control_plane::store::Transaction;
 use crate::identity::SpiffeId;
 
@@ -50,9 +50,7 @@ pub fn set(tx: &Transaction<'_>, changes: Changes, rules: &Rules, now: WallTime)
 pub fn suspend(tx: &Transaction<'_>, id: &str, reason: &str, now: WallTime) -> Result<Outcome, Refusal> {
     names::text("--reason", reason)?;
     let before = workloads::existing(tx, id)?;
-    // The first reason stands.
-    let suspended = before.suspended.clone().unwrap_or_else(|| Suspension { at: now, reason: reason.to_owned() });
-    let after = Workload { suspended: Some(suspended), ..before.clone() };
+    let after = before.suspended(reason, now);
     changed(tx, "workload.suspended", Change::between(before, after), reason, now)
 }
 

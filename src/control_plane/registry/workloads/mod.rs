@@ -151,6 +151,13 @@ impl Workload {
         self.tier.unwrap_or(STRICTEST_TIER)
     }
 
+    /// As it is once it is suspended; of two reasons the first stands.
+    #[must_use]
+    pub fn suspended(&self, reason: &str, now: WallTime) -> Self {
+        let suspended = self.suspended.clone().unwrap_or_else(|| Suspension { at: now, reason: reason.to_owned() });
+        Self { suspended: Some(suspended), ..self.clone() }
+    }
+
     /// What the node is told of it.
     pub fn entry(&self) -> Entry {
         Entry {

@@ -17,6 +17,7 @@ use crate::control_plane::events::Audience;
 use crate::control_plane::policy::{Asked, standing};
 use crate::control_plane::registry::declared::SourceFile;
 use crate::control_plane::registry::destinations::Destination;
+use crate::control_plane::registry::operators as registered;
 use crate::control_plane::registry::owners::{Kind, Stated as StatedOwner};
 use crate::control_plane::registry::placement::Place;
 use crate::control_plane::registry::workloads::{Changes, Stated};
@@ -195,8 +196,8 @@ impl Command {
         }
     }
 
-    /// Carries the command out for `actor`, if its role allows it; `still` is asked in the same transaction
-    /// whether the actor may act at all.
+    /// Carries the command out for `actor`, if its role allows it; `still` says in the same transaction
+    /// who it is by then.
     ///
     /// # Errors
     /// The refusal for the operator; then nothing was changed.
@@ -204,11 +205,14 @@ impl Command {
         self,
         shared: &Arc<Shared>,
         actor: Actor,
-        still: impl FnOnce(&Transaction<'_>, &Shared) -> Result<(), Refusal> + Send + 'static,
+        still: impl FnOnce(&Transaction<'_>, &Shared) -> Result<Actor, Refusal> + Send + 'static,
     ) -> Result<Value, Refusal> {
         let (of_work, now, came) = (shared.clone(), shared.now(), BootInstant::now());
         let (name, reading) = (self.name(), self.reading());
-        if let Err(refusal) = shared.settings.roles.allow(&actor, self.action(), &name) {
+        let roles = &shared.settings.roles;
+        // Who may not say who administers may not become one of them, either.
+        let bound = self.action() != Action::Read && roles.allow(&actor, Action::Administer, &name).is_err();
+        if let Err(refusal) = roles.allow(&actor, self.action(), &name) {
             let recorded = refusal.clone();
             shared.store.transaction(move |tx| audit::refused(tx, now, &recorded, None, &name)).await?;
             return Err(refusal);
@@ -217,9 +221,16 @@ impl Command {
         let (facts, effects) = shared
             .store
             .transaction(move |tx| {
-                still(tx, &of_work)?;
+                if still(tx, &of_work)? != actor {
+                    return Err(Refusal::new(codes::ADMIN_ROLE, "its role was changed meanwhile").at(actor.name));
+                }
+                let ways = match bound {
+                    true => Some(registered::ways(tx)?),
+                    false => None,
+                };
                 let (facts, effects) = audit::acting(&actor.name, || {
                     let (facts, mut effects) = self.apply(tx, &of_work, &actor, came, now)?;
+                    ways.map_or(Ok(()), |ways| registered::no_new_way(tx, &ways))?;
                     reconsider(tx, &of_work, &mut effects, now)?;
                     Ok::<_, Refusal>((facts, effects))
                 })?;

@@ -59,7 +59,10 @@ async fn command(
     body: axum::body::Bytes,
 ) -> Response {
     let done = match Command::parse(&body) {
-        Ok(command) => command.run_as(&shared, Actor::local(user.0), |_, _| Ok(())).await,
+        Ok(command) => {
+            let actor = Actor::local(user.0);
+            command.run_as(&shared, actor.clone(), |_, _| Ok(actor)).await
+        }
         Err(refusal) => Err(refusal),
     };
     match done {

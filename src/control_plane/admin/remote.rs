@@ -35,7 +35,7 @@ async fn carry_out(shared: &Arc<Shared>, peer: &Arc<Peer>, request: Request) -> 
     let command = Command::parse(&body)?;
     // Asked again in the command's own transaction: nothing lies between the answer and the deed.
     let peer = Arc::clone(peer);
-    command.run_as(shared, actor, move |tx, shared| operator(tx, shared, &peer).map(drop)).await
+    command.run_as(shared, actor, move |tx, shared| operator(tx, shared, &peer)).await
 }
 
 /// The operator behind `peer`; a refusal is recorded.

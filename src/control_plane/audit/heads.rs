@@ -7,7 +7,7 @@
 //! was cut is found even by somebody who has the store alone.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use p256::ecdsa::signature::hazmat::PrehashSigner;
@@ -39,6 +39,9 @@ pub struct Heads {
     pub spki: Vec<u8>,
     /// The file outside the store.
     pub witness: PathBuf,
+    /// The last head that was signed, as far as this process knows: what a running server holds its log against,
+    /// for who has the store can change its own record of heads.
+    last: Mutex<Option<Head>>,
 }
 
 /// The head outside the store, as JSON: who has it can tell whether a log goes on from there.
@@ -128,8 +131,10 @@ impl Heads {
             }
         };
         let spki = super::super::issuer::spki_of_key(&key)?;
-        let heads = Self { key, spki, witness };
+        let heads = Self { key, spki, witness, last: Mutex::default() };
         let cut = heads.hold_against_witness(tx, restored, now)?;
+        // Whatever was found is recorded now: from here on the log is held against what it was here.
+        *heads.last.lock().unwrap_or_else(PoisonError::into_inner) = chain::head(tx)?.filter(|head| head.number > 0);
         Ok((heads, cut))
     }
 
@@ -145,20 +150,30 @@ impl Heads {
             }
             Err(refusal) => return self.found(tx, tampered, 0, &refusal.to_string(), now).map(|()| false),
         };
+        self.hold_against(tx, &witnessed, if restored { "audit.restored" } else { codes::AUDIT_GAP.as_str() }, now)
+    }
+
+    /// Holds the log against a head that it had; says whether it ends before it.
+    fn hold_against(
+        &self,
+        tx: &Transaction<'_>,
+        had: &Head,
+        lacks: &'static str,
+        now: WallTime,
+    ) -> Result<bool, Refusal> {
         let Some(head) = chain::head(tx)? else { return Ok(false) };
-        let (last, number) = (last_number(tx)?, witnessed.number);
+        let (last, number) = (last_number(tx)?, had.number);
         if number > last {
             chain::skip_to(tx, number.max(head.number))?;
-            let what = if restored { "audit.restored" } else { codes::AUDIT_GAP.as_str() };
             let (from, to) = (last.saturating_add(1), number.max(head.number));
-            tracing::error!(from, to, what, "records are missing from the log");
-            let detail = serde_json::json!({ "from": from, "to": to, "chain": witnessed.chain.to_string() });
-            chain::append(tx, now, what, &Subject::default(), detail)?;
+            tracing::error!(from, to, lacks, "records are missing from the log");
+            let detail = serde_json::json!({ "from": from, "to": to, "chain": had.chain.to_string() });
+            chain::append(tx, now, lacks, &Subject::default(), detail)?;
             return Ok(true);
         }
-        if chain::chain_at(tx, number)? != Some(witnessed.chain) {
+        if chain::chain_at(tx, number)? != Some(had.chain) {
             let found = format!("record {number} or one before it was changed");
-            self.found(tx, tampered, number, &found, now)?;
+            self.found(tx, codes::AUDIT_TAMPERED, number, &found, now)?;
         }
         Ok(false)
     }
@@ -177,25 +192,23 @@ impl Heads {
 
     /// Signs the head if it is a new one, keeps it in the store, and gives it back for the witness.
     pub(super) fn sign(&self, tx: &Transaction<'_>, now: WallTime) -> Result<Option<SignedHead>, Refusal> {
+        // Before its word is replaced by a newer one: does the log still go through the last head?
+        let had = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(had) = &had {
+            self.hold_against(tx, had, codes::AUDIT_GAP.as_str(), now)?;
+        }
         let Some(head) = chain::head(tx)? else { return Ok(None) };
-        let last = last(tx)?;
-        if head.number == 0 || last.as_ref().is_some_and(|last| last.head.number >= head.number) {
+        let kept = last(tx)?.is_some_and(|last| last.head == head);
+        if head.number == 0 || kept {
             return Ok(None);
         }
-        // Before its word is replaced by a newer one: does the log still go through the last head?
-        if let Some(last) = &last
-            && (chain::chain_at(tx, last.head.number)? != Some(last.head.chain) || !last.signed_by(&self.spki))
-        {
-            let number = last.head.number;
-            let found = format!("the head at record {number} isn't the one that was signed");
-            self.found(tx, codes::AUDIT_TAMPERED, number, &found, now)?;
-        }
-        let head = chain::head(tx)?.unwrap_or(head);
         let failed = |_| Refusal::new(codes::STORE_FAILED, "the log's head can't be signed");
         let signature: Signature = self.key.sign_prehash(&head.digest()).map_err(failed)?;
         let fresh = SignedHead::new(head, &signature);
         let hour = now.0 - now.0 % HOUR;
         tx.execute("DELETE FROM log_heads WHERE at >= ?1 AND at < ?2", params![signed(hour), signed(now.0)])?;
+        // Of records that there never were, or that are gone: what they were is in the log by now.
+        tx.execute("DELETE FROM log_heads WHERE number >= ?1", [signed(head.number)])?;
         tx.execute(
             "INSERT INTO log_heads(number, chain, signature, at) VALUES (?1, ?2, ?3, ?4)",
             params![signed(head.number), head.chain.as_bytes(), fresh.signature, signed(now.0)],
@@ -206,6 +219,7 @@ impl Heads {
     pub(super) fn write_witness(&self, head: &SignedHead) -> std::io::Result<()> {
         let mut text = serde_json::to_vec(&Witness::of(head, &self.spki)).map_err(std::io::Error::other)?;
         text.push(b'\n');
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(head.head);
         secret::write_atomically(&self.witness, &text)
     }
 }

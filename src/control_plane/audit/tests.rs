@@ -68,6 +68,21 @@ impl Bench {
         heads.write_witness(&signed).unwrap();
     }
 
+    /// Computes the chain of the records that are there anew.
+    fn make_to_fit(&self) {
+        let connection = Connection::open(self.path()).unwrap();
+        let mut chain = crate::protocol::Chain::begin(&chain::head(&connection).unwrap().unwrap().writer);
+        let last: i64 = connection.query_row("SELECT max(id) FROM log", [], |row| row.get(0)).unwrap();
+        let query = format!("SELECT {} FROM log WHERE id = ?1", chain::COLUMNS);
+        for id in 1..=last {
+            let row = connection.query_row(&query, [id], chain::Row::read).unwrap();
+            chain = chain.then(&row.record.unwrap().line());
+            let changed = rusqlite::params![id, chain.as_bytes()];
+            connection.execute("UPDATE log SET chain = ?2 WHERE id = ?1", changed).unwrap();
+        }
+        connection.execute("UPDATE log_chain SET chain = ?1", [chain.as_bytes()]).unwrap();
+    }
+
     fn verify(&self) -> Report {
         verify::verify(&open_reader(&self.path()).unwrap(), Some(&self.witness()), None).unwrap()
     }
@@ -175,22 +190,58 @@ fn cuts_gaps_and_chains_computed_anew_are_found() {
     let bench = Bench::new();
     bench.sample();
     bench.change("UPDATE log SET what = 'credential.expired' WHERE id = 3");
-    let connection = Connection::open(bench.path()).unwrap();
-    let mut chain = crate::protocol::Chain::begin(&chain::head(&connection).unwrap().unwrap().writer);
-    let columns = chain::COLUMNS;
-    for id in 1..=6 {
-        let row =
-            connection.query_row(&format!("SELECT {columns} FROM log WHERE id = ?1"), [id], chain::Row::read).unwrap();
-        chain = chain.then(&row.record.unwrap().line());
-        connection.execute("UPDATE log SET chain = ?2 WHERE id = ?1", rusqlite::params![id, chain.as_bytes()]).unwrap();
-    }
-    connection.execute("UPDATE log_chain SET chain = ?1", [chain.as_bytes()]).unwrap();
-    connection.execute("DELETE FROM log_heads", []).unwrap();
+    bench.make_to_fit();
+    bench.change("DELETE FROM log_heads");
     assert_eq!(bench.first(), (6, codes::AUDIT_TAMPERED));
     // Without the file outside nothing in the store tells, and that is said.
     std::fs::remove_file(bench.witness()).unwrap();
     let report = bench.verify();
     assert!(report.holds && report.unprotected.iter().any(|words| words.contains("isn't at hand")), "{report:?}");
+}
+
+/// A server that runs knows what it signed, whatever the store says by now: it doesn't sign a forged log.
+#[test]
+fn a_running_server_notices_a_log_that_was_made_to_fit() {
+    let forge = "UPDATE log SET what = 'credential.expired' WHERE id = 3";
+    let cut =
+        "DELETE FROM log WHERE id > 4; UPDATE log_chain SET number = 4, chain = (SELECT chain FROM log WHERE id = 4)";
+    let never = "INSERT INTO log_heads(number, chain, signature, at)
+                 VALUES (9223372036854775807, zeroblob(32), zeroblob(64), 3000)";
+    for (change, fit, found) in
+        [(forge, true, Some(codes::AUDIT_TAMPERED)), (cut, false, Some(codes::AUDIT_GAP)), (never, false, None)]
+    {
+        let bench = Bench::new();
+        bench.sample();
+        let (store, heads, _) = bench.open(false);
+        let sign = |now| {
+            let signed = store.transaction_blocking(|tx| heads.sign(tx, WallTime(now))).unwrap();
+            signed.inspect(|signed| heads.write_witness(signed).unwrap())
+        };
+        assert_eq!(sign(2003), None, "nothing is new");
+        bench.change(change);
+        if fit {
+            bench.make_to_fit();
+        }
+        if found.is_some() {
+            bench.change("DELETE FROM log_heads");
+        }
+        store.transaction_blocking(|tx| done(tx, WallTime(2004), "later", None, serde_json::json!({}))).unwrap();
+        assert!(sign(2005).is_some(), "{change}");
+        let said = |code: Code| {
+            let log = listing::list(&open_reader(&bench.path()).unwrap(), Of::Log, 0, 100, false, &Filter::default());
+            log.unwrap().iter().filter(|record| record.what == code.as_str()).count()
+        };
+        match found {
+            Some(code) => {
+                assert_eq!(said(code), 1, "{change}");
+                let report = bench.verify();
+                assert!(!report.holds || !report.noted.is_empty(), "{change}: {report:?}");
+            }
+            None => assert!(bench.verify().holds, "{:?}", bench.verify()),
+        }
+        // Once; then it goes on.
+        assert_eq!(sign(2006), None);
+    }
 }
 
 /// A head of another key, a changed witness.

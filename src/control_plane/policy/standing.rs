@@ -7,7 +7,6 @@
 use std::collections::BTreeSet;
 
 use super::decisions::{self, Kept};
-use super::engine::Answer;
 use super::inputs::Inputs;
 use super::{Action, Question, answered, fresh_id};
 use crate::clock::WallTime;
@@ -105,17 +104,17 @@ fn denied(
         task: asked.and_then(|inputs| inputs.task.clone()),
         ..Inputs::gather(tx, shared, &question, now)?
     };
-    let (policy, mut answer) = answered(tx, shared, &inputs)?;
-    if let Some(before) = before.as_ref().filter(|_| answer.permits())
-        && !covers(&answer.details, &before.answer.details)
-    {
-        let found = "not all that it says may be done is permitted any more";
-        answer = Answer { refusal: Some(Refusal::new(codes::POLICY_DENIED, found)), ..answer };
-    }
-    let Some(refusal) = answer.refusal.clone() else { return Ok(None) };
-    if refusal.code == codes::POLICY_FAILED {
-        return Ok(None);
-    }
+    let (policy, answer) = answered(tx, shared, &inputs)?;
+    let narrower = || before.as_ref().is_some_and(|before| !covers(&answer.details, &before.answer.details));
+    let refusal = match &answer.refusal {
+        // The decision is kept as it was made; that it permits too little is said beside it.
+        None if narrower() => {
+            Refusal::new(codes::POLICY_DENIED, "not all that it says may be done is permitted any more")
+        }
+        None => return Ok(None),
+        Some(refusal) if refusal.code == codes::POLICY_FAILED => return Ok(None),
+        Some(refusal) => refusal.clone(),
+    };
     let decision = fresh_id()?;
     decisions::keep(tx, &Kept { id: decision.clone(), at: now, policy, inputs, answer })?;
     Ok(Some((decision, refusal)))

@@ -1,8 +1,12 @@
 //! Operators: who may administer over the network. The identity is a workload's SVID like any other;
 //! a row here gives its id a role.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
+use super::workloads::{self, Target};
+use super::{eks, nodes};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::admin::roles;
@@ -62,6 +66,58 @@ pub fn remove(tx: &Transaction<'_>, id: &str) -> Result<(), Refusal> {
             .at(id.to_owned())
             .expected("one that `leasehold-server operator list` shows")),
         _ => Ok(()),
+    }
+}
+
+/// A way to an operator's identity: whose processes, and where, can have its certificate.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Way {
+    operator: String,
+    /// A node, or an EK that one may come with.
+    node: String,
+    selectors: BTreeSet<String>,
+    interactive: bool,
+}
+
+/// All ways to operators' identities: over nodes that are admitted, and over EKs that will be once they come.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn ways(tx: &Transaction<'_>) -> Result<BTreeSet<Way>, Refusal> {
+    let mut ways = BTreeSet::new();
+    for operator in all(tx)? {
+        let workload = SpiffeId::new(&operator.id).ok().map(|id| workloads::find(tx, &id)).transpose()?.flatten();
+        let Some(workload) = workload.filter(|workload| workload.suspended.is_none()) else { continue };
+        let mut nodes = Vec::new();
+        match &workload.target {
+            Target::Node(id) => nodes.push(id.to_string()),
+            Target::Group(group) => {
+                nodes.extend(nodes::of_group(tx, group)?.iter().map(ToString::to_string));
+                let known = eks::all(tx)?.into_iter().filter(|ek| ek.group.as_ref() == Some(group));
+                nodes.extend(known.map(|ek| ek.value));
+            }
+        }
+        ways.extend(nodes.into_iter().map(|node| Way {
+            operator: operator.id.clone(),
+            node,
+            selectors: workload.selectors.clone(),
+            interactive: workload.interactive,
+        }));
+    }
+    Ok(ways)
+}
+
+/// That nothing leads to an operator's identity now that didn't `before`: whoever could lay such a way had
+/// that operator's role.
+///
+/// # Errors
+/// [`codes::ADMIN_ROLE`].
+pub fn no_new_way(tx: &Transaction<'_>, before: &BTreeSet<Way>) -> Result<(), Refusal> {
+    match ways(tx)?.difference(before).next() {
+        None => Ok(()),
+        Some(way) => Err(Refusal::new(codes::ADMIN_ROLE, "other processes could then have this operator's identity")
+            .at(way.operator.clone())
+            .expected("the role admin, or the server's local socket")),
     }
 }
 

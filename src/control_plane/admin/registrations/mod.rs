@@ -10,13 +10,14 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use super::commands::{Outcome, only};
+use super::operators as of_operators;
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::audit::Subject;
 use crate::control_plane::effects::Effects;
 use crate::control_plane::events::Audience;
 use crate::control_plane::registry::workloads::{Change, Target, Workload};
-use crate::control_plane::registry::{inventory, nodes};
+use crate::control_plane::registry::{inventory, nodes, operators};
 use crate::control_plane::replay;
 use crate::control_plane::revocation::{Cause, What, take_back};
 use crate::control_plane::store::Transaction;
@@ -36,6 +37,10 @@ pub fn felt(tx: &Transaction<'_>, changes: &[Change], reason: &str, now: WallTim
             told.extend(nodes_of(tx, workload)?);
         }
         let Some(before) = &change.before else { continue };
+        // A role doesn't outlive its identity: whoever registers the name again is somebody else.
+        if change.after.is_none() && operators::find(tx, &before.id)?.is_some() {
+            effects.join(of_operators::remove(tx, &before.id.to_string(), now)?.1);
+        }
         let code = match change {
             Change { after: None, .. } => codes::GATE_REVOKED,
             change if change.suspends() => codes::POLICY_SUSPENDED,

@@ -6,6 +6,7 @@ use der::{Decode, Encode};
 use super::credentials::ledger::{self, Of};
 use super::registry::nodes::{self, Node, State};
 use super::registry::operators::{self, Operator};
+use super::registry::owners;
 use super::store::Transaction;
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
@@ -105,6 +106,11 @@ pub fn authenticate(
         if !issued.iter().any(|credential| credential.workload == operator.id) {
             let found = "the certificate was revoked, or isn't one that was issued to this workload";
             return Err(refuse(peer.id.to_string(), found));
+        }
+        if let Some(owner) = &operator.owner
+            && owners::find(tx, owner)?.is_none_or(|owner| owner.retired.is_some())
+        {
+            return Err(refuse(peer.id.to_string(), &format!("its owner `{owner}` left")));
         }
         return Ok(Caller::Operator(operator));
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::events::Audience;
+use super::policy::standing;
 use super::server::Shared;
 use super::store::Transaction;
 use crate::codes::Refusal;
@@ -18,8 +19,10 @@ pub struct Effects {
     pub ca: bool,
     /// Something was taken away that a restored store would give back.
     pub taken: bool,
-    /// The version of a policy bundle that came into force.
+    /// The version of a policy bundle that is in force.
     pub policy: Option<u64>,
+    /// Everything that is live must be held to the policies in force.
+    pub reconsider: bool,
 }
 
 impl Effects {
@@ -33,6 +36,7 @@ impl Effects {
         self.taken |= more.taken;
         self.ca |= more.ca;
         self.policy = self.policy.max(more.policy);
+        self.reconsider |= more.reconsider;
     }
 
     /// The last thing in the transaction: a store that is older than what was taken away must be noticed.
@@ -55,16 +59,16 @@ impl Effects {
         for (audience, event) in self.push {
             shared.hub.push(audience, event);
         }
-        if let Some(version) = self.policy {
-            shared.bundles.floor.raise(version)?;
-        }
-        if self.ca {
-            shared.ca_changed().await?;
-        }
-        if self.taken {
-            let of_work = shared.clone();
-            shared.store.transaction(move |tx| of_work.generation.witness(tx)).await?;
-        }
-        Ok(())
+        // One that fails doesn't keep the others from being done.
+        let floor = self.policy.map_or(Ok(()), |version| shared.bundles.floor.raise(version));
+        let ca = if self.ca { shared.ca_changed().await } else { Ok(()) };
+        let witness = if self.taken { witness(shared).await } else { Ok(()) };
+        let held = if self.reconsider { Box::pin(standing::reconsider_all(shared)).await } else { Ok(()) };
+        floor.and(ca).and(witness).and(held)
     }
+}
+
+async fn witness(shared: &Arc<Shared>) -> Result<(), Refusal> {
+    let of_work = shared.clone();
+    shared.store.transaction(move |tx| of_work.generation.witness(tx)).await
 }

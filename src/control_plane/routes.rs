@@ -166,6 +166,7 @@ pub fn router(shared: Arc<Shared>, stop: CancellationToken) -> Router {
         strangers: Arc::new(Semaphore::new(STRANGERS)),
         strangers_bodies: Room::new(STRANGERS_BODIES, STRANGERS_BODY_TIME),
         nodes_bodies: Room::new(NODES_BODIES, NODES_BODY_TIME),
+        commands: admin::remote::room(),
     };
     let mut router = Router::new();
     for route in ROUTES {
@@ -199,6 +200,7 @@ struct Server {
     strangers: Arc<Semaphore>,
     strangers_bodies: Room,
     nodes_bodies: Room,
+    commands: Room,
 }
 
 impl Server {
@@ -315,7 +317,9 @@ impl Server {
     /// An operator's command; its answers are JSON.
     async fn command(&self, channel: Option<Channel>, request: Request, path: &'static str) -> Response {
         let refusal = match channel {
-            Some(Channel::Certified(peer)) => return admin::remote::serve(&self.shared, &peer, request).await,
+            Some(Channel::Certified(peer)) => {
+                return admin::remote::serve(&self.shared, &self.commands, &peer, request).await;
+            }
             Some(Channel::Refused(why)) => (*why).clone(),
             Some(Channel::Stranger) | None => {
                 no_certificate().expected("an operator's certificate; see `leasehold-server operator list`")

@@ -206,7 +206,9 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
         let configuration = certify(tx, &settings, &authority, &server_key, &clock)?;
         Ok((authority, epoch, configuration))
     })?;
+    // A start is also where what a kill left undone after a commit is done.
     store.transaction_blocking(|tx| generation.witness(tx))?;
+    store.transaction_blocking(|tx| bundles.raise(tx))?;
     let tls = Arc::new(Tls::new(configuration));
     Ok(Shared {
         settings,
@@ -267,7 +269,7 @@ async fn keep(shared: Arc<Shared>, shutdown: Shutdown) {
             () = shutdown.token.cancelled() => return,
             () = tokio::time::sleep(TICK) => {}
         }
-        if let Err(refusal) = reconsider(&shared, false).await {
+        if let Err(refusal) = standing::reconsider_timed(&shared).await {
             tracing::error!(%refusal, "live credentials couldn't be held to policy; it will be tried again");
         }
         if rested.elapsed() < ROUND {
@@ -278,27 +280,6 @@ async fn keep(shared: Arc<Shared>, shutdown: Shutdown) {
             tracing::error!(%refusal, "the regular work failed; it will be tried again");
         }
     }
-}
-
-/// Holds what is live to the policies in force: one transaction for each node, so that nobody waits long.
-async fn reconsider(shared: &Arc<Shared>, all: bool) -> Result<(), Refusal> {
-    let (of_work, now) = (shared.clone(), shared.now());
-    let nodes = shared
-        .store
-        .transaction(move |tx| match all || standing::timed(tx, &of_work)? {
-            true => standing::holders(tx),
-            false => Ok(Vec::new()),
-        })
-        .await?;
-    for node in nodes {
-        let of_work = shared.clone();
-        let effects = shared
-            .store
-            .transaction(move |tx| standing::reconsider(tx, &of_work, node, now)?.seal(tx, &of_work))
-            .await?;
-        effects.carry_out(shared).await?;
-    }
-    Ok(())
 }
 
 async fn round(shared: &Arc<Shared>, renew_at: &mut WallTime) -> Result<(), Refusal> {
@@ -332,7 +313,7 @@ async fn round(shared: &Arc<Shared>, renew_at: &mut WallTime) -> Result<(), Refu
         *renew_at = now.after(shared.settings.own_certificates / 2);
     }
     // Whatever changed without a word.
-    reconsider(shared, true).await
+    standing::reconsider_all(shared).await
 }
 
 /// One server for one state directory.

@@ -27,6 +27,12 @@
 //! | operator | yes | yes | | |
 //! | admin | yes | yes | yes | yes |
 //!
+//! Who may do daily work may change workloads, and an operator's identity is a workload's. So whatever would let
+//! other processes have the identity of an operator (other selectors, another node, a node or EK put into its group, a
+//! suspension lifted) is for admins. Otherwise an operator could become an admin, or the approver of its
+//! own request. A role ends with the registration that it was given to, and counts for nothing once its
+//! owner has left.
+//!
 //! The table is Cedar (`src/control_plane/admin/roles.cedar`); an error in it denies. A command that has no place in it
 //! doesn't compile, and a route without a row in the matrix of callers fails a test. Each record that a command
 //! writes says `by` whom.
@@ -37,7 +43,9 @@
 //! by certificate: not who asked, not the workload, and not of the workload's owner, so an approver needs an owner
 //! (`operator add --owner`). The local socket shows nobody in particular; there only
 //! `approval grant ID --break-glass --reason …` works, and is recorded as `approval.break_glass`. An approval ends by
-//! itself, and credentials issued on it end with it.
+//! itself, and credentials issued on it end with it; it also ends when the workload's owner, purpose, selectors or
+//! place change, for that isn't what somebody looked at. A request that nobody decides for as long as an approval
+//! could hold lapses. One made at the local socket has nobody as who asked: make requests by certificate.
 //!
 //! # Exceptions
 //! `exception add` needs a workload, an owner, a reason, a ticket and an end, at most `governance.exception_days`

@@ -39,9 +39,10 @@
 //! by its digest, or has no registered audience. A bundle's policy can't have an id that begins with `guardrail.`.
 //!
 //! A caller narrows only. Audiences must be among the registered ones where there are any, a destination among
-//! the registered ones always (`policy.narrowing`). A permit that reads `context.task`, `.caller` or `.detail` must say
-//! in its scope for which principals it is: a caller's words choose among what an operator gave to that
-//! workload, they open nothing to others.
+//! the registered ones always (`policy.narrowing`). A permit that reads `context.task`, `.caller`, `.detail` or
+//! `.ttl_seconds`, or names a `Task`, must say in its scope for which principals it is: a caller's words choose among
+//! what an operator gave to that workload, they open nothing to others. A forbid may read them: whoever says
+//! the words that lift it still gets no more than what the permits give.
 //!
 //! # How long
 //! `@ttl("300s")` and `@evidence_max_age("120s")` stand on permits. They count where the permit is among those the

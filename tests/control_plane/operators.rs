@@ -135,3 +135,65 @@ async fn what_an_operator_must_have_is_said() {
     let wrong = server.run(&["operator", "add", "spiffe://example.org/ghost", "--role", "admin"]).await;
     assert!(said(&wrong).contains("admin.unknown"), "{}", said(&wrong));
 }
+
+/// Whoever may change workloads doesn't become, by that, somebody who may do more.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_gives_itself_another_ones_identity() {
+    let server = Server::start().await;
+    let mut node = server.leased().await;
+    let _admin = operator(&server, &mut node, "boss", Some("admin")).await;
+    let daily = operator(&server, &mut node, "daily", Some("operator")).await;
+    let other = server.leased().await;
+    let boss = "spiffe://example.org/boss";
+    let dir = tempfile::tempdir().unwrap();
+    server.admin(&["export", dir.path().join("registry").to_str().unwrap()]).await;
+    let registry = dir.path().join("registry");
+    for entry in std::fs::read_dir(&registry).unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replace("unix:path:/usr/bin/boss", "unix:path:/usr/bin/mine")).unwrap();
+    }
+    let (other, registry) = (other.id(), registry.to_str().unwrap().to_owned());
+    let ways: [&[&str]; 3] = [
+        &["workload", "set", boss, "--selector", "unix:uid:7"],
+        &["workload", "set", boss, "--node", &other],
+        &["apply", &registry, "--yes"],
+    ];
+    let before = server.admin(&["workload", "show", boss]).await["workload"].clone();
+    for way in ways {
+        let refused = run(&server, daily.path(), way).await;
+        assert!(said(&refused).contains("admin.role"), "{way:?}: {}", said(&refused));
+        assert!(said(&refused).contains("the role admin"), "{way:?}: {}", said(&refused));
+    }
+    assert_eq!(server.admin(&["workload", "show", boss]).await["workload"], before);
+
+    // A group with nobody in it is nobody's way; putting a node into it would be one.
+    server.admin(&["workload", "set", boss, "--node-group", "ops"]).await;
+    for joins in [
+        &["node", "set", &other, "--group", "ops"][..],
+        &["ek", "add", "--name", &format!("000b{}", "11".repeat(32)), "--label", "mine", "--group", "ops"][..],
+    ] {
+        let refused = run(&server, daily.path(), joins).await;
+        assert!(said(&refused).contains("admin.role"), "{joins:?}: {}", said(&refused));
+    }
+    // Its own work goes on; and the name of an operator whose registration went is a name like any other.
+    assert!(run(&server, daily.path(), &["owner", "add", "others"]).await.status.success());
+    let removed = run(&server, daily.path(), &["workload", "remove", boss]).await;
+    assert!(removed.status.success(), "{}", said(&removed));
+    let operators = server.admin(&["operator", "list"]).await;
+    assert!(!operators.to_string().contains(boss), "{operators}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_whose_owner_left_is_none() {
+    let server = Server::start().await;
+    let mut node = server.leased().await;
+    let svid = operator(&server, &mut node, "alices", None).await;
+    server.admin(&["owner", "add", "alice", "--kind", "person"]).await;
+    server.admin(&["operator", "add", "spiffe://example.org/alices", "--role", "admin", "--owner", "alice"]).await;
+    let list = ["operator", "list"];
+    assert!(run(&server, svid.path(), &list).await.status.success());
+    server.admin(&["owner", "retire", "alice", "--reason", "left"]).await;
+    let refused = run(&server, svid.path(), &list).await;
+    assert!(said(&refused).contains("its owner `alice` left"), "{}", said(&refused));
+}

@@ -208,7 +208,7 @@ impl Command {
         still: impl FnOnce(&Transaction<'_>, &Shared) -> Result<Actor, Refusal> + Send + 'static,
     ) -> Result<Value, Refusal> {
         let (of_work, now, came) = (shared.clone(), shared.now(), BootInstant::now());
-        let (name, reading) = (self.name(), self.reading());
+        let name = self.name();
         let roles = &shared.settings.roles;
         // Who may not say who administers may not become one of them, either.
         let bound = self.action() != Action::Read && roles.allow(&actor, Action::Administer, &name).is_err();
@@ -218,46 +218,35 @@ impl Command {
             return Err(refusal);
         }
         self.tested(shared).await?;
-        let (facts, effects) = shared
-            .store
-            .transaction(move |tx| {
-                if still(tx, &of_work)? != actor {
-                    return Err(Refusal::new(codes::ADMIN_ROLE, "its role was changed meanwhile").at(actor.name));
-                }
-                let ways = match bound {
-                    true => Some(registered::ways(tx)?),
-                    false => None,
-                };
-                let (facts, effects) = audit::acting(&actor.name, || {
-                    let (facts, mut effects) = self.apply(tx, &of_work, &actor, came, now)?;
-                    ways.map_or(Ok(()), |ways| registered::no_new_way(tx, &ways))?;
-                    reconsider(tx, &of_work, &mut effects, now)?;
-                    Ok::<_, Refusal>((facts, effects))
-                })?;
-                Ok((facts, effects.seal(tx, &of_work)?))
-            })
-            .await?;
+        let reads = self.reads();
+        let work = move |tx: &Transaction<'_>| {
+            if still(tx, &of_work)? != actor {
+                return Err(Refusal::new(codes::ADMIN_ROLE, "its role was changed meanwhile").at(actor.name));
+            }
+            if reads {
+                return self.apply(tx, &of_work, &actor, came, now);
+            }
+            let ways = bound.then(|| registered::ways(tx)).transpose()?;
+            let (facts, effects) = audit::acting(&actor.name, || {
+                let (facts, mut effects) = self.apply(tx, &of_work, &actor, came, now)?;
+                ways.map_or(Ok(()), |ways| registered::no_new_way(tx, &ways))?;
+                reconsider(tx, &of_work, &mut effects, now)?;
+                Ok::<_, Refusal>((facts, effects))
+            })?;
+            Ok((facts, effects.seal(tx, &of_work)?))
+        };
+        let (facts, effects) = match reads {
+            true => shared.store.reading(work).await?,
+            false => shared.store.transaction(work).await?,
+        };
         effects.carry_out(shared).await?;
-        if let Some(reading) = reading {
-            let shared = shared.clone();
-            let read = move || reading.read(&shared.store.reader()?, Some(&shared.heads.witness), shared.now());
-            let failed =
-                |e: tokio::task::JoinError| Refusal::new(codes::STORE_FAILED, format!("BUG: it ended early: {e}"));
-            return tokio::task::spawn_blocking(read).await.map_err(failed)?;
-        }
         Ok(facts)
     }
 
-    /// What takes longer than the one writer should wait: it is read apart, once the command may be carried out.
-    fn reading(&self) -> Option<Reading> {
-        match self.clone() {
-            Self::AuditList { of, after, limit, newest, filter } => {
-                Some(Reading::List { of, after, limit: limit.min(RECORDS), newest, filter })
-            }
-            Self::AuditVerify { node } => Some(Reading::Verify { node }),
-            Self::AuditJoin => Some(Reading::Join),
-            _ => None,
-        }
+    /// Whether it only reads, and so needn't keep the one writer waiting.
+    fn reads(&self) -> bool {
+        // A plan is made by doing it and undoing that; a list of revoked certificates is numbered.
+        self.action() == Action::Read && !matches!(self, Self::DeclarationPlan { .. } | Self::CaCrl { .. })
     }
 
     /// Runs a bundle's tests, which take longer than a transaction may.
@@ -346,8 +335,11 @@ impl Command {
             Self::CaRotate { early } => trust::ca_rotate(tx, &shared.authority, early, now),
             Self::CaRemove { ca, reason } => trust::ca_remove(tx, &shared.authority, &ca, &reason, now),
             Self::CaCrl { ca } => trust::ca_crl(tx, shared, ca.as_deref(), now),
-            // See `reading`.
-            Self::AuditList { .. } | Self::AuditVerify { .. } | Self::AuditJoin => Ok(only(Value::Null)),
+            Self::AuditList { of, after, limit, newest, filter } => {
+                read(tx, shared, &Reading::List { of, after, limit: limit.min(RECORDS), newest, filter }, now)
+            }
+            Self::AuditVerify { node } => read(tx, shared, &Reading::Verify { node }, now),
+            Self::AuditJoin => read(tx, shared, &Reading::Join, now),
             Self::OperatorAdd { id, role, owner } => {
                 operators::add(tx, &id, &role, owner.as_deref(), actor, &rules.trust_domain, now)
             }
@@ -359,9 +351,14 @@ impl Command {
             Self::PolicyShow { version } => policy::show(tx, shared, version),
             Self::PolicyWhyNot(asked) => policy::why_not(tx, shared, &asked, now),
             Self::DecisionShow { id } => policy::decision_show(tx, shared, &id),
-            Self::DecisionList { workload, node, denied, since, limit } => {
-                policy::decision_list(tx, workload.as_deref(), node.as_deref(), denied, since.as_deref(), limit)
-            }
+            Self::DecisionList { workload, node, denied, since, limit } => policy::decision_list(
+                tx,
+                workload.as_deref(),
+                node.as_deref(),
+                denied,
+                since.as_deref(),
+                limit.min(RECORDS),
+            ),
             Self::DecisionReplay { after } => policy::decision_replay(tx, shared, after),
             Self::ApprovalRequest(stated) => governance::approval_request(tx, shared, &stated, actor, now),
             Self::ApprovalGrant { id, break_glass, reason } => {
@@ -382,11 +379,19 @@ impl Command {
     }
 }
 
-/// Holds what is live to what the command changed: on the nodes it concerns, or on all of them.
+fn read(tx: &Transaction<'_>, shared: &Shared, reading: &Reading, now: WallTime) -> Result<Outcome, Refusal> {
+    reading.read(tx, Some(&shared.heads.witness), now).map(only)
+}
+
+/// Holds what is live to what the command changed, on the nodes it concerns. Where that is all of them it is done
+/// afterwards, one node at a time.
 fn reconsider(tx: &Transaction<'_>, shared: &Shared, effects: &mut Effects, now: WallTime) -> Result<(), Refusal> {
-    let all = effects.push.iter().any(|(audience, _)| *audience == Audience::All);
+    if effects.push.iter().any(|(audience, _)| *audience == Audience::All) {
+        effects.reconsider = true;
+        return Ok(());
+    }
     let mut nodes = standing::holders(tx)?;
-    nodes.retain(|node| all || effects.push.iter().any(|(audience, _)| *audience == Audience::Node(*node)));
+    nodes.retain(|node| effects.push.iter().any(|(audience, _)| *audience == Audience::Node(*node)));
     for node in nodes {
         effects.join(standing::reconsider(tx, shared, node, now)?);
     }

@@ -8,9 +8,11 @@ use super::registrations;
 use super::roles::Actor;
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
+use crate::control_plane::audit;
 use crate::control_plane::credentials::registered;
 use crate::control_plane::effects::Effects;
 use crate::control_plane::governance::{approvals, debt, exceptions, report, reviews};
+use crate::control_plane::registry::destinations;
 use crate::control_plane::registry::{names, operators, owners, workloads};
 use crate::control_plane::server::Shared;
 use crate::control_plane::store::Transaction;
@@ -87,14 +89,8 @@ pub fn exception_list(tx: &Transaction<'_>, now: WallTime) -> Result<Outcome, Re
 pub fn exception_close(tx: &Transaction<'_>, id: &str, reason: &str, now: WallTime) -> Result<Outcome, Refusal> {
     names::text("--reason", reason)?;
     let exception = exceptions::close(tx, id, reason, now)?;
-    let effects = match known(tx, &exception.workload) {
-        Ok(workload) => registrations::told(tx, &workload)?,
-        // Its workload is gone.
-        Err(refusal) if refusal.code == codes::ADMIN_UNKNOWN => Effects::default(),
-        Err(refusal) => return Err(refusal),
-    };
     let facts = json!({ "schema": 1, "changed": true, "exception": shown(&exception, now) });
-    Ok((facts, effects))
+    Ok((facts, told(tx, &exception.workload)?))
 }
 
 /// Asks for an approval.
@@ -111,6 +107,11 @@ pub fn approval_request(
     names::text("--reason", &stated.reason)?;
     let workload = known(tx, &stated.workload)?;
     let StatedRequest { destination, reason, seconds, .. } = stated;
+    if !destination.is_empty() && destinations::find(tx, destination)?.is_none() {
+        return Err(Refusal::new(codes::ADMIN_UNKNOWN, "no such destination")
+            .at(audit::clipped(destination))
+            .expected("one that `leasehold-server destination list` shows, or none for any"));
+    }
     let asked = approvals::Asked { workload: &workload, destination, reason, seconds: *seconds, by };
     let approval = approvals::request(tx, &asked, &shared.settings.governance, now)?;
     Ok(only(json!({ "schema": 1, "changed": true, "approval": approval_shown(&approval, now) })))
@@ -130,6 +131,7 @@ pub fn approval_grant(
 ) -> Result<Outcome, Refusal> {
     let approval = approvals::find(tx, id)?;
     let workload = known(tx, &approval.workload)?;
+    names::optional_text("--reason", note)?;
     let operator = match SpiffeId::new(&by.name) {
         Ok(id) if !by.local => operators::find(tx, &id)?,
         _ => None,
@@ -171,9 +173,8 @@ pub fn approval_deny(
 ) -> Result<Outcome, Refusal> {
     names::text("--reason", reason)?;
     let approval = approvals::deny(tx, id, by, reason, now)?;
-    let workload = known(tx, &approval.workload)?;
     let facts = json!({ "schema": 1, "changed": true, "approval": approval_shown(&approval, now) });
-    Ok((facts, registrations::told(tx, &workload)?))
+    Ok((facts, told(tx, &approval.workload)?))
 }
 
 /// All approvals and requests.
@@ -275,4 +276,13 @@ fn approval_shown(approval: &approvals::Approval, now: WallTime) -> serde_json::
         "break_glass": approval.break_glass, "expires": approval.expires_at.map(|at| at.to_string()),
         "seconds": approval.seconds,
     })
+}
+
+/// The nodes of a workload attest anew, if it is still there.
+fn told(tx: &Transaction<'_>, workload: &str) -> Result<Effects, Refusal> {
+    match known(tx, workload) {
+        Ok(workload) => registrations::told(tx, &workload),
+        Err(refusal) if refusal.code == codes::ADMIN_UNKNOWN => Ok(Effects::default()),
+        Err(refusal) => Err(refusal),
+    }
 }

@@ -45,12 +45,15 @@ pub fn add(
             .at("--owner")
             .expected("one that `leasehold-server owner list` shows"));
     }
+    let known = operators::find(tx, &parsed)?.is_some();
     let changed = operators::put(tx, &parsed, role, owner, &by.name, now)?;
     if changed {
         audit::done(tx, now, "operator.added", None, json!({ "operator": id, "role": role, "owner": owner }))?;
     }
     let operator = operators::find(tx, &parsed)?;
-    Ok(only(json!({ "schema": 1, "changed": changed, "operator": operator })))
+    // A store from before would give back a role that was taken from it.
+    let effects = Effects { taken: known && changed, ..Effects::default() };
+    Ok((json!({ "schema": 1, "changed": changed, "operator": operator }), effects))
 }
 
 /// All operators.

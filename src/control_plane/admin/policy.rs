@@ -59,7 +59,8 @@ pub fn apply_files(
     if let Ok(in_force) = shared.bundles.in_force(tx, &shared.settings.policy) {
         let content = &in_force.content;
         if content.version > 0 && content.policies == policies && content.tests == tests {
-            return Ok(only(json!({ "schema": 1, "changed": false, "bundle": policy::Facts::of(&in_force) })));
+            let facts = json!({ "schema": 1, "changed": false, "bundle": policy::Facts::of(&in_force) });
+            return Ok((facts, Effects { policy: Some(content.version), ..Effects::default() }));
         }
     }
     let version = highest.saturating_add(1);
@@ -158,10 +159,9 @@ pub fn decision_replay(tx: &Transaction<'_>, shared: &Shared, after: i64) -> Res
 fn put(tx: &Transaction<'_>, shared: &Shared, bundle: &Bundle, now: WallTime) -> Result<Outcome, Refusal> {
     let changed = policy::apply(tx, &shared.bundles, &shared.settings.policy, bundle, now)?;
     let facts = policy::Facts::of(bundle);
-    let mut effects = Effects::default();
+    let mut effects = Effects { policy: Some(bundle.content.version), ..Effects::default() };
     if changed {
         audit::done(tx, now, "policy.applied", None, json!({ "bundle": facts }))?;
-        effects.policy = Some(bundle.content.version);
         // A store from before would bring the older one back.
         effects.taken = true;
         effects.push.push((Audience::All, Event::Attest));

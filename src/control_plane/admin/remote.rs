@@ -21,17 +21,27 @@ const BODY_TIME: Duration = Duration::from_secs(30);
 /// KiB of commands in memory at once.
 const BODIES: usize = 64 << 10;
 
+/// Room for the commands of all operators.
+pub fn room() -> Room {
+    Room::new(BODIES, BODY_TIME)
+}
+
 /// Carries out an operator's command.
-pub async fn serve(shared: &Arc<Shared>, peer: &Arc<Peer>, request: Request) -> Response {
-    match carry_out(shared, peer, request).await {
+pub async fn serve(shared: &Arc<Shared>, room: &Room, peer: &Arc<Peer>, request: Request) -> Response {
+    match carry_out(shared, room, peer, request).await {
         Ok(facts) => Json(facts).into_response(),
         Err(refusal) => refused(&refusal),
     }
 }
 
-async fn carry_out(shared: &Arc<Shared>, peer: &Arc<Peer>, request: Request) -> Result<serde_json::Value, Refusal> {
+async fn carry_out(
+    shared: &Arc<Shared>,
+    room: &Room,
+    peer: &Arc<Peer>,
+    request: Request,
+) -> Result<serde_json::Value, Refusal> {
     let actor = actor(shared, peer).await?;
-    let (body, _room) = Room::new(BODIES, BODY_TIME).read(request, LIMIT).await?;
+    let (body, _room) = room.read(request, LIMIT).await?;
     let command = Command::parse(&body)?;
     // Asked again in the command's own transaction: nothing lies between the answer and the deed.
     let peer = Arc::clone(peer);

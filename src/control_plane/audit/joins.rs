@@ -58,13 +58,6 @@ struct Life {
 /// # Errors
 /// [`crate::codes::STORE_FAILED`].
 pub fn join(connection: &Connection, now: WallTime) -> Result<Joined, Refusal> {
-    connection.execute_batch("BEGIN")?;
-    let joined = joined(connection, now);
-    connection.execute_batch("ROLLBACK")?;
-    joined
-}
-
-fn joined(connection: &Connection, now: WallTime) -> Result<Joined, Refusal> {
     let mut joined = Joined { schema: 1, ..Joined::default() };
     let mut lives = ledger(connection)?;
     log(connection, &mut lives, &mut joined)?;

@@ -176,23 +176,23 @@ pub enum Reading {
 }
 
 impl Reading {
-    /// Reads; gives back the facts.
+    /// Reads one state of the store, whatever is written meanwhile; gives back the facts.
     ///
     /// # Errors
     /// [`codes::STORE_FAILED`].
     pub fn read(
         &self,
-        connection: &rusqlite::Connection,
+        tx: &Transaction<'_>,
         witness: Option<&Path>,
         now: WallTime,
     ) -> Result<serde_json::Value, Refusal> {
         let facts = match self {
             Self::List { of, after, limit, newest, filter } => {
-                let records = listing::list(connection, *of, *after, *limit, *newest, filter)?;
+                let records = listing::list(tx, *of, *after, *limit, *newest, filter)?;
                 Ok(serde_json::json!({ "schema": 1, "records": records }))
             }
-            Self::Verify { node } => serde_json::to_value(verify::verify(connection, witness, node.as_deref())?),
-            Self::Join => serde_json::to_value(joins::join(connection, now)?),
+            Self::Verify { node } => serde_json::to_value(verify::verify(tx, witness, node.as_deref())?),
+            Self::Join => serde_json::to_value(joins::join(tx, now)?),
         };
         facts.map_err(|e| Refusal::new(codes::STORE_FAILED, e.to_string()))
     }

@@ -67,14 +67,6 @@ pub struct Finding {
 /// # Errors
 /// [`codes::STORE_FAILED`] when it can't be read at all.
 pub fn verify(connection: &Connection, witness: Option<&Path>, node: Option<&str>) -> Result<Report, Refusal> {
-    // One state of it, whatever is written meanwhile.
-    connection.execute_batch("BEGIN")?;
-    let report = verified(connection, witness, node);
-    connection.execute_batch("ROLLBACK")?;
-    report
-}
-
-fn verified(connection: &Connection, witness: Option<&Path>, node: Option<&str>) -> Result<Report, Refusal> {
     let mut report = Report { schema: 1, ..Report::default() };
     let Some(head) = chain::head(connection)? else {
         report.holds = true;

@@ -168,7 +168,7 @@ fn beside(store: &Path) -> Option<PathBuf> {
 }
 
 fn offline(path: &Path, head: Option<&Path>, reading: &Reading) -> Result<Value, Refusal> {
-    reading.read(&store::open_reader(path)?, head, WallTime::now())
+    reading.read(&store::open_reader(path)?.transaction()?, head, WallTime::now())
 }
 
 /// The records of an answer.

@@ -102,6 +102,11 @@ pub fn export(cli: &Shared, client: &Client, arguments: &Export) -> Result<u8, R
         return Err(failed(other, "there are files already".to_owned()).expected("an empty directory, or --force"));
     }
     for file in &files {
+        // The server says what they are called, not where they go.
+        if Path::new(&file.name).file_name().is_none_or(|name| name != file.name.as_str()) {
+            return Err(Refusal::new(codes::PROTOCOL_MALFORMED, "a file that isn't of this directory")
+                .at(file.name.escape_debug().to_string()));
+        }
         let path = dir.join(&file.name);
         std::fs::write(&path, &file.text).map_err(|e| failed(&path, e.to_string()))?;
     }

@@ -174,30 +174,55 @@ pub fn deny(tx: &Transaction<'_>, id: &str, by: &Actor, note: &str, now: WallTim
     Ok(approval)
 }
 
-/// Until when a workload is approved towards a destination; it may be over.
+/// Until when a workload is approved towards a destination; none if that is over.
 ///
 /// # Errors
 /// [`codes::STORE_FAILED`].
-pub fn until(tx: &Transaction<'_>, workload: &str, destination: &str) -> Result<Option<WallTime>, Refusal> {
+pub fn until(
+    tx: &Transaction<'_>,
+    workload: &str,
+    destination: &str,
+    now: WallTime,
+) -> Result<Option<WallTime>, Refusal> {
     let last: Option<i64> = tx
         .prepare_cached(
             "SELECT max(expires_at) FROM approvals WHERE workload = ?1 AND approved = 1 AND ended_at IS NULL
-             AND destination IN ('', ?2)",
+             AND destination IN ('', ?2) AND expires_at > ?3",
         )?
-        .query_row([workload, destination], |row| row.get(0))?;
+        .query_row(params![workload, destination, signed(now.0)], |row| row.get(0))?;
     Ok(last.map(|at| WallTime(unsigned(at))))
 }
 
-/// Records those whose time is over.
+/// Records those whose time is over, and requests that nobody decided in the time that an approval may hold.
 ///
 /// # Errors
 /// [`codes::STORE_FAILED`].
-pub fn ended(tx: &Transaction<'_>, now: WallTime) -> Result<(), Refusal> {
+pub fn ended(tx: &Transaction<'_>, bounds: &Governance, now: WallTime) -> Result<(), Refusal> {
     for approval in select(tx, "approved = 1 AND ended_at IS NULL AND expires_at <= ?1", signed(now.0))? {
         tx.execute("UPDATE approvals SET ended_at = expires_at WHERE id = ?1", [&approval.id])?;
         record(tx, now, "approval.ended", &approval)?;
     }
+    let lapsed = signed(now.0.saturating_sub(bounds.approval));
+    for request in select(tx, "decided_by IS NULL AND ended_at IS NULL AND requested_at <= ?1", lapsed)? {
+        end(tx, &request, "approval.lapsed", now)?;
+    }
     Ok(())
+}
+
+/// Ends what was approved, or asked for, of a workload: it isn't the one any more that somebody looked at.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn void(tx: &Transaction<'_>, workload: &str, now: WallTime) -> Result<(), Refusal> {
+    for approval in select(tx, "workload = ?1 AND ended_at IS NULL", workload)? {
+        end(tx, &approval, "approval.void", now)?;
+    }
+    Ok(())
+}
+
+fn end(tx: &Transaction<'_>, approval: &Approval, what: &str, now: WallTime) -> Result<(), Refusal> {
+    tx.execute("UPDATE approvals SET ended_at = ?2 WHERE id = ?1", params![approval.id, signed(now.0)])?;
+    record(tx, now, what, approval)
 }
 
 /// All of them, the newest first.
@@ -223,6 +248,11 @@ pub fn find(tx: &Transaction<'_>, id: &str) -> Result<Approval, Refusal> {
 fn undecided(tx: &Transaction<'_>, id: &str) -> Result<Approval, Refusal> {
     let approval = find(tx, id)?;
     match &approval.decided_by {
+        None if approval.ended_at.is_some() => {
+            Err(Refusal::new(codes::ADMIN_CONFLICT, "it has lapsed, or its workload was changed since")
+                .at(format!("approval {id}"))
+                .expected("a new request"))
+        }
         None => Ok(approval),
         Some(by) => {
             let how = if approval.approved { "approved" } else { "turned down" };
@@ -254,7 +284,7 @@ fn may_approve(operator: &Operator, approval: &Approval, workload_owner: &str) -
     }
 }
 
-fn select(tx: &Transaction<'_>, condition: &str, value: i64) -> Result<Vec<Approval>, Refusal> {
+fn select(tx: &Transaction<'_>, condition: &str, value: impl rusqlite::ToSql) -> Result<Vec<Approval>, Refusal> {
     let sql = format!("SELECT {COLUMNS} FROM approvals WHERE {condition} ORDER BY requested_at DESC, id");
     let mut statement = tx.prepare_cached(&sql)?;
     let rows = statement.query_map([value], read)?;

@@ -124,6 +124,17 @@ pub fn close(tx: &Transaction<'_>, id: &str, reason: &str, now: WallTime) -> Res
     Ok(exception)
 }
 
+/// Closes those of a workload that is gone: they weren't granted to who gets its name next.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn void(tx: &Transaction<'_>, workload: &str, now: WallTime) -> Result<(), Refusal> {
+    for exception in select(tx, "workload = ?1 AND closed_at IS NULL", workload)? {
+        close(tx, &exception.id, "its workload was removed", now)?;
+    }
+    Ok(())
+}
+
 /// Until when the exceptions hold that a workload stands on: the last of them.
 ///
 /// # Errors
@@ -160,7 +171,7 @@ fn find(tx: &Transaction<'_>, id: &str) -> Result<Option<Exception>, Refusal> {
     Ok(tx.query_row(&format!("SELECT {COLUMNS} FROM exceptions WHERE id = ?1"), [id], read).optional()?)
 }
 
-fn select(tx: &Transaction<'_>, condition: &str, value: i64) -> Result<Vec<Exception>, Refusal> {
+fn select(tx: &Transaction<'_>, condition: &str, value: impl rusqlite::ToSql) -> Result<Vec<Exception>, Refusal> {
     let sql = format!("SELECT {COLUMNS} FROM exceptions WHERE {condition} ORDER BY added_at DESC, id");
     let mut statement = tx.prepare_cached(&sql)?;
     let rows = statement.query_map([value], read)?;

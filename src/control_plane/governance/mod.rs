@@ -21,7 +21,7 @@ use crate::identity::SpiffeId;
 /// What counts for a decision about a workload, towards a destination.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Standing {
-    /// Until when somebody approved it; it may be over.
+    /// Until when somebody approved it; none if that is over.
     pub approved_until: Option<WallTime>,
     /// Until when the exceptions hold that it stands on; it may be over, and then nothing is issued.
     pub exception_until: Option<WallTime>,
@@ -31,9 +31,9 @@ pub struct Standing {
 ///
 /// # Errors
 /// [`codes::STORE_FAILED`].
-pub fn standing(tx: &Transaction<'_>, workload: &str, destination: &str) -> Result<Standing, Refusal> {
+pub fn standing(tx: &Transaction<'_>, workload: &str, destination: &str, now: WallTime) -> Result<Standing, Refusal> {
     Ok(Standing {
-        approved_until: approvals::until(tx, workload, destination)?,
+        approved_until: approvals::until(tx, workload, destination, now)?,
         exception_until: exceptions::until(tx, workload)?,
     })
 }
@@ -44,7 +44,7 @@ pub fn standing(tx: &Transaction<'_>, workload: &str, destination: &str) -> Resu
 /// [`codes::STORE_FAILED`].
 pub fn round(tx: &Transaction<'_>, bounds: &Governance, now: WallTime) -> Result<Effects, Refusal> {
     let mut effects = Effects::default();
-    approvals::ended(tx, now)?;
+    approvals::ended(tx, bounds, now)?;
     for exception in exceptions::ended(tx, now)? {
         // Of several that it stands on the last one counts.
         if exceptions::until(tx, &exception.workload)?.is_some_and(|until| until <= now) {

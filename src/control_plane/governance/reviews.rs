@@ -48,7 +48,8 @@ pub fn due(tx: &Transaction<'_>, bounds: &Governance, svid_seconds: u64, now: Wa
     let mut found = Vec::new();
     for (workload, added) in workloads::rows(tx)? {
         let id = workload.id.to_string();
-        let reviewed = signed.get(&id).copied();
+        // One that was signed before it was registered was another.
+        let reviewed = signed.get(&id).copied().filter(|signed| *signed >= added);
         let since = reviewed.unwrap_or(added);
         let Activity { issued, released } = activity.get(&id).copied().unwrap_or_default();
         let mut why = Vec::new();
@@ -113,7 +114,7 @@ pub fn overdue(tx: &Transaction<'_>, bounds: &Governance, now: WallTime) -> Resu
     let mut found = Vec::new();
     for (workload, added) in workloads::rows(tx)? {
         let id = workload.id.to_string();
-        let since = signed.get(&id).copied().unwrap_or(added);
+        let since = signed.get(&id).copied().unwrap_or(added).max(added);
         let late = now.0.saturating_sub(since.0) >= bounds.review.saturating_add(grace);
         if late && workload.suspended.is_none() {
             found.push((id, format!("its review is overdue: nobody looked at it since {since}")));

@@ -42,7 +42,7 @@ impl Floor {
         *self.version.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Raises it, after the commit: a crash between the two leaves the store ahead, which is harmless.
+    /// Raises it, after the commit; where that didn't come about, at the next start.
     ///
     /// # Errors
     /// [`codes::STORE_FAILED`].

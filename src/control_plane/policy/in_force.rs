@@ -66,6 +66,15 @@ impl Bundles {
         Ok(Self { floor, built_in, read: Mutex::default() })
     }
 
+    /// Raises the floor to what the store says came into force: a kill between that and the floor's file leaves
+    /// it behind.
+    ///
+    /// # Errors
+    /// [`codes::STORE_FAILED`].
+    pub fn raise(&self, tx: &Transaction<'_>) -> Result<(), Refusal> {
+        self.floor.raise(meta::number(tx, HIGHEST)?)
+    }
+
     /// The bundle in force.
     ///
     /// # Errors

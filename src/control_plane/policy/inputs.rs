@@ -223,7 +223,8 @@ impl Inputs {
         }
         let term_seconds = shared.settings.lease.as_secs();
         let quote = references::latest_quote(tx, node.id)?;
-        let standing = governance::standing(tx, &workload.id.to_string(), question.destination.unwrap_or_default())?;
+        let standing =
+            governance::standing(tx, &workload.id.to_string(), question.destination.unwrap_or_default(), now)?;
         let destination = question.destination.map(|name| destination(tx, name)).transpose()?;
         Ok(Self {
             action: question.action,

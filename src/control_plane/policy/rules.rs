@@ -21,8 +21,9 @@ const DAY: u64 = 86_400;
 const ANNOTATIONS: [&str; 4] = ["id", "ttl", "evidence_max_age", "says"];
 /// What guardrails may carry.
 const OF_GUARDRAILS: [&str; 3] = ["id", "code", "says"];
-/// Members of the context that are the caller's own words, or its node's word for it.
-const CLAIMS: [&str; 3] = ["task", "caller", "detail"];
+/// Members of the context that are the caller's own words, or its node's word for it. A task may ask for less
+/// time.
+const CLAIMS: [&str; 4] = ["task", "caller", "detail", "ttl_seconds"];
 /// Members of the context that change by themselves.
 const TIMED: [&str; 5] = ["now", "hour", "weekday", "evidence", "approved_until"];
 
@@ -238,6 +239,10 @@ fn collect<'a>(value: &'a Value, found: &mut BTreeSet<&'a str>) {
     match value {
         Value::Object(object) => {
             for (key, inner) in object {
+                // The caller names its task: one that a policy names is its word, too.
+                if key == "type" && inner == "Task" {
+                    found.insert("task");
+                }
                 let of_context = (key == "." || key == "has") && inner["left"]["Var"] == "context";
                 match inner["attr"].as_str().filter(|_| of_context) {
                     Some(attribute) => drop(found.insert(attribute)),

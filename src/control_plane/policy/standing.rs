@@ -5,6 +5,7 @@
 //! where policies look at the time, by the clock.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::decisions::{self, Kept};
 use super::inputs::Inputs;
@@ -36,15 +37,39 @@ pub fn holders(tx: &Transaction<'_>) -> Result<Vec<NodeId>, Refusal> {
 }
 
 /// Whether time alone can change what the bundle in force says.
-///
-/// # Errors
-/// [`codes::STORE_FAILED`].
-pub fn timed(tx: &Transaction<'_>, shared: &Shared) -> Result<bool, Refusal> {
+fn timed(tx: &Transaction<'_>, shared: &Shared) -> Result<bool, Refusal> {
     match shared.bundles.in_force(tx, &shared.settings.policy) {
         Ok(bundle) => Ok(bundle.rules.timed),
         Err(refusal) if refusal.code == codes::STORE_FAILED => Err(refusal),
         Err(_) => Ok(false),
     }
+}
+
+/// Holds what is live to the policies in force, where they look at the time.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub async fn reconsider_timed(shared: &Arc<Shared>) -> Result<(), Refusal> {
+    let of_work = shared.clone();
+    match shared.store.reading(move |tx| timed(tx, &of_work)).await? {
+        true => reconsider_all(shared).await,
+        false => Ok(()),
+    }
+}
+
+/// Holds what is live to the policies in force: one transaction for each node, so that nobody waits long.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub async fn reconsider_all(shared: &Arc<Shared>) -> Result<(), Refusal> {
+    let now = shared.now();
+    for node in shared.store.reading(holders).await? {
+        let of_work = shared.clone();
+        let effects =
+            shared.store.transaction(move |tx| reconsider(tx, &of_work, node, now)?.seal(tx, &of_work)).await?;
+        effects.carry_out(shared).await?;
+    }
+    Ok(())
 }
 
 /// Asks again for all that a node holds, takes back what it wouldn't get now, and gives back what

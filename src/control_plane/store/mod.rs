@@ -12,6 +12,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::sync::Semaphore;
+
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 pub use rusqlite::{OptionalExtension, Transaction, params};
 
@@ -24,7 +26,12 @@ use crate::codes::{self, Refusal};
 pub struct Store {
     // A std mutex: it is only ever held on blocking threads, for the length of a transaction.
     connection: Arc<Mutex<Connection>>,
+    path: Arc<Path>,
+    readings: Arc<Semaphore>,
 }
+
+/// How many long readings go on at once; others wait for their turn.
+const READINGS: usize = 4;
 
 impl Store {
     /// Opens the store at `path`, creating it (mode 0600) or migrating it to this version's schema.
@@ -43,17 +50,25 @@ impl Store {
             .map_err(|e| at(Refusal::new(codes::STORE_FAILED, e.to_string())))?;
         let mut connection = Connection::open(path).map_err(|e| at(e.into()))?;
         migrations::run(&mut connection).map_err(at)?;
-        Ok(Self { connection: Arc::new(Mutex::new(connection)) })
+        let readings = Arc::new(Semaphore::new(READINGS));
+        Ok(Self { connection: Arc::new(Mutex::new(connection)), path: path.into(), readings })
     }
 
-    /// Another connection, which only reads: long readings don't keep the one writer waiting.
+    /// Runs `work` in a transaction that only reads, on a connection of its own: it sees what was committed
+    /// before it began, and however long it takes, the one writer doesn't wait for it.
     ///
     /// # Errors
-    /// [`codes::STORE_FAILED`].
-    pub fn reader(&self) -> Result<Connection, Refusal> {
-        let path =
-            self.connection.lock().unwrap_or_else(PoisonError::into_inner).path().map(Path::new).map(Path::to_path_buf);
-        open_reader(&path.unwrap_or_default())
+    /// Those of `work`, or [`codes::STORE_FAILED`], also for an attempt to write.
+    pub async fn reading<T, F>(&self, work: F) -> Result<T, Refusal>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Transaction<'_>) -> Result<T, Refusal> + Send + 'static,
+    {
+        let ended = |error: String| Refusal::new(codes::STORE_FAILED, format!("BUG: a reading ended early: {error}"));
+        let _turn = self.readings.acquire().await.map_err(|e| ended(e.to_string()))?;
+        let path = self.path.clone();
+        let reading = move || work(&open_reader(&path)?.transaction()?);
+        tokio::task::spawn_blocking(reading).await.map_err(|e| ended(e.to_string()))?
     }
 
     /// Runs `work` in one transaction: committed durably if it returns `Ok`, undone otherwise.

@@ -16,6 +16,7 @@ use crate::codes::{self, Refusal};
 use crate::control_plane::audit::Subject;
 use crate::control_plane::effects::Effects;
 use crate::control_plane::events::Audience;
+use crate::control_plane::governance::{approvals, exceptions};
 use crate::control_plane::registry::workloads::{Change, Target, Workload};
 use crate::control_plane::registry::{inventory, nodes, operators};
 use crate::control_plane::replay;
@@ -37,9 +38,13 @@ pub fn felt(tx: &Transaction<'_>, changes: &[Change], reason: &str, now: WallTim
             told.extend(nodes_of(tx, workload)?);
         }
         let Some(before) = &change.before else { continue };
-        // A role doesn't outlive its identity: whoever registers the name again is somebody else.
-        if change.after.is_none() && operators::find(tx, &before.id)?.is_some() {
-            effects.join(of_operators::remove(tx, &before.id.to_string(), now)?.1);
+        let id = before.id.to_string();
+        // What was granted to the name doesn't outlive its registration: whoever registers it again is another.
+        if change.after.is_none() {
+            exceptions::void(tx, &id, now)?;
+            if operators::find(tx, &before.id)?.is_some() {
+                effects.join(of_operators::remove(tx, &id, now)?.1);
+            }
         }
         let code = match change {
             Change { after: None, .. } => codes::GATE_REVOKED,
@@ -47,7 +52,9 @@ pub fn felt(tx: &Transaction<'_>, changes: &[Change], reason: &str, now: WallTim
             change if change.is_of_scope() => codes::POLICY_SCOPE,
             _ => continue,
         };
-        let id = before.id.to_string();
+        if change.is_of_scope() {
+            approvals::void(tx, &id, now)?;
+        }
         let taken = take_back(
             tx,
             &What::Workloads(vec![id.clone()]),

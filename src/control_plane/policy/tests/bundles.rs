@@ -64,6 +64,12 @@ fn what_is_wrong_with_a_bundle_is_named() {
              when { context.detail.type == \"x\" };",
             "widen nothing",
         ),
+        (
+            "@id(\"a\") permit (principal, action, resource)
+             when { Task::\"x\" has intent && Task::\"x\".intent == \"y\" };",
+            "widen nothing",
+        ),
+        ("@id(\"a\") permit (principal, action, resource) when { context.ttl_seconds <= 60 };", "widen nothing"),
         ("", "no policies"),
     ] {
         let said = refused(text, "");
@@ -113,7 +119,7 @@ fn tests_that_come_with_a_bundle_must_hold() {
 #[test]
 fn an_error_denies_whether_a_permit_or_a_forbid_has_it() {
     // An overflow passes validation and fails when it is asked.
-    let fails = "context.ttl_seconds * 9223372036854775807 > 0";
+    let fails = "(principal.tier + 1) * 9223372036854775807 > 0";
     for policy in [
         format!("{ALL} @id(\"f\") forbid (principal, action, resource) when {{ {fails} }};"),
         format!("{ALL} @id(\"f\") permit (principal, action, resource) when {{ {fails} }};"),

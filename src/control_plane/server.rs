@@ -322,6 +322,8 @@ async fn round(shared: &Arc<Shared>, renew_at: &mut WallTime) -> Result<(), Refu
                 replay::forget(tx, None)?;
                 audit::done(tx, now, "ca.turned", None, serde_json::json!({}))?;
             }
+            // A change whose taking over failed: until it succeeds nothing can be issued under what was removed.
+            effects.ca |= of_work.authority.is_behind(tx)?;
             effects.seal(tx, &of_work)
         })
         .await?;

@@ -18,6 +18,7 @@ use super::keys::{self, WrappingKey};
 use super::limiter::Limiter;
 use super::policy::{self, Bundles, Floor, standing};
 use super::published::Published;
+use super::quota::Quota;
 use super::replay::{self, Sealing};
 use super::revocation::words::{self, Words};
 use super::settings::Settings;
@@ -68,6 +69,8 @@ pub struct Shared {
     pub published: Published,
     /// Bounds what strangers can make the server write.
     pub strangers: Limiter,
+    /// Bounds what a node can make it keep.
+    pub quota: Quota,
     /// Reference documents that were read lately.
     pub documents: Cache,
     /// Policy bundles that were read lately, and the floor for their version.
@@ -208,6 +211,7 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
     })?;
     store.transaction_blocking(|tx| generation.witness(tx))?;
     let tls = Arc::new(Tls::new(configuration));
+    let quota = Quota::new(settings.node_records);
     Ok(Shared {
         settings,
         store,
@@ -220,6 +224,7 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
         words: Words::default(),
         published: Published::default(),
         strangers: Limiter::default(),
+        quota,
         documents: Cache::default(),
         bundles,
         metrics: ServerMetrics::default(),

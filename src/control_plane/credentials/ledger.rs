@@ -77,8 +77,30 @@ pub enum Of<'a> {
     Expired(WallTime),
 }
 
+/// The most credentials of a node whose time isn't over, ended or not: whatever ends them, relying parties' lists,
+/// which end at 100 000, have room for those of twelve nodes.
+const HELD: i64 = 8192;
+/// Of these, so many are for the identities that its agent asks for by itself.
+const RESERVED: i64 = 1024;
+
 const COLUMNS: &str =
     "id, kind, decision, node, workload, task, audience, signer, lease_sequence, issued_at, not_after";
+
+/// Whether a node may have more credentials; `just_in_time` ones leave some room for the others.
+///
+/// # Errors
+/// [`codes::PROTOCOL_BUSY`]: until some of those it has run out.
+pub fn room(tx: &Transaction<'_>, node: NodeId, just_in_time: bool, now: WallTime) -> Result<(), Refusal> {
+    let most = if just_in_time { HELD - RESERVED } else { HELD };
+    let held: i64 = tx
+        .prepare_cached("SELECT count(*) FROM (SELECT 1 FROM credentials WHERE node = ?1 AND not_after > ?2 LIMIT ?3)")?
+        .query_row(params![node.as_bytes(), signed(now.0), most], |row| row.get(0))?;
+    match held < most {
+        true => Ok(()),
+        false => Err(Refusal::new(codes::PROTOCOL_BUSY, format!("{held} credentials of the node aren't over yet"))
+            .expected(format!("fewer than {most}; later"))),
+    }
+}
 
 /// Notes what was issued, with its record.
 ///

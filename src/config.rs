@@ -274,6 +274,9 @@ pub struct ServerConfig {
     /// Logs of nodes.
     #[serde(default)]
     pub logs: ServerLogs,
+    /// What is recorded.
+    #[serde(default)]
+    pub audit: AuditConfig,
     /// Approvals, exceptions and reviews.
     #[serde(default)]
     pub governance: GovernanceConfig,
@@ -364,6 +367,21 @@ pub struct ServerLogs {
 impl Default for ServerLogs {
     fn default() -> Self {
         Self { node_mib: 256 }
+    }
+}
+
+/// What is recorded of nodes' doings.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuditConfig {
+    /// The most that one node can have recorded within an hour, in MiB, 1 to 65 536: so much each for attestations, for
+    /// SVIDs, for grants, and for what it delivers. Beyond it the node waits, and nobody else.
+    pub node_mib_an_hour: u64,
+}
+
+impl Default for AuditConfig {
+    fn default() -> Self {
+        Self { node_mib_an_hour: 64 }
     }
 }
 

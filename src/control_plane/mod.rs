@@ -34,6 +34,7 @@ mod logs;
 mod nonces;
 mod policy;
 mod published;
+mod quota;
 pub mod reference;
 mod references;
 mod registry;

@@ -12,9 +12,10 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
+use super::credentials::ledger::{self, Kind};
 use super::issuer::{Ca, RevokedLeaf};
 use super::server::Shared;
-use super::store::{Transaction, damaged, meta, next_sequence, params, signed, unsigned};
+use super::store::{Transaction, damaged, meta, next_sequence};
 use super::tokens;
 use crate::clock::{BootInstant, WallTime};
 use crate::codes::{self, Refusal};
@@ -152,15 +153,9 @@ fn of_bytes(body: Vec<u8>) -> Document {
 pub fn crl(tx: &Transaction<'_>, shared: &Shared, key: Option<&str>, now: WallTime) -> Result<Crl, Refusal> {
     let (id, ca): (i64, Ca) = shared.authority.signer(tx, key)?;
     let key_id = hex::encode(ca.key_id());
-    let mut statement = tx.prepare_cached(
-        "SELECT id, ended_at FROM credentials WHERE kind = 'x509' AND signer = ?1 AND not_after > ?2
-         AND ended_at IS NOT NULL AND ended_code <> 'issuer.expired' ORDER BY id",
-    )?;
-    let rows = statement
-        .query_map(params![id, signed(now.0)], |row| Ok((row.get::<_, String>(0)?, unsigned(row.get(1)?))))?
-        .collect::<Result<Vec<_>, _>>()?;
+    let rows = ledger::withdrawn(tx, Kind::X509, Some(id), now)?;
     within(rows.len())?;
-    let revoked: Vec<String> = rows.iter().map(|(serial, _)| serial.clone()).collect();
+    let revoked: Vec<String> = rows.iter().map(|row| row.id.clone()).collect();
     let kept = {
         let crls = shared.published.crls.lock().unwrap_or_else(PoisonError::into_inner);
         crls.get(&key_id).filter(|crl| crl.holds(&revoked, now)).cloned()
@@ -170,9 +165,9 @@ pub fn crl(tx: &Transaction<'_>, shared: &Shared, key: Option<&str>, now: WallTi
     }
     let leaves: Vec<RevokedLeaf> = rows
         .into_iter()
-        .map(|(serial, at)| {
-            let serial = hex::decode(serial).map_err(|_| damaged("a serial number"))?;
-            Ok(RevokedLeaf { serial, at: WallTime(at) })
+        .map(|row| {
+            let serial = hex::decode(row.id).map_err(|_| damaged("a serial number"))?;
+            Ok(RevokedLeaf { serial, at: row.ended_at })
         })
         .collect::<Result<_, Refusal>>()?;
     // Never lower than one that was given out, not even after a restore.
@@ -192,17 +187,12 @@ pub fn crl(tx: &Transaction<'_>, shared: &Shared, key: Option<&str>, now: WallTi
 /// # Errors
 /// As [`document`].
 pub fn denied(tx: &Transaction<'_>, shared: &Shared, now: WallTime) -> Result<Vec<u8>, Refusal> {
-    let mut statement = tx.prepare_cached(
-        "SELECT id, ended_at, not_after FROM credentials WHERE kind = 'jwt' AND not_after > ?1
-         AND ended_at IS NOT NULL AND ended_code <> 'issuer.expired' ORDER BY id",
-    )?;
-    let rows = statement.query_map([signed(now.0)], |row| {
-        Ok(json!({
-            "jti": row.get::<_, String>(0)?, "revoked": unsigned(row.get(1)?), "exp": unsigned(row.get(2)?),
-        }))
-    })?;
-    let denied = rows.collect::<Result<Vec<_>, _>>()?;
-    within(denied.len())?;
+    let rows = ledger::withdrawn(tx, Kind::Jwt, None, now)?;
+    within(rows.len())?;
+    let denied: Vec<_> = rows
+        .into_iter()
+        .map(|row| json!({ "jti": row.id, "revoked": row.ended_at.0, "exp": row.not_after.0 }))
+        .collect();
     let document = json!({
         "schema": 1, "trust_domain": shared.settings.trust_domain.as_str(), "refresh_hint": MAX_AGE, "denied": denied,
     });

@@ -17,6 +17,7 @@ use super::effects::Effects;
 use super::events::{self, Standing};
 use super::nonces::{self, Purpose};
 use super::published::{self, Topic};
+use super::quota::{Account, Mark};
 use super::registry::nodes::{self, Node};
 use super::replay;
 use super::revocation::{counts, words};
@@ -24,7 +25,7 @@ use super::server::Shared;
 use super::store::Transaction;
 use super::tls::Channel;
 use super::{admin, attestation, audit, basis, credentials, enrolment, tasks, tokens};
-use crate::clock::WallTime;
+use crate::clock::{BootInstant, WallTime};
 use crate::codes::{self, Code, Refusal};
 use crate::identity::NodeId;
 use crate::protocol::records;
@@ -140,6 +141,18 @@ enum Call {
     Published(Topic),
     /// The one call that a revoked node is served: it says that it applied that.
     Withdrawals,
+}
+
+impl Call {
+    /// What a node's call is counted under.
+    const fn account(self) -> Account {
+        match self {
+            Self::Credentials => Account::Identities,
+            Self::Grants => Account::Grants,
+            Self::Records | Self::TasksEnd => Account::Records,
+            _ => Account::Membership,
+        }
+    }
 }
 
 /// From a body to the answer's.
@@ -368,15 +381,25 @@ impl Server {
                     return Ok((Effects::default(), Err(Refused { refusal, next: None })));
                 }
             };
-            let mut effects = Effects::default();
-            let refusal = match settled(work(tx, &shared, &node, &peer, &body, now, &mut effects))? {
-                Ok(answer) => return Ok((effects.seal(tx, &shared)?, Ok(answer))),
-                Err(refusal) => refusal,
+            let account = route.call.account();
+            if let Err(full) = shared.quota.admit(node.id, account, BootInstant::now()) {
+                if full.record {
+                    audit::refused(tx, now, &full.refusal, Some(node.id), route.path)?;
+                }
+                return Ok((Effects::default(), Err(Refused { refusal: full.refusal, next: None })));
+            }
+            let (before, mut effects) = (Mark::of(tx)?, Effects::default());
+            let done = match settled(work(tx, &shared, &node, &peer, &body, now, &mut effects))? {
+                Ok(answer) => Ok(answer),
+                Err(refusal) => {
+                    audit::refused(tx, now, &refusal, Some(node.id), route.path)?;
+                    nodes::seen(tx, node.id, now, Some(&refusal))?;
+                    let next = next_nonce(tx, &shared, route.call, &node, now)?;
+                    Err(Refused { refusal, next })
+                }
             };
-            audit::refused(tx, now, &refusal, Some(node.id), route.path)?;
-            nodes::seen(tx, node.id, now, Some(&refusal))?;
-            let next = next_nonce(tx, &shared, route.call, &node, now)?;
-            Ok((effects.seal(tx, &shared)?, Err(Refused { refusal, next })))
+            shared.quota.charge(node.id, account, before.added(tx)?, BootInstant::now());
+            Ok((effects.seal(tx, &shared)?, done))
         });
         let unheard = |refusal| Refused { refusal, next: None };
         let (effects, done) = done.await.map_err(unheard)?;

@@ -18,6 +18,7 @@ use super::keys::{self, WrappingKey};
 use super::limiter::Limiter;
 use super::policy::{self, Bundles, Floor, standing};
 use super::published::Published;
+use super::quota::Quota;
 use super::replay::{self, Sealing};
 use super::revocation::words::{self, Words};
 use super::settings::Settings;
@@ -68,6 +69,8 @@ pub struct Shared {
     pub published: Published,
     /// Bounds what strangers can make the server write.
     pub strangers: Limiter,
+    /// Bounds what a node can make it keep.
+    pub quota: Quota,
     /// Reference documents that were read lately.
     pub documents: Cache,
     /// Policy bundles that were read lately, and the floor for their version.
@@ -210,6 +213,7 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
     store.transaction_blocking(|tx| generation.witness(tx))?;
     store.transaction_blocking(|tx| bundles.raise(tx))?;
     let tls = Arc::new(Tls::new(configuration));
+    let quota = Quota::new(settings.node_records);
     Ok(Shared {
         settings,
         store,
@@ -222,6 +226,7 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
         words: Words::default(),
         published: Published::default(),
         strangers: Limiter::default(),
+        quota,
         documents: Cache::default(),
         bundles,
         metrics: ServerMetrics::default(),
@@ -303,6 +308,8 @@ async fn round(shared: &Arc<Shared>, renew_at: &mut WallTime) -> Result<(), Refu
                 replay::forget(tx, None)?;
                 audit::done(tx, now, "ca.turned", None, serde_json::json!({}))?;
             }
+            // A change whose taking over failed: until it succeeds nothing can be issued under what was removed.
+            effects.ca |= of_work.authority.is_behind(tx)?;
             effects.seal(tx, &of_work)
         })
         .await?;

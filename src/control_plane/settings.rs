@@ -67,6 +67,8 @@ pub struct Settings {
     pub own_certificates: Duration,
     /// The most bytes of logs that are kept of one node.
     pub node_logs: u64,
+    /// The most bytes that one node can have recorded within an hour.
+    pub node_records: u64,
     /// Which operator may give which command.
     pub roles: Roles,
     /// Bounds of approvals, exceptions and reviews.
@@ -105,6 +107,7 @@ impl Settings {
         within("terms.ca_days", ca_days, 1, 3650)?;
         within("policy.keep_days", config.policy.keep_days, 1, 3650)?;
         within("logs.node_mib", config.logs.node_mib, 1, 16_384)?;
+        within("audit.node_mib_an_hour", config.audit.node_mib_an_hour, 1, 65_536)?;
         let lifetime = Duration::from_secs(ca_days * DAY);
         let registry = Rules::check(&config.trust_domain, &config.registry)?;
         Ok(Self {
@@ -125,6 +128,7 @@ impl Settings {
             // A quarter of a CA's life is what it has left when the next one takes over.
             own_certificates: (lifetime / 4).min(Duration::from_secs(7 * DAY)),
             node_logs: config.logs.node_mib << 20,
+            node_records: config.audit.node_mib_an_hour << 20,
             roles: Roles::shipped()?,
             governance: governance(config)?,
         })
@@ -315,6 +319,7 @@ mod tests {
             ("[terms]\nlease_seconds = 1", "terms.lease_seconds"),
             ("[terms]\nca_days = 0", "terms.ca_days"),
             ("[logs]\nnode_mib = 0", "logs.node_mib"),
+            ("[audit]\nnode_mib_an_hour = 0", "audit.node_mib_an_hour"),
             ("[policy]\nkeep_days = 0", "policy.keep_days"),
             ("[[admission.join]]\nname = \"all\"\ngrade = \"unknown\"", "admission.join `all`"),
             ("[[admission.join]]\nname = \"all\"\ngrade = \"listed\"\ngroup = \"a b\"", "admission.join `all`"),

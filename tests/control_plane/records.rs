@@ -352,3 +352,37 @@ async fn a_token_of_a_task_that_two_show_is_taken_back() {
     assert!(server.recorded().await.iter().any(|what| what == "revocation.made"));
     assert_eq!(used(&two, &[1000]).await, 1, "over is over");
 }
+
+/// A node that has more to say than its measure waits; nobody else does, and it can still be put out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_says_too_much_waits_alone() {
+    let server = Server::start_with("[audit]\nnode_mib_an_hour = 1\n").await;
+    let (mut loud, quiet) = (server.leased().await, server.leased().await);
+    let id = server.register("web", &loud.id()).await;
+    let mut refused = None;
+    // A journal of its own each time: what begins journals is bounded as well.
+    for _ in 0..64 {
+        let mut journal = Journal::new();
+        (0..4).for_each(|_| journal.write(&"test.loud".repeat(1_000), None, None));
+        if let Err(failure) = journal.deliver(&loud, 1, 4).await {
+            refused = Some(failure.code());
+            break;
+        }
+    }
+    assert_eq!(refused, Some(codes::PROTOCOL_BUSY));
+    for _ in 0..3 {
+        let mut journal = Journal::new();
+        journal.write("test.more", None, None);
+        assert_eq!(journal.deliver(&loud, 1, 1).await.unwrap_err().code(), codes::PROTOCOL_BUSY);
+    }
+    // It stays a member, its workloads keep their identities, and others are heard.
+    assert!(loud.attest().await.unwrap().lease.is_some());
+    let (answer, _) = loud.credential(&id).await.unwrap();
+    assert_eq!(answer.answers[0].refusal, None);
+    let mut journal = Journal::new();
+    journal.write("test.quiet", None, None);
+    assert_eq!(journal.deliver(&quiet, 1, 1).await.unwrap(), 2);
+    let busy = server.recorded().await.into_iter().filter(|what| what == codes::PROTOCOL_BUSY.as_str());
+    assert_eq!(busy.count(), 1, "recorded once");
+    server.admin(&["revoke", "node", &loud.id(), "--reason", "loud"]).await;
+}

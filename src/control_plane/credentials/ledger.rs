@@ -77,8 +77,30 @@ pub enum Of<'a> {
     Expired(WallTime),
 }
 
+/// The most credentials of a node whose time isn't over, ended or not: whatever ends them, relying parties' lists,
+/// which end at 100 000, have room for those of twelve nodes.
+const HELD: i64 = 8192;
+/// Of these, so many are for the identities that its agent asks for by itself.
+const RESERVED: i64 = 1024;
+
 const COLUMNS: &str =
     "id, kind, decision, node, workload, task, audience, signer, lease_sequence, issued_at, not_after";
+
+/// Whether a node may have more credentials; `just_in_time` ones leave some room for the others.
+///
+/// # Errors
+/// [`codes::PROTOCOL_BUSY`]: until some of those it has run out.
+pub fn room(tx: &Transaction<'_>, node: NodeId, just_in_time: bool, now: WallTime) -> Result<(), Refusal> {
+    let most = if just_in_time { HELD - RESERVED } else { HELD };
+    let held: i64 = tx
+        .prepare_cached("SELECT count(*) FROM (SELECT 1 FROM credentials WHERE node = ?1 AND not_after > ?2 LIMIT ?3)")?
+        .query_row(params![node.as_bytes(), signed(now.0), most], |row| row.get(0))?;
+    match held < most {
+        true => Ok(()),
+        false => Err(Refusal::new(codes::PROTOCOL_BUSY, format!("{held} credentials of the node aren't over yet"))
+            .expected(format!("fewer than {most}; later"))),
+    }
+}
 
 /// Notes what was issued, with its record.
 ///
@@ -155,14 +177,44 @@ pub fn end(
     now: WallTime,
 ) -> Result<Vec<Credential>, Refusal> {
     let ended = live(tx, of)?;
-    let what = if code == codes::ISSUER_EXPIRED { "credential.expired" } else { "credential.revoked" };
     for credential in &ended {
+        // By its time: the code may be a node's word.
+        let expired = code == codes::ISSUER_EXPIRED && credential.not_after <= now;
+        let what = if expired { "credential.expired" } else { "credential.revoked" };
         tx.prepare_cached("UPDATE credentials SET ended_at = ?2, ended_code = ?3, ended_reason = ?4 WHERE id = ?1")?
             .execute(params![credential.id, signed(now.0), code.as_str(), reason])?;
         let detail = serde_json::json!({ "code": code, "reason": audit::clipped(reason) });
         audit::about(tx, now, what, &subject(credential), detail)?;
     }
     Ok(ended)
+}
+
+/// A credential that ended before its time.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ended {
+    /// Serial number or `jti`.
+    pub id: String,
+    /// When it ended.
+    pub ended_at: WallTime,
+    /// When its time would have been over.
+    pub not_after: WallTime,
+}
+
+/// What nobody may take although its time isn't over at `now`, by id; of one signer or of all. Time alone says
+/// what is on it: why a credential ended is in part the word of the node that has it.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn withdrawn(tx: &Transaction<'_>, kind: Kind, signer: Option<i64>, now: WallTime) -> Result<Vec<Ended>, Refusal> {
+    let mut statement = tx.prepare_cached(
+        "SELECT id, ended_at, not_after FROM credentials
+         WHERE kind = ?1 AND not_after > ?2 AND ended_at < not_after AND (?3 IS NULL OR signer = ?3) ORDER BY id",
+    )?;
+    let time = |row: &rusqlite::Row<'_>, at| Ok::<_, rusqlite::Error>(WallTime(unsigned(row.get(at)?)));
+    let rows = statement.query_map(params![kind.as_str(), signed(now.0), signer], |row| {
+        Ok(Ended { id: row.get(0)?, ended_at: time(row, 1)?, not_after: time(row, 2)? })
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
 }
 
 /// Ends what has run out; to be called now and then.

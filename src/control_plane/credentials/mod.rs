@@ -28,8 +28,8 @@ const WANTED: usize = 256;
 /// Answers a node's request, one decision for each identity.
 ///
 /// # Errors
-/// [`codes::ISSUER_NO_LEASE`] for the request as a whole; what is wrong with one identity stands
-/// in its own answer.
+/// [`codes::ISSUER_NO_LEASE`] and [`codes::PROTOCOL_BUSY`] for the request as a whole; what is wrong with one identity
+/// stands in its own answer.
 pub fn issue(
     tx: &Transaction<'_>,
     shared: &Shared,
@@ -43,6 +43,7 @@ pub fn issue(
             .expected(format!("1 to {WANTED}")));
     }
     let left = leases::live(tx, node.id, request.lease_sequence, now)?;
+    ledger::room(tx, node.id, false, now)?;
     let lease = leases::find(tx, node.id)?
         .ok_or_else(|| Refusal::new(codes::ISSUER_NO_LEASE, "the node has attested to nothing yet"))?;
     let mut answers = Vec::with_capacity(request.wanted.len());

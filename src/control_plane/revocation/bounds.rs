@@ -102,16 +102,24 @@ impl Held {
         let mut all = values.to_vec();
         all.push(signed(now.0).into());
         let (until, live): (Option<i64>, i64) = tx
-            .prepare_cached(&format!(
-                "SELECT max(not_after), count(*) FILTER (WHERE ended_at IS NULL) FROM credentials
-                 WHERE {condition} AND not_after > ?{place}"
-            ))?
+            .prepare_cached(&holding(condition, place))?
             .query_row(rusqlite::params_from_iter(all), |row| Ok((row.get(0)?, row.get(1)?)))?;
         self.until = self.until.max(WallTime(until.map_or(0, unsigned)));
         self.live += unsigned(live);
         Ok(())
     }
 }
+
+fn holding(condition: &str, place: usize) -> String {
+    format!(
+        "SELECT max(not_after), count(*) FILTER (WHERE ended_at IS NULL) FROM credentials
+         WHERE {condition} AND not_after > ?{place}"
+    )
+}
+
+/// Who holds something of a workload.
+const HOLDERS: &str = "SELECT DISTINCT credentials.node FROM credentials JOIN nodes ON nodes.id = credentials.node
+     WHERE credentials.workload = ?1 AND credentials.not_after > ?2 AND nodes.state = 'admitted'";
 
 /// The admitted nodes that a workload may be on, or that hold credentials of it.
 fn nodes_of(tx: &Transaction<'_>, id: &str, now: WallTime) -> Result<BTreeSet<NodeId>, Refusal> {
@@ -135,10 +143,7 @@ fn nodes_of(tx: &Transaction<'_>, id: &str, now: WallTime) -> Result<BTreeSet<No
         }
         None => {}
     }
-    let mut statement = tx.prepare_cached(
-        "SELECT DISTINCT credentials.node FROM credentials JOIN nodes ON nodes.id = credentials.node
-         WHERE credentials.workload = ?1 AND credentials.not_after > ?2 AND nodes.state = 'admitted'",
-    )?;
+    let mut statement = tx.prepare_cached(HOLDERS)?;
     collect(&mut nodes, statement.query_map(params![id, signed(now.0)], |row| row.get(0))?)?;
     Ok(nodes)
 }
@@ -148,4 +153,38 @@ fn collect(nodes: &mut BTreeSet<NodeId>, ids: impl Iterator<Item = rusqlite::Res
         nodes.insert(NodeId::from_bytes(fixed(&id?, "a node id")?));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control_plane::registry::nodes;
+
+    /// The ledger only grows, and everybody waits while it is asked: only what isn't over is looked at.
+    #[test]
+    fn whom_it_concerns_is_found_by_an_index() {
+        let (_dir, store) = nodes::tests::store();
+        store
+            .transaction_blocking(|tx| {
+                for query in [
+                    holding("node = ?1", 2),
+                    holding("node = ?1 AND task = ?2", 3),
+                    holding("node = ?1 AND workload = ?2", 3),
+                    holding("id = ?1", 2),
+                    HOLDERS.to_owned(),
+                ] {
+                    let mut statement = tx.prepare(&format!("EXPLAIN QUERY PLAN {query}"))?;
+                    let values = vec![Value::Null; statement.parameter_count()];
+                    let steps =
+                        statement.query_map(rusqlite::params_from_iter(values), |row| row.get::<_, String>(3))?;
+                    let steps: Vec<String> = steps.collect::<Result<_, _>>()?;
+                    let good = |step: &String| {
+                        !step.contains("credentials") || step.contains("not_after>?") || step.contains("(id=?)")
+                    };
+                    assert!(steps.iter().all(good), "{query}: {steps:?}");
+                }
+                Ok(())
+            })
+            .unwrap();
+    }
 }

@@ -20,6 +20,7 @@ const STEPS: &[&str] = &[
     include_str!("steps/09-tokens.sql"),
     include_str!("steps/10-operators.sql"),
     include_str!("steps/11-governance.sql"),
+    include_str!("steps/12-bounds.sql"),
 ];
 
 /// Brings the schema up to date, in one transaction.

@@ -139,6 +139,31 @@ fn what_is_not_renewed_runs_out() {
     .unwrap();
 }
 
+/// A node says how its tasks ended; whether a credential is over, its time says.
+#[test]
+fn no_word_of_a_node_keeps_a_credential_off_the_lists() {
+    let (_dir, store) = store();
+    with(&store, |tx| {
+        begin(tx, NODE, WEB, "d", &stated(1, "job"), WallTime(100), WallTime(1))?;
+        issue(tx, "a", "job")?;
+        let refusal = Refusal::new(codes::ISSUER_EXPIRED, "it couldn't be renewed in time");
+        let told = TasksEnded { run: RUN, tasks: vec![crate::protocol::TaskEnd { number: 1, refusal }] };
+        ended(tx, NODE, &told, WallTime(30))?;
+        let listed = |now| ledger::withdrawn(tx, Kind::Jwt, None, WallTime(now));
+        let one = ledger::Ended { id: "a".to_owned(), ended_at: WallTime(30), not_after: WallTime(100) };
+        assert_eq!((listed(99)?, listed(100)?), (vec![one], Vec::new()));
+        assert_eq!(ledger::withdrawn(tx, Kind::X509, None, WallTime(30))?, []);
+        let records = listing::list(tx, listing::Of::Log, 0, 100, false, &listing::Filter::default())?;
+        assert!(records.iter().any(|record| record.what == "credential.revoked"));
+        // What ran out is on none.
+        issue(tx, "b", "later")?;
+        assert_eq!(ledger::expire(tx, WallTime(100))?, 1);
+        assert_eq!(listed(99)?.len(), 1);
+        Ok(())
+    })
+    .unwrap();
+}
+
 #[test]
 fn statements_keep_to_their_bounds() {
     let good = stated(1, "a.B:c_d-0");

@@ -10,7 +10,7 @@ use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::audit::{self, Subject};
 use crate::control_plane::ca::Issuing;
-use crate::control_plane::credentials::{self, denied, registered};
+use crate::control_plane::credentials::{self, denied, ledger, registered};
 use crate::control_plane::issuer;
 use crate::control_plane::leases::{self, LeaseRow};
 use crate::control_plane::policy::{self, Action, Decision, Grant, Question};
@@ -33,8 +33,8 @@ const TEXT: usize = 2048;
 /// Answers a node's request: everything that was asked for, or nothing.
 ///
 /// # Errors
-/// [`codes::ISSUER_NO_LEASE`] and [`codes::PROTOCOL_MALFORMED`] for the request as a whole; what is
-/// decided, or wrong with what is asked for, stands in the answer.
+/// [`codes::ISSUER_NO_LEASE`], [`codes::PROTOCOL_BUSY`] and [`codes::PROTOCOL_MALFORMED`] for the request as a whole;
+/// what is decided, or wrong with what is asked for, stands in the answer.
 pub fn grant(
     tx: &Transaction<'_>,
     shared: &Shared,
@@ -44,6 +44,7 @@ pub fn grant(
 ) -> Result<GrantAnswer, Refusal> {
     check(request)?;
     let left = leases::live(tx, node.id, request.lease_sequence, now)?;
+    ledger::room(tx, node.id, true, now)?;
     let lease = leases::find(tx, node.id)?
         .ok_or_else(|| Refusal::new(codes::ISSUER_NO_LEASE, "the node has attested to nothing yet"))?;
     match asked(tx, shared, node, &lease, left, request, now) {

@@ -76,7 +76,7 @@ pub fn of_records<'a>(
 /// [`codes::STORE_FAILED`].
 pub fn tidy(tx: &Transaction<'_>) -> Result<(), Refusal> {
     tx.prepare_cached(
-        "DELETE FROM token_uses WHERE jti IN (SELECT id FROM credentials WHERE kind = 'jwt' AND ended_at IS NOT NULL)",
+        "DELETE FROM token_uses WHERE EXISTS (SELECT 1 FROM credentials WHERE id = jti AND ended_at IS NOT NULL)",
     )?
     .execute([])?;
     Ok(())

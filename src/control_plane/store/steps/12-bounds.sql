@@ -1,0 +1,9 @@
+-- What relying parties must not take although its time isn't over: by time alone, whatever code it ended with.
+DROP INDEX denied_credentials;
+CREATE INDEX withdrawn_credentials ON credentials(kind, not_after) WHERE ended_at < not_after;
+-- The ledger only grows: who holds something that isn't over is found by its time.
+DROP INDEX credentials_by_holder;
+CREATE INDEX credentials_by_workload ON credentials(workload, not_after, node);
+CREATE INDEX credentials_by_node ON credentials(node, not_after);
+-- Tasks that are over go away once nobody asks for them any more.
+CREATE INDEX ended_tasks ON tasks(ended_at) WHERE ended_at IS NOT NULL;

@@ -221,7 +221,7 @@ impl Peer {
     ///
     /// # Errors
     /// [`codes::WORKLOAD_PEER_GONE`], [`codes::WORKLOAD_PEER_CHANGED`], [`codes::WORKLOAD_PEER_UNKNOWN`], and
-    /// [`codes::WORKLOAD_NO_DESCRIPTORS`], which is no finding: look again later.
+    /// [`codes::WORKLOAD_UNSEEN`], which is no finding: look again later.
     pub async fn check(&self) -> Result<(), Refusal> {
         self.blocking(PATIENCE, Held::check).await
     }
@@ -307,8 +307,9 @@ async fn patiently<T: Send + 'static>(
     }
 }
 
+/// Others may have taken all threads that ask: that says nothing about this process.
 fn silent(pid: i32) -> Refusal {
-    unknown(pid, "no answer", std::io::ErrorKind::TimedOut.into())
+    Refusal::new(codes::WORKLOAD_UNSEEN, "no answer in time").at(format!("/proc/{pid}"))
 }
 
 /// The peer's pidfd from the socket itself.

@@ -106,14 +106,30 @@ fn look_without_descriptors(stream: &UnixStream) {
         // One, and that is taken; none at all would forbid asking about a descriptor, too.
         let had = getrlimit(Resource::Nofile);
         setrlimit(Resource::Nofile, rustix::process::Rlimit { current: Some(1), ..had }).unwrap();
-        assert_eq!(peer.check().await.unwrap_err().code, codes::WORKLOAD_NO_DESCRIPTORS);
-        assert_eq!(peer.observe(&sha256).await.unwrap_err().code, codes::WORKLOAD_NO_DESCRIPTORS);
-        assert_eq!(peer.held.process.executable().unwrap_err().code, codes::WORKLOAD_NO_DESCRIPTORS);
+        assert_eq!(peer.check().await.unwrap_err().code, codes::WORKLOAD_UNSEEN);
+        assert_eq!(peer.observe(&sha256).await.unwrap_err().code, codes::WORKLOAD_UNSEEN);
+        assert_eq!(peer.held.process.executable().unwrap_err().code, codes::WORKLOAD_UNSEEN);
         for method in BOTH {
             let refusal = Peers::new(method).catch(stream).unwrap_err();
-            assert_eq!(refusal.code, codes::WORKLOAD_NO_DESCRIPTORS, "{method:?}");
+            assert_eq!(refusal.code, codes::WORKLOAD_UNSEEN, "{method:?}");
         }
         setrlimit(Resource::Nofile, had).unwrap();
+        peer.check().await.unwrap();
+    });
+}
+
+#[test]
+fn a_peer_that_can_not_be_looked_at_for_want_of_threads_is_not_a_lost_one() {
+    let (_mine, theirs) = UnixStream::pair().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
+    runtime.block_on(async {
+        let peer = Peers::new(PeerMethod::Auto).identify(&theirs).await.unwrap();
+        let (release, stalled) = std::sync::mpsc::channel::<()>();
+        let stall = tokio::task::spawn_blocking(move || stalled.recv());
+        let looked = peer.blocking(Duration::from_millis(20), Held::check).await;
+        assert_eq!(looked.unwrap_err().code, codes::WORKLOAD_UNSEEN);
+        drop(release);
+        stall.await.unwrap().unwrap_err();
         peer.check().await.unwrap();
     });
 }

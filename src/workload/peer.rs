@@ -14,7 +14,7 @@ use super::Selector;
 use super::cgroup::Trees;
 use super::digest::Digests;
 use super::held::Held;
-use super::observed::Observed;
+use super::observed::{Asked, Observed};
 use super::process::{Process, Surroundings, no_descriptors, ticks, unknown};
 use crate::clock::BootInstant;
 use crate::codes::{self, Refusal};
@@ -228,17 +228,19 @@ impl Peer {
 
     /// What is true of it now, as far as `entries` (the selectors of each registered workload) ask.
     ///
-    /// The program's digest is read only if an entry that asks for it matches in everything else,
+    /// The program's digests are taken only if an entry that asks for them matches in everything else,
     /// so nobody can make the agent hash files by connecting.
     ///
     /// # Errors
     /// As [`Peer::check`].
     pub async fn observe<E: AsRef<[Selector]> + Sync>(&self, entries: &[E]) -> Result<Observed, Refusal> {
         let observed = self.blocking(PATIENCE, Held::facts).await?;
-        if !entries.iter().any(|entry| observed.lacks_only_the_digest(entry.as_ref())) {
+        let asked = observed.asked(entries);
+        if asked == Asked::default() {
             return Ok(observed);
         }
-        self.hashing(move |held| held.with_digest(observed)).await
+        // Also where nothing is hashed: a file system served by somebody's own process may take for ever to open a file.
+        self.hashing(move |held| held.with_digests(observed, asked)).await
     }
 
     /// The digest of its program by `hash`, or in words why there is none.

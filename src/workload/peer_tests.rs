@@ -202,6 +202,23 @@ async fn a_program_is_hashed_only_for_an_entry_that_matches_otherwise() {
     assert!(peer.observe(&[parse(&[digest])]).await.unwrap().sha256.is_ok());
 }
 
+/// Nothing here has fs-verity. A program that has it is measured in the machine of `tests/run boot`.
+#[tokio::test]
+async fn a_program_without_fs_verity_fails_that_selector_and_the_refusal_says_so() {
+    let bench = Bench::new();
+    let (_helper, stream) = bench.own("stay");
+    let peer = Peers::new(PeerMethod::Auto).identify(&stream).await.unwrap();
+    let digest = format!("unix:fsverity:sha256:{}", "00".repeat(32));
+    let uid = format!("unix:uid:{}", peer.uid());
+    let entry = parse(&[uid, digest.clone()]);
+    let (failing, found) = peer.observe(&[&entry]).await.unwrap().failing(&entry).unwrap();
+    assert_eq!(failing.to_string(), digest);
+    assert!(found.contains("fs-verity"), "{found}");
+    // Not asked for where it couldn't change anything.
+    let others = parse(&[format!("unix:uid:{}", peer.uid() + 1), digest]);
+    assert_eq!(peer.observe(&[others]).await.unwrap().verity, Err("not asked for".to_owned()));
+}
+
 #[tokio::test]
 async fn an_ended_process_is_gone_though_its_connection_lives() {
     for method in BOTH {

@@ -29,6 +29,13 @@ pub(super) struct FileId {
     pub(super) inode: u64,
 }
 
+impl FileId {
+    pub(super) fn of(file: &File) -> io::Result<Self> {
+        let stat = fstat(file)?;
+        Ok(Self { device: stat.st_dev, inode: stat.st_ino })
+    }
+}
+
 /// A process, by number only in words: every question goes through the two descriptors.
 #[derive(Debug)]
 pub(super) struct Process {

@@ -263,7 +263,7 @@ table! {
     WORKLOAD_PEER_UNKNOWN = "workload.peer_unknown", "The kernel doesn't say who is calling.";
     WORKLOAD_PEER_CHANGED = "workload.peer_changed", "The calling process is no longer what it was when it connected.";
     WORKLOAD_PEER_GONE = "workload.peer_gone", "The calling process ended before it could be identified.";
-    WORKLOAD_NO_DESCRIPTORS = "workload.no_descriptors", "No file can be opened now to look at the calling process.";
+    WORKLOAD_UNSEEN = "workload.unseen", "The agent can't look at the calling process now; nothing is concluded from that.";
     WORKLOAD_LOGIN_SESSION = "workload.login_session", "The calling process belongs to a login session: a person, not a workload.";
     WORKLOAD_UNMEASURED = "workload.unmeasured", "The calling program isn't in the kernel's attested list of what it measured.";
     WORKLOAD_NO_MATCH = "workload.no_match", "No registered workload matches the calling process.";

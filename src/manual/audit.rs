@@ -67,8 +67,8 @@
 //! - against whoever has the control plane's store, its wrapping key and the file beside it, until a node shows the head it
 //!   was given, or somebody compares an export.
 //!
-//! A node whose journal was changed puts it aside (`journal-aside-…`, for people to look at), begins a new one that
-//! says so, and goes on: the change is reported, and workloads aren't stopped by it.
+//! A node whose journal was changed puts it aside (`journal-aside-N`, for people to look at; the first four and the last four
+//! are kept), begins a new one that says so, and goes on: the change is reported, and workloads aren't stopped by it.
 //!
 //! `audit verify` ends with 0 if all holds, 3 if something was found and recorded earlier (such records stay), 4 if
 //! something doesn't hold now; `audit check` with 4 if anything stands alone.

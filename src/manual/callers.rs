@@ -15,6 +15,7 @@
 //! | `unix:supplementary-gid:27` | with this supplementary group | `/proc/PID/status` |
 //! | `unix:path:/usr/bin/app` | that runs this file, and under this path the agent finds the same file (device and inode); in the agent's PID and user namespace and under its root directory | `/proc/PID/exe`, `ns/`, `root` |
 //! | `unix:sha256:HEX` | whose program has this digest, hashed by the agent | the file behind `/proc/PID/exe` |
+//! | `unix:fsverity:sha256:HEX`, `unix:fsverity:sha512:HEX` | whose program the kernel itself measures so (`fsverity measure FILE`); on ext4, f2fs and btrfs | `FS_IOC_MEASURE_VERITY` on the file behind `/proc/PID/exe` |
 //! | `systemd:unit:app.service` | in this unit of the system's service manager; units of a user's own manager are all `user@UID.service` | its cgroup |
 //! | `systemd:slice:batch.slice` | in a unit of this slice | its cgroup |
 //! | `systemd:invocation:HEX` | in this one run of its unit (`systemctl show -P InvocationID`) | the cgroup's `trusted.invocation_id`, `/run/systemd/units` |
@@ -31,9 +32,19 @@
 //! other processes as far as they can't steer each other. `unix:sha256` pins a build, and needs a new registration
 //! with each.
 //!
-//! Not there: the digest of fs-verity (asking the kernel for it needs an `ioctl` that no dependency offers safely;
-//! `unix:sha256` says the same of the same file) and a container's image (only its runtime knows it, and a runtime's
-//! word isn't the kernel's).
+//! `unix:fsverity` says more for less: nothing is hashed for it, and the kernel holds every page of the program against
+//! that digest whenever it reads one from the disk, also after the start. The file must have fs-verity enabled
+//! (`fsverity enable FILE`, on ext4 after `tune2fs -O verity`), and then can be replaced but not changed. Where the
+//! file system or the kernel has no fs-verity, or the file doesn't, the selector doesn't hold, and the refusal says
+//! so. FUSE isn't believed: there the answer comes from whoever serves the files.
+//!
+//! A program started by an interpreter or a loader (`python3 app.py`, `/lib64/ld-linux-x86-64.so.2 app`) is that one to every
+//! selector of `unix`.
+//!
+//! Not there: a container's image. Only its runtime knows which image a container was made of; the kernel knows a cgroup,
+//! a root directory and mounts. A runtime's word, over a socket or in a file, is a process's claim about another one,
+//! which no measurement covers, and with a rootless runtime it is the user's own. `container:id` is what the
+//! cgroup tree proves; what runs in it is said by `unix:sha256` or `unix:fsverity`.
 //!
 //! # What a process must stay
 //! A connection is one user, with its groups, running one program, at one place in the tree of cgroups, in one run of

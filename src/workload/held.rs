@@ -1,7 +1,8 @@
 //! A process that is held, and what it was when it connected.
 
+use super::Verity;
 use super::cgroup::Place;
-use super::observed::Observed;
+use super::observed::{Asked, Observed};
 use super::peer::Peers;
 use super::process::{Credentials, FileId, Login, Process, no_descriptors, unknown};
 use crate::codes::{self, Refusal};
@@ -77,7 +78,7 @@ impl Held {
         Ok(())
     }
 
-    /// What is true of it now, but for the digest of its program.
+    /// What is true of it now, but for the digests of its program.
     pub(super) fn facts(&self) -> Result<Observed, Refusal> {
         self.check()?;
         let path = match (self.state.executable, self.peers.own()) {
@@ -88,30 +89,48 @@ impl Held {
         // Again: what was read between two equal answers is the same program's.
         self.check()?;
         let State { credentials, place, login, .. } = self.state.clone();
-        Ok(Observed { credentials, place, login, path, sha256: Err("not asked for".to_owned()) })
+        let (sha256, verity) = (Err("not asked for".to_owned()), Err("not asked for".to_owned()));
+        Ok(Observed { credentials, place, login, path, sha256, verity })
     }
 
-    /// The same with the digest. No digest, no match: other entries may still hold.
-    pub(super) fn with_digest(&self, mut observed: Observed) -> Result<Observed, Refusal> {
-        observed.sha256 = self.digest(LogHash::Sha256)?.and_then(|digest| {
-            digest.try_into().map_err(|digest: Vec<u8>| format!("a digest of {} bytes", digest.len()))
-        });
+    /// The same with the digests that are asked for. No digest, no match: other entries may still hold.
+    pub(super) fn with_digests(&self, mut observed: Observed, asked: Asked) -> Result<Observed, Refusal> {
+        if asked.verity {
+            let verity = self.opened().and_then(|(file, executable)| match FileId::of(&file)? == executable {
+                true => Verity::of(&file),
+                false => Err(std::io::Error::other("the process runs another program now")),
+            });
+            observed.verity = self.or_why(verity)?;
+        }
+        if asked.sha256 {
+            observed.sha256 = self.digest(LogHash::Sha256)?.and_then(|digest| {
+                digest.try_into().map_err(|digest: Vec<u8>| format!("a digest of {} bytes", digest.len()))
+            });
+        }
         Ok(observed)
     }
 
     /// The digest of its program, or why there is none. Reads the file.
     pub(super) fn digest(&self, hash: LogHash) -> Result<Result<Vec<u8>, String>, Refusal> {
-        let digest = self
-            .state
-            .executable
-            .ok_or_else(|| std::io::Error::other("the agent may not see its program"))
-            .and_then(|executable| self.peers.digests().of(self.process.open_executable()?, executable, hash));
+        let digest = self.opened().and_then(|(file, executable)| self.peers.digests().of(file, executable, hash));
+        self.or_why(digest)
+    }
+
+    /// Its program, to be read, and which file that must be.
+    fn opened(&self) -> std::io::Result<(std::fs::File, FileId)> {
+        let executable =
+            self.state.executable.ok_or_else(|| std::io::Error::other("the agent may not see its program"))?;
+        Ok((self.process.open_executable()?, executable))
+    }
+
+    /// What was read of its program, or why nothing was.
+    fn or_why<T>(&self, read: std::io::Result<T>) -> Result<Result<T, String>, Refusal> {
         self.check()?;
-        match digest {
-            Ok(digest) => Ok(Ok(digest)),
+        match read {
+            Ok(read) => Ok(Ok(read)),
             Err(error) if no_descriptors(&error) => Err(unknown(self.process.pid(), "exe", error)),
             Err(error) => {
-                tracing::warn!(pid = self.process.pid(), %error, "the caller's program can't be hashed");
+                tracing::warn!(pid = self.process.pid(), %error, "the caller's program has no digest");
                 Ok(Err(error.to_string()))
             }
         }

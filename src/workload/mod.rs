@@ -12,7 +12,7 @@
 //! program with more rights.
 //!
 //! What this can't tell apart: processes of one user can trace, preload and so become each other,
-//! so `unix:path` and `unix:sha256` narrow what a user gets but don't divide that user.
+//! so `unix:path`, `unix:sha256` and `unix:fsverity` narrow what a user gets but don't divide that user.
 
 mod cgroup;
 
@@ -30,7 +30,10 @@ mod process;
 
 mod selector;
 
+mod verity;
+
 pub use ending::{Ending, Endings, Watch};
 pub use observed::Observed;
 pub use peer::{Caught, Peer, PeerMethod, Peers};
 pub use selector::{KINDS, Selector};
+pub use verity::Verity;

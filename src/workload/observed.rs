@@ -3,9 +3,9 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::Selector;
 use super::cgroup::Place;
 use super::process::{Credentials, Login};
+use super::{Selector, Verity};
 use crate::protocol::CallerClaims;
 
 /// So many supplementary groups are told to the control plane.
@@ -21,6 +21,15 @@ pub struct Observed {
     pub(super) path: Result<PathBuf, String>,
     /// The program's digest, or why there is none.
     pub(super) sha256: Result<[u8; 32], String>,
+    /// What the kernel measures of the program, or why it doesn't.
+    pub(super) verity: Result<Verity, String>,
+}
+
+/// The digests that entries ask for which match in everything else.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Asked {
+    pub(super) sha256: bool,
+    pub(super) verity: bool,
 }
 
 impl fmt::Display for Observed {
@@ -82,6 +91,7 @@ impl Observed {
             [
                 self.path().and_then(path),
                 self.sha256.as_ref().ok().copied().map(Selector::Sha256),
+                self.verity.as_ref().ok().copied().map(Selector::FsVerity),
                 place.unit.clone().map(Selector::SystemdUnit),
                 place.slice.clone().map(Selector::SystemdSlice),
                 place.invocation.map(Selector::SystemdInvocation),
@@ -96,10 +106,17 @@ impl Observed {
         CallerClaims { uid: self.uid(), login_session: self.login.is_some(), selectors: selectors.collect() }
     }
 
-    pub(super) fn lacks_only_the_digest(&self, selectors: &[Selector]) -> bool {
-        let (digests, others): (Vec<_>, Vec<_>) =
-            selectors.iter().partition(|selector| matches!(selector, Selector::Sha256(_)));
-        !digests.is_empty() && others.into_iter().all(|selector| self.holds(selector))
+    /// Which digests are to be had: those of entries that lack nothing else.
+    pub(super) fn asked<E: AsRef<[Selector]>>(&self, entries: &[E]) -> Asked {
+        let is_digest = |selector: &&Selector| matches!(selector, Selector::Sha256(_) | Selector::FsVerity(_));
+        let mut asked = Asked::default();
+        for entry in entries.iter().map(AsRef::as_ref) {
+            if entry.iter().filter(|selector| !is_digest(selector)).all(|selector| self.holds(selector)) {
+                asked.sha256 |= entry.iter().any(|selector| matches!(selector, Selector::Sha256(_)));
+                asked.verity |= entry.iter().any(|selector| matches!(selector, Selector::FsVerity(_)));
+            }
+        }
+        asked
     }
 
     fn holds(&self, selector: &Selector) -> bool {
@@ -110,6 +127,7 @@ impl Observed {
             Selector::SupplementaryGid(gid) => self.credentials.groups.contains(gid),
             Selector::Path(path) => self.path() == Some(Path::new(path)),
             Selector::Sha256(digest) => self.sha256.as_ref() == Ok(digest),
+            Selector::FsVerity(digest) => self.verity.as_ref() == Ok(digest),
             Selector::SystemdUnit(unit) => place.unit.as_ref() == Some(unit),
             Selector::SystemdSlice(slice) => place.slice.as_ref() == Some(slice),
             Selector::SystemdInvocation(id) => place.invocation.as_ref() == Some(id),
@@ -138,6 +156,7 @@ impl Observed {
                 Err(why) => why.clone(),
             },
             Selector::Sha256(_) => self.sha256.as_ref().map_or_else(Clone::clone, hex::encode),
+            Selector::FsVerity(_) => self.verity.as_ref().map_or_else(Clone::clone, Verity::to_string),
             Selector::SystemdUnit(_) => or_doubt(place.unit.clone()),
             Selector::SystemdSlice(_) => or_doubt(place.slice.clone()),
             Selector::SystemdInvocation(_) => or_doubt(place.invocation.map(hex::encode)),

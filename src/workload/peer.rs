@@ -14,7 +14,7 @@ use super::Selector;
 use super::cgroup::Trees;
 use super::digest::Digests;
 use super::held::Held;
-use super::observed::Observed;
+use super::observed::{Asked, Observed};
 use super::process::{Process, Surroundings, no_descriptors, ticks, unknown};
 use crate::clock::BootInstant;
 use crate::codes::{self, Refusal};
@@ -221,24 +221,26 @@ impl Peer {
     ///
     /// # Errors
     /// [`codes::WORKLOAD_PEER_GONE`], [`codes::WORKLOAD_PEER_CHANGED`], [`codes::WORKLOAD_PEER_UNKNOWN`], and
-    /// [`codes::WORKLOAD_NO_DESCRIPTORS`], which is no finding: look again later.
+    /// [`codes::WORKLOAD_UNSEEN`], which is no finding: look again later.
     pub async fn check(&self) -> Result<(), Refusal> {
         self.blocking(PATIENCE, Held::check).await
     }
 
     /// What is true of it now, as far as `entries` (the selectors of each registered workload) ask.
     ///
-    /// The program's digest is read only if an entry that asks for it matches in everything else,
+    /// The program's digests are taken only if an entry that asks for them matches in everything else,
     /// so nobody can make the agent hash files by connecting.
     ///
     /// # Errors
     /// As [`Peer::check`].
     pub async fn observe<E: AsRef<[Selector]> + Sync>(&self, entries: &[E]) -> Result<Observed, Refusal> {
         let observed = self.blocking(PATIENCE, Held::facts).await?;
-        if !entries.iter().any(|entry| observed.lacks_only_the_digest(entry.as_ref())) {
+        let asked = observed.asked(entries);
+        if asked == Asked::default() {
             return Ok(observed);
         }
-        self.hashing(move |held| held.with_digest(observed)).await
+        // Also where nothing is hashed: a file system served by somebody's own process may take for ever to open a file.
+        self.hashing(move |held| held.with_digests(observed, asked)).await
     }
 
     /// The digest of its program by `hash`, or in words why there is none.
@@ -307,8 +309,9 @@ async fn patiently<T: Send + 'static>(
     }
 }
 
+/// Others may have taken all threads that ask: that says nothing about this process.
 fn silent(pid: i32) -> Refusal {
-    unknown(pid, "no answer", std::io::ErrorKind::TimedOut.into())
+    Refusal::new(codes::WORKLOAD_UNSEEN, "no answer in time").at(format!("/proc/{pid}"))
 }
 
 /// The peer's pidfd from the socket itself.

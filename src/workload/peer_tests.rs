@@ -106,14 +106,30 @@ fn look_without_descriptors(stream: &UnixStream) {
         // One, and that is taken; none at all would forbid asking about a descriptor, too.
         let had = getrlimit(Resource::Nofile);
         setrlimit(Resource::Nofile, rustix::process::Rlimit { current: Some(1), ..had }).unwrap();
-        assert_eq!(peer.check().await.unwrap_err().code, codes::WORKLOAD_NO_DESCRIPTORS);
-        assert_eq!(peer.observe(&sha256).await.unwrap_err().code, codes::WORKLOAD_NO_DESCRIPTORS);
-        assert_eq!(peer.held.process.executable().unwrap_err().code, codes::WORKLOAD_NO_DESCRIPTORS);
+        assert_eq!(peer.check().await.unwrap_err().code, codes::WORKLOAD_UNSEEN);
+        assert_eq!(peer.observe(&sha256).await.unwrap_err().code, codes::WORKLOAD_UNSEEN);
+        assert_eq!(peer.held.process.executable().unwrap_err().code, codes::WORKLOAD_UNSEEN);
         for method in BOTH {
             let refusal = Peers::new(method).catch(stream).unwrap_err();
-            assert_eq!(refusal.code, codes::WORKLOAD_NO_DESCRIPTORS, "{method:?}");
+            assert_eq!(refusal.code, codes::WORKLOAD_UNSEEN, "{method:?}");
         }
         setrlimit(Resource::Nofile, had).unwrap();
+        peer.check().await.unwrap();
+    });
+}
+
+#[test]
+fn a_peer_that_can_not_be_looked_at_for_want_of_threads_is_not_a_lost_one() {
+    let (_mine, theirs) = UnixStream::pair().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
+    runtime.block_on(async {
+        let peer = Peers::new(PeerMethod::Auto).identify(&theirs).await.unwrap();
+        let (release, stalled) = std::sync::mpsc::channel::<()>();
+        let stall = tokio::task::spawn_blocking(move || stalled.recv());
+        let looked = peer.blocking(Duration::from_millis(20), Held::check).await;
+        assert_eq!(looked.unwrap_err().code, codes::WORKLOAD_UNSEEN);
+        drop(release);
+        stall.await.unwrap().unwrap_err();
         peer.check().await.unwrap();
     });
 }
@@ -184,6 +200,23 @@ async fn a_program_is_hashed_only_for_an_entry_that_matches_otherwise() {
     assert!(peer.observe(&[others]).await.unwrap().sha256.is_err());
     assert!(peer.observe::<Vec<Selector>>(&[]).await.unwrap().sha256.is_err());
     assert!(peer.observe(&[parse(&[digest])]).await.unwrap().sha256.is_ok());
+}
+
+/// Nothing here has fs-verity. A program that has it is measured in the machine of `tests/run boot`.
+#[tokio::test]
+async fn a_program_without_fs_verity_fails_that_selector_and_the_refusal_says_so() {
+    let bench = Bench::new();
+    let (_helper, stream) = bench.own("stay");
+    let peer = Peers::new(PeerMethod::Auto).identify(&stream).await.unwrap();
+    let digest = format!("unix:fsverity:sha256:{}", "00".repeat(32));
+    let uid = format!("unix:uid:{}", peer.uid());
+    let entry = parse(&[uid, digest.clone()]);
+    let (failing, found) = peer.observe(&[&entry]).await.unwrap().failing(&entry).unwrap();
+    assert_eq!(failing.to_string(), digest);
+    assert!(found.contains("fs-verity"), "{found}");
+    // Not asked for where it couldn't change anything.
+    let others = parse(&[format!("unix:uid:{}", peer.uid() + 1), digest]);
+    assert_eq!(peer.observe(&[others]).await.unwrap().verity, Err("not asked for".to_owned()));
 }
 
 #[tokio::test]

@@ -29,6 +29,13 @@ pub(super) struct FileId {
     pub(super) inode: u64,
 }
 
+impl FileId {
+    pub(super) fn of(file: &File) -> io::Result<Self> {
+        let stat = fstat(file)?;
+        Ok(Self { device: stat.st_dev, inode: stat.st_ino })
+    }
+}
+
 /// A process, by number only in words: every question goes through the two descriptors.
 #[derive(Debug)]
 pub(super) struct Process {
@@ -115,7 +122,7 @@ impl Process {
     /// The file of the program it runs, or nothing if the agent may not see it.
     ///
     /// # Errors
-    /// [`codes::WORKLOAD_NO_DESCRIPTORS`]: that says nothing about the program.
+    /// [`codes::WORKLOAD_UNSEEN`]: that says nothing about the program.
     pub(super) fn executable(&self) -> Result<Option<FileId>, Refusal> {
         // O_PATH: whoever serves the file's content isn't asked anything.
         let opened = openat(&self.directory, "exe", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
@@ -307,7 +314,7 @@ pub(super) fn no_descriptors(error: &io::Error) -> bool {
 }
 
 pub(super) fn unknown(pid: i32, what: &str, error: io::Error) -> Refusal {
-    let code = if no_descriptors(&error) { codes::WORKLOAD_NO_DESCRIPTORS } else { codes::WORKLOAD_PEER_UNKNOWN };
+    let code = if no_descriptors(&error) { codes::WORKLOAD_UNSEEN } else { codes::WORKLOAD_PEER_UNKNOWN };
     Refusal::new(code, error.to_string()).at(format!("/proc/{pid}: {what}"))
 }
 

@@ -5,12 +5,13 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::Verity;
 use super::cgroup::{container_id, is_slice_name, is_unit_name};
 use crate::codes::{self, Refusal};
 
 /// Every kind of selector with its form, for whoever wrote another.
 pub const KINDS: &str = "unix:uid:N, unix:gid:N, unix:supplementary-gid:N, unix:path:/FILE, unix:sha256:HEX, \
-     systemd:unit:NAME, systemd:slice:NAME, systemd:invocation:HEX, cgroup:path:/PATH or container:id:HEX";
+     unix:fsverity:ALGORITHM:HEX, systemd:unit:NAME, systemd:slice:NAME, systemd:invocation:HEX, cgroup:path:/PATH or container:id:HEX";
 
 /// One condition on a process, all of them checked with the kernel. Its text form is
 /// `TYPE:KEY:VALUE`, and each selector has exactly one.
@@ -28,6 +29,9 @@ pub enum Selector {
     Path(String),
     /// `unix:sha256:HEX`: SHA-256 of the program's file.
     Sha256([u8; 32]),
+    /// `unix:fsverity:sha256:HEX` or `unix:fsverity:sha512:HEX`: what the kernel itself measures of the program's file, as
+    /// `fsverity measure` prints it.
+    FsVerity(Verity),
     /// `systemd:unit:app.service`: the unit of the system's service manager whose cgroup it is in.
     SystemdUnit(String),
     /// `systemd:slice:system.slice`: the innermost slice above that unit.
@@ -63,6 +67,10 @@ impl Selector {
                 (plain_path(value).map(Self::Path), "an absolute path without `.`, `..`, `//` and control characters")
             }
             ("unix", "sha256") => (hexadecimal(value).map(Self::Sha256), "64 lower-case hexadecimal digits"),
+            ("unix", "fsverity") => (
+                Verity::parse(value).map(Self::FsVerity),
+                "sha256: and 64 or sha512: and 128 lower-case hexadecimal digits, as `fsverity measure` prints",
+            ),
             ("systemd", "unit") => (
                 is_unit_name(value).then(|| Self::SystemdUnit(value.to_owned())),
                 "a unit with processes of its own, e.g. systemd:unit:app.service",
@@ -96,6 +104,7 @@ impl fmt::Display for Selector {
             Self::SupplementaryGid(gid) => write!(f, "unix:supplementary-gid:{gid}"),
             Self::Path(path) => write!(f, "unix:path:{path}"),
             Self::Sha256(digest) => write!(f, "unix:sha256:{}", hex::encode(digest)),
+            Self::FsVerity(digest) => write!(f, "unix:fsverity:{digest}"),
             Self::SystemdUnit(unit) => write!(f, "systemd:unit:{unit}"),
             Self::SystemdSlice(slice) => write!(f, "systemd:slice:{slice}"),
             Self::SystemdInvocation(id) => write!(f, "systemd:invocation:{}", hex::encode(id)),
@@ -170,6 +179,12 @@ mod tests {
         ] {
             assert_eq!(Selector::parse(text).unwrap().to_string(), text);
         }
+        for text in [format!("unix:fsverity:sha256:{digest}"), format!("unix:fsverity:sha512:{digest}{digest}")] {
+            assert_eq!(Selector::parse(&text).unwrap().to_string(), text);
+            assert!(Selector::parse(&format!("{text}ab")).is_err());
+        }
+        assert!(Selector::parse(&format!("unix:fsverity:sha512:{digest}")).is_err());
+        assert!(Selector::parse(&format!("unix:fsverity:sha256:{}", digest.to_uppercase())).is_err());
         assert_eq!(Selector::parse(&format!("unix:sha256:{digest}")).unwrap(), Selector::Sha256([0xab; 32]));
         assert_eq!(Selector::parse(&format!("container:id:{digest}")).unwrap(), Selector::ContainerId([0xab; 32]));
         for text in [
@@ -201,6 +216,10 @@ mod tests {
             "unix:path:/a\n",
             "unix:sha256:ab",
             "unix:sha256:",
+            "unix:fsverity:",
+            "unix:fsverity:sha1:ab",
+            "unix:fsverity:sha256",
+            "unix:fsverity:sha256:",
             "systemd:unit:",
             "systemd:unit:app",
             "systemd:unit:.service",
@@ -228,7 +247,7 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_is_accepted_prints_as_it_was_given(
-            text in "(unix|systemd|cgroup|container):(uid|gid|supplementary-gid|path|sha256|unit|slice|invocation|id|[a-z]{1,4}):([ -~]{0,70}|[0-9a-f]{32}|[a-z@.\\\\-]{1,9}\\.(service|slice|scope))"
+            text in "(unix|systemd|cgroup|container):(uid|gid|supplementary-gid|path|sha256|fsverity|unit|slice|invocation|id|[a-z]{1,4}):([ -~]{0,70}|[0-9a-f]{32}|sha256:[0-9a-f]{64}|[a-z@.\\\\-]{1,9}\\.(service|slice|scope))"
         ) {
             if let Ok(selector) = Selector::parse(&text) {
                 prop_assert_eq!(selector.to_string(), text);

@@ -37,12 +37,15 @@ pub struct Marks {
     pub signed: Option<SignedHead>,
     /// The last head of the control plane's own log: a witness of it.
     pub control_plane: Option<SignedHead>,
+    /// A record that was cut off (its number, and how many bytes of it there were), until the journal says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub torn: Option<(u64, u64)>,
 }
 
 impl Marks {
     /// Of a new spool.
     pub fn new(writer: Writer) -> Self {
-        Self { version: 1, acknowledged: Head::begin(writer), signed: None, control_plane: None }
+        Self { version: 1, acknowledged: Head::begin(writer), signed: None, control_plane: None, torn: None }
     }
 
     fn read(directory: &Path) -> Result<Self, String> {

@@ -33,7 +33,7 @@ pub struct Courier {
 }
 
 impl Courier {
-    /// Runs until `token` is cancelled; what is new by then is brought along, if that goes at once.
+    /// Runs until `token` is cancelled. What isn't delivered by then is on the disk, and the next start goes on with it.
     pub async fn run(mut self, token: CancellationToken) {
         tokio::select! {
             () = token.cancelled() => {}

@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
 
+use crate::clock::BootInstant;
 use crate::codes::{self, Code, Refusal};
 use crate::protocol::{Head, Record};
 
@@ -211,7 +212,7 @@ impl Journal {
     pub fn denied(&self, note: Note) {
         let note = {
             let nearly_full = self.shared.nearly_full.load(Ordering::Relaxed);
-            self.shared.repeats().bounded(note, nearly_full)
+            self.shared.repeats().bounded(note, nearly_full, BootInstant::now())
         };
         if !self.shared.repeats().again(&note) {
             self.say(note);

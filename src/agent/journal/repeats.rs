@@ -23,8 +23,8 @@ const DENIALS: usize = 256;
 #[derive(Debug, Default)]
 pub struct Repeats {
     counted: HashMap<Note, Counted>,
-    /// The first denial of each user and code that is counted.
-    denied: HashMap<(String, Option<Code>), Note>,
+    /// The first denial of each user and code that is counted, and since when.
+    denied: HashMap<(String, Option<Code>), (BootInstant, Note)>,
 }
 
 #[derive(Debug)]
@@ -54,13 +54,13 @@ impl Repeats {
 
     /// The form in which a denial is written: as the first of the same user and code, whatever further words this
     /// one has, or with many others of its code.
-    pub fn bounded(&mut self, note: Note, nearly_full: bool) -> Note {
+    pub fn bounded(&mut self, note: Note, nearly_full: bool, now: BootInstant) -> Note {
         let key = (note.process.clone(), note.code);
-        if let Some(first) = self.denied.get(&key) {
+        if let Some((_, first)) = self.denied.get(&key) {
             return first.clone();
         }
         if self.denied.len() < DENIALS && self.counted.len() < MOST / 2 && !nearly_full {
-            self.denied.insert(key, note.clone());
+            self.denied.insert(key, (now, note.clone()));
             return note;
         }
         Note {
@@ -90,7 +90,8 @@ impl Repeats {
             counted.since = now;
             true
         });
-        self.denied.retain(|_, note| self.counted.contains_key(note));
+        // One that is on its way to the disk isn't counted yet, and the next of its user and code comes before it is.
+        self.denied.retain(|_, (since, note)| now.since(*since) < WINDOW || self.counted.contains_key(note));
         due
     }
 

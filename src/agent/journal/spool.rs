@@ -16,6 +16,10 @@ use crate::secret::{private_directory, write_atomically};
 const SEGMENT: u64 = 1 << 20;
 /// What was acknowledged is kept for a control plane that is restored from a backup, in bytes.
 const RETAINED: u64 = 8 << 20;
+/// How the name of a journal that was put aside begins.
+const ASIDE: &str = "journal-aside-";
+/// So many of them are kept: a control plane that goes on refusing fills no disk.
+const ASIDES: usize = 8;
 
 /// What is written to the disk and read from there.
 #[derive(Debug)]
@@ -23,8 +27,6 @@ pub struct Spool {
     directory: PathBuf,
     limit: u64,
     open: Option<Open>,
-    /// What is to be said first, as soon as it can be written.
-    first_words: Vec<Record>,
     writes: u64,
 }
 
@@ -55,7 +57,7 @@ pub struct Batch {
 impl Spool {
     /// The spool in `directory`, of which at most `limit` bytes may wait for the control plane.
     pub const fn new(directory: PathBuf, limit: u64) -> Self {
-        Self { directory, limit, open: None, first_words: Vec::new(), writes: 0 }
+        Self { directory, limit, open: None, writes: 0 }
     }
 
     /// Opens what is there, or begins a new one. What a power cut left is cut off; what was changed is
@@ -67,14 +69,15 @@ impl Spool {
         if self.open.is_some() {
             return Ok(());
         }
+        self.finish_putting_aside().map_err(|error| self.unwritable(&error))?;
         let opened = match check::read(&self.directory, &mut |_| {})? {
-            None => self.begin(Vec::new()),
+            None => begin(&self.directory),
             Some(found) if found.faults.is_empty() => self.resume(found),
             Some(found) => {
                 let faults = found.faults.first().map(|fault| (fault.number, fault.refusal.clone()));
                 let (number, refusal) = faults.unwrap_or_else(|| (0, Refusal::new(codes::AUDIT_TAMPERED, "")));
                 let writer = found.marks.map(|marks| marks.acknowledged.writer.to_string());
-                self.put_aside(&refusal, number, writer.as_deref())
+                return self.put_aside(&refusal, number, writer.as_deref());
             }
         };
         self.open = Some(opened.map_err(|error| self.unwritable(&error))?);
@@ -84,46 +87,82 @@ impl Spool {
     /// Puts this spool aside and begins a new one that says why.
     ///
     /// # Errors
-    /// [`codes::AUDIT_UNWRITABLE`].
+    /// [`codes::AUDIT_UNWRITABLE`]: then it goes on with this one.
     pub fn begin_anew(&mut self, refusal: &Refusal) -> Result<(), Refusal> {
         let number = self.open.as_ref().map_or(0, |open| open.head.number);
         let writer = self.open.take().map(|open| open.head.writer.to_string());
-        let opened = self.put_aside(refusal, number, writer.as_deref());
-        self.open = Some(opened.map_err(|error| self.unwritable(&error))?);
+        self.put_aside(refusal, number, writer.as_deref())
+    }
+
+    /// The new one is whole, with its first record in it, before the old one makes way: whenever the agent is killed, there
+    /// is one that says what happened, or still the old one to find it in.
+    fn put_aside(&mut self, refusal: &Refusal, number: u64, writer: Option<&str>) -> Result<(), Refusal> {
+        let moved = || -> io::Result<()> {
+            let last = self.asides()?.last().map_or(0, |(number, _)| *number);
+            let name = format!("{ASIDE}{}", last.saturating_add(1));
+            tracing::error!(code = %refusal.code, %refusal, name, "the journal is put aside; a new one begins");
+            let next = self.next();
+            let record = Record {
+                what: refusal.code.as_str().to_owned(),
+                count: 1,
+                code: Some(refusal.code.as_str().to_owned()),
+                reason: Some(super::clipped(&refusal.to_string()).to_owned()),
+                detail: serde_json::json!({ "writer": writer, "record": number, "kept": name }),
+                ..Record::default()
+            };
+            remove(&next)?;
+            begin(&next)?.append(&next, u64::MAX, &[&record])?;
+            fs::rename(&self.directory, self.directory.with_file_name(&name))?;
+            self.finish_putting_aside()
+        };
+        moved().map_err(|error| self.unwritable(&error))?;
+        if let Err(error) = self.forget_asides() {
+            tracing::warn!(%error, "old journals that were put aside can't be removed");
+        }
+        self.writes += 1;
+        self.open()
+    }
+
+    /// Where the next spool is made.
+    fn next(&self) -> PathBuf {
+        self.directory.with_extension("next")
+    }
+
+    /// Where this was killed after the old spool made way, the new one takes its place.
+    fn finish_putting_aside(&self) -> io::Result<()> {
+        let next = self.next();
+        if !self.directory.exists() && next.exists() {
+            fs::rename(&next, &self.directory)?;
+            File::open(self.directory.parent().unwrap_or(&self.directory))?.sync_all()?;
+        }
         Ok(())
     }
 
-    fn put_aside(&mut self, refusal: &Refusal, number: u64, writer: Option<&str>) -> io::Result<Open> {
-        let name = format!("journal-aside-{}", hex::encode(crate::secret::random::<8>()?));
-        tracing::error!(code = %refusal.code, %refusal, name, "the journal is put aside; a new one begins");
-        let aside = self.directory.with_file_name(&name);
-        fs::rename(&self.directory, &aside)?;
-        let detail = serde_json::json!({ "writer": writer, "record": number, "kept": name });
-        self.begin(vec![Record {
-            what: refusal.code.as_str().to_owned(),
-            count: 1,
-            code: Some(refusal.code.as_str().to_owned()),
-            reason: Some(super::clipped(&refusal.to_string()).to_owned()),
-            detail,
-            ..Record::default()
-        }])
+    /// Those that were put aside, oldest first, by the numbers in their names.
+    fn asides(&self) -> io::Result<Vec<(u64, PathBuf)>> {
+        let mut asides = Vec::new();
+        for entry in fs::read_dir(self.directory.parent().unwrap_or(&self.directory))? {
+            let entry = entry?;
+            if let Some(number) = entry.file_name().to_str().and_then(|name| name.strip_prefix(ASIDE)) {
+                asides.push((number.parse().unwrap_or(0), entry.path()));
+            }
+        }
+        asides.sort();
+        Ok(asides)
     }
 
-    fn begin(&mut self, first_words: Vec<Record>) -> io::Result<Open> {
-        let writer = Writer::random()?;
-        private_directory(&self.directory)?;
-        let marks = Marks::new(writer);
-        // The marks first: a segment without them would look like one whose marks were removed.
-        write_atomically(&self.directory.join(MARKS), &encoded(&marks)?)?;
-        let head = marks.acknowledged;
-        let (segment, file) = new_segment(&self.directory, head)?;
-        self.first_words = first_words;
-        Ok(Open { marks, head, segments: vec![segment], file, in_doubt: false })
+    /// Keeps the first and the newest of those that were put aside: what began it, and what is now.
+    fn forget_asides(&self) -> io::Result<()> {
+        let mut asides = self.asides()?;
+        while asides.len() > ASIDES {
+            remove(&asides.remove(ASIDES / 2).1)?;
+        }
+        Ok(())
     }
 
-    fn resume(&mut self, found: check::Found) -> io::Result<Open> {
+    fn resume(&self, found: check::Found) -> io::Result<Open> {
         let missing = || io::Error::new(io::ErrorKind::InvalidData, "BUG: a spool without marks");
-        let marks = found.marks.ok_or_else(missing)?;
+        let mut marks = found.marks.ok_or_else(missing)?;
         let head = found.head.unwrap_or(marks.acknowledged);
         let mut segments = found.segments;
         if let Some(torn) = &found.torn {
@@ -132,12 +171,9 @@ impl Spool {
                 bytes = torn.bytes,
                 "the journal ends within a record, which is cut off"
             );
-            self.first_words.push(Record {
-                what: codes::AUDIT_TORN.as_str().to_owned(),
-                count: 1,
-                detail: serde_json::json!({ "record": torn.number, "bytes": torn.bytes }),
-                ..Record::default()
-            });
+            // Noted before it is cut, so that it is said whenever the agent is killed.
+            marks.torn = Some((torn.number, torn.bytes));
+            write_atomically(&self.directory.join(MARKS), &encoded(&marks)?)?;
             // A segment of which not even the first line is whole is none yet.
             if segments.last().is_some_and(|segment| segment.bytes == 0) {
                 fs::remove_file(&torn.path)?;
@@ -162,15 +198,16 @@ impl Spool {
         self.open()?;
         let (directory, limit) = (self.directory.clone(), self.limit);
         let Some(open) = &mut self.open else { return Ok(()) };
-        let all: Vec<&Record> = self.first_words.iter().chain(records).collect();
-        match open.append(&directory, limit, &all) {
-            Ok(()) => {
-                self.first_words.clear();
-                self.writes += 1;
-                Ok(())
-            }
-            Err(error) => Err(self.unwritable(&error)),
+        let torn = open.torn();
+        let all: Vec<&Record> = torn.iter().chain(records).collect();
+        let written = open.append(&directory, limit, &all);
+        written.map_err(|error| self.unwritable(&error))?;
+        self.writes += 1;
+        if self.was_torn() {
+            // What was written stands; if this can't be noted now, the next write notes it.
+            let _ = self.mark(|marks| marks.torn = None);
         }
+        Ok(())
     }
 
     /// Where the chain ends; none before it was opened.
@@ -193,9 +230,9 @@ impl Spool {
         (self.open.as_ref().map_or(0, Open::waiting), self.limit)
     }
 
-    /// Whether something is to be said before anything else.
-    pub fn has_first_words(&self) -> bool {
-        !self.first_words.is_empty()
+    /// Whether it is still to be said that a record was cut off.
+    pub fn was_torn(&self) -> bool {
+        self.marks().is_some_and(|marks| marks.torn.is_some())
     }
 
     /// Keeps a signed head.
@@ -295,7 +332,37 @@ impl Spool {
     }
 }
 
+/// A new spool.
+fn begin(directory: &Path) -> io::Result<Open> {
+    let marks = Marks::new(Writer::random()?);
+    private_directory(directory)?;
+    // The marks first: a segment without them would look like one whose marks were removed.
+    write_atomically(&directory.join(MARKS), &encoded(&marks)?)?;
+    let head = marks.acknowledged;
+    let (segment, file) = new_segment(directory, head)?;
+    Ok(Open { marks, head, segments: vec![segment], file, in_doubt: false })
+}
+
+/// Removes a directory, if it is there.
+fn remove(directory: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 impl Open {
+    /// What is to be said of a record that was cut off. If the journal has another in its place, that was said.
+    fn torn(&self) -> Option<Record> {
+        let (number, bytes) = self.marks.torn.filter(|(number, _)| *number > self.head.number)?;
+        Some(Record {
+            what: codes::AUDIT_TORN.as_str().to_owned(),
+            count: 1,
+            detail: serde_json::json!({ "record": number, "bytes": bytes }),
+            ..Record::default()
+        })
+    }
+
     fn append(&mut self, directory: &Path, limit: u64, records: &[&Record]) -> io::Result<()> {
         if records.is_empty() {
             return Ok(());

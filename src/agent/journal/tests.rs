@@ -251,6 +251,78 @@ fn what_was_changed_is_put_aside_and_a_new_journal_says_so() {
     assert!(dir.path().join(said[0].detail["kept"].as_str().unwrap()).join(name_of(1)).exists());
 }
 
+fn said(at: &Path) -> Vec<String> {
+    let mut what = Vec::new();
+    check::read(at, &mut |record| what.push(record.what.clone())).unwrap();
+    what
+}
+
+/// Killed anywhere while the old journal makes way: the new one says what happened.
+#[test]
+fn a_kill_doesnt_hide_why_a_journal_began() {
+    let dir = tempfile::tempdir().unwrap();
+    let (at, next) = (dir.path().join("journal"), dir.path().join("journal.next"));
+    drop(sample(&at, 2));
+    let reason = Refusal::new(codes::AUDIT_TAMPERED, "record 1 differs");
+    // Before the old one made way: something of the new one is there, and the old one is used on.
+    fs::create_dir(&next).unwrap();
+    fs::write(next.join(MARKS), "half").unwrap();
+    let mut spool = Spool::new(at.clone(), 1 << 20);
+    spool.open().unwrap();
+    assert_eq!(said(&at), ["credential.released"; 2]);
+    spool.begin_anew(&reason).unwrap();
+    drop(spool);
+    assert_eq!(said(&at), ["audit.tampered"], "nothing had to be written after it");
+    // After that, and before the new one took its place.
+    fs::rename(&at, &next).unwrap();
+    let mut spool = Spool::new(at.clone(), 1 << 20);
+    spool.append(&records(1)).unwrap();
+    assert_eq!(said(&at), ["audit.tampered", "credential.released"]);
+    assert!(!next.exists());
+}
+
+/// A record that was cut off is said once, however often the agent is killed before and after it says so.
+#[test]
+fn a_kill_doesnt_hide_a_torn_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().join("journal");
+    drop(sample(&at, 2));
+    let whole = fs::read(segment(&at)).unwrap();
+    fs::write(segment(&at), &whole[..whole.len() - 9]).unwrap();
+    for _ in 0..3 {
+        Spool::new(at.clone(), 1 << 20).open().unwrap();
+        assert_eq!(said(&at), ["credential.released"], "cut off, and not said yet");
+    }
+    let cut = fs::read(at.join(MARKS)).unwrap();
+    Spool::new(at.clone(), 1 << 20).append(&[]).unwrap();
+    assert_eq!(said(&at), ["credential.released", "audit.torn"]);
+    // Killed before it could be noted that it was said.
+    fs::write(at.join(MARKS), cut).unwrap();
+    let mut spool = Spool::new(at.clone(), 1 << 20);
+    spool.append(&records(1)).unwrap();
+    assert_eq!(said(&at), ["credential.released", "audit.torn", "credential.released"]);
+    assert!(!spool.was_torn());
+}
+
+#[test]
+fn journals_that_were_put_aside_are_few() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().join("journal");
+    let mut spool = sample(&at, 2);
+    let asides = || {
+        let names = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with("journal-aside-")).collect::<std::collections::BTreeSet<_>>()
+    };
+    let reason = Refusal::new(codes::AUDIT_TAMPERED, "so it says");
+    spool.begin_anew(&reason).unwrap();
+    let first = asides();
+    for _ in 0..20 {
+        spool.begin_anew(&reason).unwrap();
+    }
+    assert_eq!(asides().len(), 8);
+    assert!(first.is_subset(&asides()), "the first is the one that somebody changed");
+}
+
 #[test]
 fn segments_are_kept_until_acknowledged_and_a_full_spool_takes_nothing() {
     let dir = tempfile::tempdir().unwrap();
@@ -367,11 +439,11 @@ async fn many_at_a_time_share_writes_and_repeats_share_records() {
     assert_eq!(standing.number, 500);
     assert!(standing.writes < 400, "{} writes to the disk for 500 at a time", standing.writes);
     // One process that asks and asks: written at once the first time, then counted.
-    let since = crate::clock::BootInstant::now();
+    let since = BootInstant::now();
     for _ in 0..20_000 {
         journal.write(note(What::Release, "busy")).await.unwrap();
     }
-    let took = crate::clock::BootInstant::now().since(since);
+    let took = BootInstant::now().since(since);
     for n in 0..100 {
         journal.denied(Note { reason: format!("words {n}"), ..note(What::Deny, "uid 7") });
     }
@@ -427,4 +499,26 @@ async fn denials_are_bounded_and_counted() {
     assert_eq!(denied, 50_000);
     println!("50,000 denials of as many users in {written} records");
     assert!(written < 5_000, "{written} records");
+}
+
+/// One user's denials are one record a window, whatever words each has, also when the first was written meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_who_says_something_else_each_time_is_one_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, thread) = Journal::start(dir.path(), 1 << 30).unwrap();
+    let since = BootInstant::now();
+    for n in 0..100 {
+        journal.denied(Note { reason: format!("running /tmp/{n}"), ..note(What::Deny, "uid 7") });
+        // Once this is on the disk, what was said before is, too.
+        journal.write(note(What::Release, &format!("process {n}"))).await.unwrap();
+    }
+    assert!(thread.stop(std::time::Duration::from_secs(60)).await);
+    let took = BootInstant::now().since(since);
+    let mut denied = Vec::new();
+    check::read(&dir.path().join(DIRECTORY), &mut |record| {
+        denied.extend((record.what == "credential.denied").then_some(record.count));
+    })
+    .unwrap();
+    assert_eq!(denied.iter().sum::<u64>(), 100);
+    assert!(denied.len() as u64 <= 2 + took.as_secs() / WINDOW.as_secs(), "{denied:?} in {took:?}");
 }

@@ -133,7 +133,7 @@ impl Thread {
             waiting.extend(reply);
         }
         let records: Vec<Record> = due.iter().chain(&once).map(|(note, count)| note.record(*count)).collect();
-        let nothing = records.is_empty() && !self.spool.has_first_words() && self.spool.head().is_some();
+        let nothing = records.is_empty() && !self.spool.was_torn() && self.spool.head().is_some();
         let written = match nothing {
             true => Ok(()),
             false => self.spool.append(&records),

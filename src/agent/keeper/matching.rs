@@ -102,7 +102,7 @@ fn absent(path: &str, hash: LogHash, digest: &[u8], at: &Checkpoint) -> Refusal 
 fn gone_or_busy(refusal: Refusal) -> Denied {
     match refusal.code {
         // Nothing was found out about the caller.
-        codes::WORKLOAD_NO_DESCRIPTORS => Denied::Unavailable(refusal),
+        codes::WORKLOAD_UNSEEN => Denied::Unavailable(refusal),
         _ => Denied::NoIdentity(refusal),
     }
 }

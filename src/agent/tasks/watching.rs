@@ -122,7 +122,7 @@ impl Watcher {
         match self.peer.check().await {
             Ok(()) => None,
             // Nothing is released meanwhile: a release looks at the peer, too.
-            Err(refusal) if refusal.code == codes::WORKLOAD_NO_DESCRIPTORS => None,
+            Err(refusal) if refusal.code == codes::WORKLOAD_UNSEEN => None,
             Err(refusal) if refusal.code == codes::WORKLOAD_PEER_GONE => {
                 Some(ended(&self.peer, self.watch.ended().await))
             }

@@ -214,7 +214,7 @@ impl Connection {
             match peer.check().await {
                 Ok(()) => {}
                 // Nothing is released meanwhile: a release looks at the peer, too.
-                Err(refusal) if refusal.code == codes::WORKLOAD_NO_DESCRIPTORS => {
+                Err(refusal) if refusal.code == codes::WORKLOAD_UNSEEN => {
                     self.repeats.say(peer.uid(), &refusal, "a caller can't be looked at now");
                 }
                 Err(refusal) => return refusal,

@@ -280,6 +280,9 @@ pub struct ServerConfig {
     /// Approvals, exceptions and reviews.
     #[serde(default)]
     pub governance: GovernanceConfig,
+    /// What relying parties are given.
+    #[serde(default)]
+    pub published: PublishedConfig,
     /// Firmware profiles of your own: TOML files, or directories of them, beside the shipped ones.
     #[serde(default)]
     pub firmware_profiles: Vec<PathBuf>,
@@ -353,6 +356,16 @@ impl Default for RegistryConfig {
     fn default() -> Self {
         Self { environments: Vec::new(), purposes: Vec::new(), third_party_ttl_seconds: 900 }
     }
+}
+
+/// What relying parties are given.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PublishedConfig {
+    /// Where relying parties reach `/v1/crl`, without a path, e.g. `http://pki.example.org`: certificates of workloads
+    /// then name their CRL (RFC 5280, 4.2.1.13). Most relying parties fetch CRLs over http only, for a CRL is signed
+    /// itself; this server speaks TLS alone, so something that passes the path on has to answer there.
+    pub url: Option<String>,
 }
 
 /// What is kept of nodes' logs.

@@ -36,6 +36,7 @@ pub struct Authority {
     wrapping: Arc<WrappingKey>,
     trust_domain: TrustDomain,
     terms: CaTerms,
+    published: Option<String>,
     current: RwLock<Arc<Issuing>>,
 }
 
@@ -61,6 +62,8 @@ pub struct Issuing {
     pub signer: Signer,
     /// For each retired CA its certificate for the active key, and its own.
     links: Vec<ByteBuf>,
+    /// Where relying parties find the active CA's CRL.
+    crl: Option<String>,
 }
 
 /// A CA as shown to an operator.
@@ -92,11 +95,12 @@ impl Authority {
         wrapping: Arc<WrappingKey>,
         trust_domain: TrustDomain,
         terms: CaTerms,
+        published: Option<String>,
         now: WallTime,
     ) -> Result<Self, Refusal> {
         turn(tx, &wrapping, &trust_domain, terms, now)?;
-        let current = RwLock::new(Arc::new(load(tx, &wrapping, &trust_domain)?));
-        Ok(Self { wrapping, trust_domain, terms, current })
+        let current = RwLock::new(Arc::new(load(tx, &wrapping, &trust_domain, published.as_deref())?));
+        Ok(Self { wrapping, trust_domain, terms, published, current })
     }
 
     /// The active CA and the bundle now.
@@ -109,7 +113,7 @@ impl Authority {
     /// # Errors
     /// [`codes::STORE_FAILED`].
     pub fn reload(&self, tx: &Transaction<'_>) -> Result<(), Refusal> {
-        let loaded = Arc::new(load(tx, &self.wrapping, &self.trust_domain)?);
+        let loaded = Arc::new(load(tx, &self.wrapping, &self.trust_domain, self.published.as_deref())?);
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = loaded;
         Ok(())
     }
@@ -261,7 +265,7 @@ impl Issuing {
         now: WallTime,
         term: Duration,
     ) -> Result<Leaf, Refusal> {
-        let leaf = self.ca.issue(id, spki, now, term)?;
+        let leaf = self.ca.issue(id, spki, now, term, self.crl.as_deref())?;
         let kept = tx.execute(
             "UPDATE ca_keys SET last_leaf_not_after = max(last_leaf_not_after, ?1) WHERE id = ?2 AND removed_at IS NULL",
             params![signed(leaf.not_after.0), self.id],
@@ -421,7 +425,12 @@ fn advance_bundle(tx: &Transaction<'_>, now: WallTime) -> Result<(), Refusal> {
     meta::set_number(tx, BUNDLE_SEQUENCE, next_sequence(last, now))
 }
 
-fn load(tx: &Transaction<'_>, wrapping: &WrappingKey, trust_domain: &TrustDomain) -> Result<Issuing, Refusal> {
+fn load(
+    tx: &Transaction<'_>,
+    wrapping: &WrappingKey,
+    trust_domain: &TrustDomain,
+    published: Option<&str>,
+) -> Result<Issuing, Refusal> {
     let row = |row: &rusqlite::Row<'_>| {
         let time = |column| row.get(column).map(|at| WallTime(unsigned(at)));
         Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?, row.get::<_, Vec<u8>>(2)?, time(3)?, time(4)?))
@@ -448,7 +457,8 @@ fn load(tx: &Transaction<'_>, wrapping: &WrappingKey, trust_domain: &TrustDomain
         statement.query_map([], |row| Ok(ByteBuf::from(row.get::<_, Vec<u8>>(0)?)))?.collect::<Result<_, _>>()?;
     let (sequence, jwt_keys) = (meta::number(tx, BUNDLE_SEQUENCE)?, token_keys::published(tx)?);
     let signer = token_keys::active(tx, wrapping)?;
-    Ok(Issuing { id, ca, bundle: Bundle { certificates, sequence, jwt_keys }, signer, links })
+    let crl = published.map(|url| format!("{url}/v1/crl/{}", hex::encode(ca.key_id())));
+    Ok(Issuing { id, ca, bundle: Bundle { certificates, sequence, jwt_keys }, signer, links, crl })
 }
 
 #[cfg(test)]

@@ -11,9 +11,9 @@ use p256::ecdsa::{DerSignature, SigningKey, VerifyingKey};
 use p256::pkcs8::{DecodePublicKey, EncodePublicKey};
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyUsagePurpose, PublicKeyData, RevokedCertParams, SanType,
-    SerialNumber, SignatureAlgorithm,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CrlDistributionPoint, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyUsagePurpose, PublicKeyData, RevokedCertParams,
+    SanType, SerialNumber, SignatureAlgorithm,
 };
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
@@ -130,11 +130,18 @@ impl Ca {
     }
 
     /// Issues an X.509-SVID for `id` over the P-256 key `spki`, valid for `term` from `now` but
-    /// not longer than this CA.
+    /// not longer than this CA. With `crl` it says where the CRL is that it would stand on.
     ///
     /// # Errors
     /// [`codes::ISSUER_REQUEST`] for an id without a path or a key that is not P-256.
-    pub fn issue(&self, id: &SpiffeId, spki: &[u8], now: WallTime, term: Duration) -> Result<Leaf, Refusal> {
+    pub fn issue(
+        &self,
+        id: &SpiffeId,
+        spki: &[u8],
+        now: WallTime,
+        term: Duration,
+        crl: Option<&str>,
+    ) -> Result<Leaf, Refusal> {
         // X509-SVID.md 3.1: a leaf's SPIFFE ID has a path.
         if id.path().is_empty() {
             return Err(request("the SPIFFE ID has no path").at(id.to_string()));
@@ -149,6 +156,8 @@ impl Ca {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
+        params.crl_distribution_points =
+            crl.map(|url| CrlDistributionPoint { uris: vec![url.to_owned()] }).into_iter().collect();
         let mut issuer_params = CertificateParams::default();
         issuer_params.distinguished_name = self.key.name();
         let certificate =

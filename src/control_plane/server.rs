@@ -205,7 +205,14 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
                 serde_json::json!({"epoch": hex::encode(epoch)}),
             )?;
         }
-        let authority = Authority::open(tx, wrapping.clone(), settings.trust_domain.clone(), settings.ca, time)?;
+        let authority = Authority::open(
+            tx,
+            wrapping.clone(),
+            settings.trust_domain.clone(),
+            settings.ca,
+            settings.published.clone(),
+            time,
+        )?;
         let configuration = certify(tx, &settings, &authority, &server_key, &clock)?;
         Ok((authority, epoch, configuration))
     })?;

@@ -73,6 +73,8 @@ pub struct Settings {
     pub roles: Roles,
     /// Bounds of approvals, exceptions and reviews.
     pub governance: Governance,
+    /// Where relying parties reach the CRLs, without a path.
+    pub published: Option<String>,
 }
 
 /// A join rule.
@@ -131,7 +133,23 @@ impl Settings {
             node_records: config.audit.node_mib_an_hour << 20,
             roles: Roles::shipped()?,
             governance: governance(config)?,
+            published: config.published.url.as_deref().map(published).transpose()?,
         })
+    }
+}
+
+/// A URL without a path, which is to be continued by ours.
+fn published(url: &str) -> Result<String, Refusal> {
+    let wrong = |found: &str| {
+        invalid("published.url", format!("`{}`: {found}", url.escape_debug())).expected("e.g. http://pki.example.org")
+    };
+    let parsed: axum::http::Uri = url.parse().map_err(|_| wrong("no URL"))?;
+    if !matches!(parsed.scheme_str(), Some("http" | "https")) {
+        return Err(wrong("its scheme is neither http nor https"));
+    }
+    match parsed.path() == "/" && parsed.query().is_none() && url.len() <= 256 {
+        true => Ok(url.trim_end_matches('/').to_owned()),
+        false => Err(wrong("it has a path or a query, or is longer than 256 bytes")),
     }
 }
 

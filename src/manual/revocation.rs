@@ -56,7 +56,8 @@
 //! - `GET /v1/crl`, `GET /v1/crl/KEY-ID`: the CRL (RFC 5280) of the active CA, or of the CA of that key
 //!   (`key_id` in `ca show`), retired ones too. On it stand revoked X.509-SVIDs whose time isn't over, and those of
 //!   tasks that have ended. Its number grows; it holds for an hour and is renewed at half of that, or as soon as
-//!   something is added. `ca crl --out FILE` writes the same to a file, for relying parties that can't ask.
+//!   something is added. `ca crl --out FILE` writes the same to a file, for relying parties that can't ask. With `published.url` in
+//!   server.toml certificates name the CRL that they would stand on (RFC 5280, 4.2.1.13).
 //! - `GET /v1/denied`: `{"schema":1,"trust_domain":…,"refresh_hint":5,"denied":[{"jti":…,"revoked":…,"exp":…}]}`: the
 //!   tokens that are revoked and not over; times are seconds since 1970. It isn't signed: it is worth what the TLS
 //!   connection is worth, so verify the server by the trust bundle (`spiffe://TRUST-DOMAIN/leasehold/server`).

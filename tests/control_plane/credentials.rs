@@ -28,6 +28,34 @@ async fn an_svid_is_one_that_stock_clients_take() {
 }
 
 #[tokio::test]
+async fn a_certificate_says_where_its_crl_is_where_that_is_configured() {
+    for (more, expected) in [("[published]\nurl = \"http://pki.test/\"\n", Some("http://pki.test/v1/crl/")), ("", None)]
+    {
+        let server = Server::start_with(more).await;
+        let member = server.leased().await;
+        let id = server.register("web", &member.id()).await;
+        let (answer, _) = member.credential(&id).await.unwrap();
+        let leaf = x509_cert::Certificate::from_der(&answer.answers[0].chain[0]).unwrap();
+        let points = leaf.tbs_certificate().get_extension::<x509_cert::ext::pkix::CrlDistributionPoints>().unwrap();
+        let active = server.admin(&["ca", "show"]).await["cas"][0]["key_id"].as_str().unwrap().to_owned();
+        let said = points.map(|(critical, points)| {
+            assert!(!critical && points.0.len() == 1);
+            format!("{:?}", points.0[0].distribution_point)
+        });
+        match expected {
+            Some(url) => {
+                assert!(said.as_ref().is_some_and(|said| said.contains(&format!("{url}{active}"))), "{said:?}")
+            }
+            None => assert_eq!(said, None),
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let config = Server::config(&dir, "[published]\nurl = \"http://pki.test/crls\"\n");
+    let refused = leasehold::control_plane::server::start(config).await.err().unwrap();
+    assert_eq!((refused.code, refused.at.as_str()), (codes::CONFIG_INVALID, "published.url"));
+}
+
+#[tokio::test]
 async fn each_identity_is_decided_by_itself() {
     let server = Server::start().await;
     let one = server.leased().await;

@@ -17,7 +17,7 @@ fn bench() -> Bench {
     let wrapping = Arc::new(WrappingKey::open(&dir.path().join("wrapping.key"), true).unwrap());
     let domain = TrustDomain::new("example.org").unwrap();
     let terms = CaTerms { lifetime: Duration::from_secs(80 * DAY), published: Duration::from_secs(600) };
-    let authority = store.transaction_blocking(|tx| Authority::open(tx, wrapping, domain, terms, START)).unwrap();
+    let authority = store.transaction_blocking(|tx| Authority::open(tx, wrapping, domain, terms, None, START)).unwrap();
     Bench { _dir: dir, store, authority }
 }
 
@@ -136,7 +136,8 @@ fn another_wrapping_key_opens_nothing() {
     let other = Arc::new(WrappingKey::open(&dir.path().join("wrapping.key"), true).unwrap());
     let domain = TrustDomain::new("example.org").unwrap();
     let terms = bench.authority.terms;
-    let refused = bench.store.transaction_blocking(|tx| Authority::open(tx, other, domain, terms, START)).unwrap_err();
+    let refused =
+        bench.store.transaction_blocking(|tx| Authority::open(tx, other, domain, terms, None, START)).unwrap_err();
     assert_eq!(refused.code, codes::STORE_FAILED);
 }
 

@@ -15,7 +15,7 @@ fn ca() -> Ca {
 
 fn leaf(ca: &Ca, id: &str, term: u64) -> (Leaf, Vec<u8>) {
     let spki = spki_of_key(&keys::generate().unwrap()).unwrap();
-    (ca.issue(&SpiffeId::new(id).unwrap(), &spki, NOW, Duration::from_secs(term)).unwrap(), spki)
+    (ca.issue(&SpiffeId::new(id).unwrap(), &spki, NOW, Duration::from_secs(term), None).unwrap(), spki)
 }
 
 fn csr(key: &impl rcgen::SigningKey) -> Vec<u8> {
@@ -56,7 +56,7 @@ fn a_stock_client_reads_leaf_and_bundle() {
     let ca = ca();
     let key = keys::generate().unwrap();
     let id = SpiffeId::new("spiffe://example.org/web").unwrap();
-    let leaf = ca.issue(&id, &spki_of_key(&key).unwrap(), NOW, Duration::from_secs(600)).unwrap();
+    let leaf = ca.issue(&id, &spki_of_key(&key).unwrap(), NOW, Duration::from_secs(600), None).unwrap();
     let svid = spiffe::X509Svid::parse_from_der(&leaf.certificate, &keys::to_pkcs8(&key).unwrap()).unwrap();
     assert_eq!(svid.spiffe_id(), &id);
     let domain = TrustDomain::new("example.org").unwrap();
@@ -114,10 +114,10 @@ fn a_root_id_and_other_curves_get_no_leaf() {
     let ca = ca();
     let spki = spki_of_key(&keys::generate().unwrap()).unwrap();
     let root = SpiffeId::new("spiffe://example.org").unwrap();
-    assert_eq!(ca.issue(&root, &spki, NOW, Duration::from_secs(1)).unwrap_err().code, codes::ISSUER_REQUEST);
+    assert_eq!(ca.issue(&root, &spki, NOW, Duration::from_secs(1), None).unwrap_err().code, codes::ISSUER_REQUEST);
     let other = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
     let id = SpiffeId::new("spiffe://example.org/web").unwrap();
-    let refused = ca.issue(&id, &other.subject_public_key_info(), NOW, Duration::from_secs(1)).unwrap_err();
+    let refused = ca.issue(&id, &other.subject_public_key_info(), NOW, Duration::from_secs(1), None).unwrap_err();
     assert_eq!(refused.code, codes::ISSUER_REQUEST);
 }
 

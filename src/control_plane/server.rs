@@ -181,16 +181,15 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
     let generation = Generation::new(wrapping_path.with_added_extension("generation"));
     let bundles = Bundles::new(Floor::open(wrapping_path.with_added_extension("policy"))?, &settings)?;
     let server_key = keys::generate()?;
-    // Before anything is written to the log: whether it is all there.
     let witness = heads::witness_path(&wrapping_path);
-    let (heads, cut) = store.transaction_blocking(|tx| {
-        let restored = generation.is_behind(tx)?;
-        Heads::open(tx, &wrapping, witness, restored, now())
-    })?;
-    let clock = store.transaction_blocking(|tx| Steady::open(tx, now, config.accept_clock))?;
-    let time = clock.now();
-    let (authority, epoch, configuration) = store.transaction_blocking(|tx| {
+    // One transaction: that the log was cut, and the new epoch that follows from it, stand together or not at all.
+    let (heads, clock, authority, epoch, configuration) = store.transaction_blocking(|tx| {
         of_this_domain(tx, &settings)?;
+        // Before anything is written to the log: whether it is all there.
+        let restored = generation.is_behind(tx)?;
+        let (heads, cut) = Heads::open(tx, &wrapping, witness, restored, now())?;
+        let clock = Steady::open(tx, now, config.accept_clock)?;
+        let time = clock.now();
         if config.accept_clock {
             audit::done(tx, time, "clock.accepted", None, serde_json::json!({}))?;
         }
@@ -214,7 +213,7 @@ fn open(config: &ServerConfig, settings: Settings, store: Store, now: Now) -> Re
             time,
         )?;
         let configuration = certify(tx, &settings, &authority, &server_key, &clock)?;
-        Ok((authority, epoch, configuration))
+        Ok((heads, clock, authority, epoch, configuration))
     })?;
     // A start is also where what a kill left undone after a commit is done.
     store.transaction_blocking(|tx| generation.witness(tx))?;

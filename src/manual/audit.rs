@@ -34,11 +34,16 @@
 //!   the wrapping key as `wrapping.key.audit`, and every node is given it with each delivery and shows it with the next.
 //!   At the start, and whenever a node shows one, the log is held against it: what is missing or changed is
 //!   recorded (`audit.gap`, `audit.tampered`). A store from a backup says `audit.restored` with the numbers it
-//!   lost, takes other numbers from then on, and begins a new epoch.
+//!   lost, takes other numbers from then on, and begins a new epoch; the head that showed it is put aside beside
+//!   the wrapping key (`wrapping.key.audit.missing-…`), so that nobody with the store alone can write that there
+//!   was a restore.
 //! - **Node.** Its head is signed by the node key in the TPM, at most every 5 s while there is something new: one
 //!   `TPM2_Sign`, and none for a release. Records wait in `journal/` of the state directory and are delivered
 //!   to the control plane, which follows the chain, checks the signature against the enrolled key, and refuses a journal
-//!   that differs from what it has. Each delivery is a record of the control plane's own chain (`audit.delivered`).
+//!   that differs from what it has. Each delivery is a record of the control plane's own chain (`audit.delivered`),
+//!   and so is whose journal it is and which key signs it (`audit.journal_began`, `audit.journal_key`). Records that
+//!   a node says are gone for good, as after a restore, are recorded (`audit.gap`) with the chain that goes on after
+//!   them: noted from then on, while what follows is verified like everything else.
 //!
 //! # Written before anything leaves
 //! Notes that wait are written together, with one fsync for all. A process that fetches again and again has its first
@@ -46,6 +51,18 @@
 //! If the journal can't be written (the disk is full, or more than `journal.max_mib` waits for the control plane) nothing is
 //! released: callers get `Unavailable`, `leasehold-agent status` says `audit.unwritable`, and it heals by itself with
 //! the disk. Denials are counted by user and code, so that nobody fills the disk by asking.
+//!
+//! # How much one node may say
+//! Records are kept for good, so the control plane counts what each call of a node adds to its log, its decisions and
+//! the node's journal. Within an hour a node may add `audit.node_mib_an_hour` (64 MiB) with its grants, as much with
+//! what it delivers, with SVIDs, and with attestations; it may do so at once. A grant is about 4 KiB of it, a
+//! delivered record its line. Beyond that its calls of that kind are answered `protocol.busy`, recorded once an hour:
+//! its journal waits in its spool, and when that is full, that node alone releases nothing. A restart of the
+//! server forgets what was counted.
+//!
+//! What is thrown away, after `policy.keep_days`: decisions whose credentials are over, and the rows of tasks that
+//! ended; the log still has their records. `audit check` says from when on decisions are there and asks for none from
+//! before. Log, journals and the ledger of credentials stay: leave room for them.
 //!
 //! # What is found, and what isn't
 //! | | found | named |
@@ -70,5 +87,5 @@
 //! A node whose journal was changed puts it aside (`journal-aside-N`, for people to look at; the first four and the last four
 //! are kept), begins a new one that says so, and goes on: the change is reported, and workloads aren't stopped by it.
 //!
-//! `audit verify` ends with 0 if all holds, 3 if something was found and recorded earlier (such records stay), 4 if
-//! something doesn't hold now; `audit check` with 4 if anything stands alone.
+//! `audit verify` ends with 0 if all holds, 3 if something was found and recorded earlier (such records stay; what a
+//! node can repeat at will is one line with a count), 4 if something doesn't hold now; `audit check` with 4 if anything stands alone.

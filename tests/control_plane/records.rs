@@ -4,9 +4,10 @@ use leasehold::codes;
 use leasehold::protocol::{Chain, Head, Record, RecordsAnswer, RecordsRequest, SignedHead, Writer};
 use p256::ecdsa::SigningKey;
 use p256::ecdsa::signature::hazmat::PrehashSigner;
+use p256::pkcs8::EncodePublicKey;
 use serde_json::Value;
 
-use crate::bench::{Failure, Member, Server, random};
+use crate::bench::{Failure, Member, Server, random, random_key};
 
 /// A journal as an agent keeps it.
 #[derive(Clone)]
@@ -213,7 +214,12 @@ async fn a_restored_control_plane_gets_the_records_again() {
         let findings = report["findings"].as_array().unwrap().iter();
         findings.filter(|one| one["writer"] == writer).map(|one| one["number"].as_u64().unwrap()).collect::<Vec<_>>()
     };
-    assert_eq!(of(&dropped.writer.to_string()), [4]);
+    // Recorded when it was taken: to be seen for good, and nothing that is wrong now.
+    let dropped = dropped.writer.to_string();
+    assert_eq!(of(&dropped), [] as [u64; 0]);
+    let noted = report["noted"].as_array().unwrap().iter();
+    let said: Vec<&str> = noted.map(|one| one["found"].as_str().unwrap()).filter(|it| it.contains(&dropped)).collect();
+    assert!(said.len() == 1 && said[0].contains("\"from\":4") && said[0].contains("\"to\":6"), "{said:?}");
     // The server's own log: the node's witness says that there was more. That is recorded, once.
     let recorded = server.recorded().await;
     let witnessed = recorded.iter().filter(|what| ["audit.gap", "audit.tampered"].contains(&what.as_str())).count();
@@ -351,6 +357,51 @@ async fn a_token_of_a_task_that_two_show_is_taken_back() {
     assert_eq!(used(&two, &[1000]).await, 1);
     assert!(server.recorded().await.iter().any(|what| what == "revocation.made"));
     assert_eq!(used(&two, &[1000]).await, 1, "over is over");
+}
+
+/// Records that will not come any more are a finding that was recorded; what follows them is under the chain all the same,
+/// and so is whose journal it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_follows_a_gap_and_whose_journal_it_is_cannot_be_changed() {
+    let mut server = Server::start().await;
+    let (member, other) = (server.leased().await, server.leased().await);
+    let mut journal = Journal::new();
+    (0..6).for_each(|n| journal.write(&format!("test.{n}"), None, None));
+    journal.deliver(&member, 1, 2).await.unwrap();
+    let request = RecordsRequest { missing: true, ..journal.request(5, 6, &member.tpm.node.node_key) };
+    member.client.post::<RecordsAnswer>("/v1/records", &request).await.unwrap();
+    let (code, report) = verify(&server).await;
+    assert_eq!((code, &report["holds"]), (3, &Value::Bool(true)), "{report:#}");
+    server.stop().await;
+    let path = server.config.state_dir.join("store.db");
+    let clean = std::fs::read(&path).unwrap();
+    let (writer, other) = (journal.writer.to_string(), other.id());
+    let key = random_key();
+    let spki = hex::encode(key.verifying_key().to_public_key_der().unwrap().as_bytes());
+    let signature = hex::encode(journal.request(5, 6, &key).head.unwrap().signature);
+    for (change, found) in [
+        (
+            "UPDATE node_records SET record = replace(record, 'test.4', 'test.9') WHERE number = 5".to_owned(),
+            "the record was changed",
+        ),
+        (format!("UPDATE journals SET node = x'{other}' WHERE writer = x'{writer}'"), "another node's"),
+        (
+            format!("UPDATE journals SET key_spki = x'{spki}', signature = x'{signature}' WHERE writer = x'{writer}'"),
+            "was replaced",
+        ),
+    ] {
+        rusqlite::Connection::open(&path).unwrap().execute_batch(&change).unwrap();
+        let output = server.run(&["audit", "verify", "--json", "--store", path.to_str().unwrap()]).await;
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(4), "{change}: {report:#}");
+        let first = &report["findings"][0];
+        assert_eq!(first["writer"], writer.as_str(), "{change}: {report:#}");
+        assert!(first["found"].as_str().unwrap().contains(found), "{change}: {report:#}");
+        for name in ["store.db-wal", "store.db-shm"] {
+            let _ = std::fs::remove_file(server.config.state_dir.join(name));
+        }
+        std::fs::write(&path, &clean).unwrap();
+    }
 }
 
 /// A node that has more to say than its measure waits; nobody else does, and it can still be put out.

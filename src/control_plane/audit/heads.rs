@@ -167,13 +167,19 @@ impl Heads {
             chain::skip_to(tx, number.max(head.number))?;
             let (from, to) = (last.saturating_add(1), number.max(head.number));
             tracing::error!(from, to, lacks, "records are missing from the log");
+            self.put_aside("missing", number);
             let detail = serde_json::json!({ "from": from, "to": to, "chain": had.chain.to_string() });
             chain::append(tx, now, lacks, &Subject::default(), detail)?;
             return Ok(true);
         }
-        if chain::chain_at(tx, number)? != Some(had.chain) {
-            let found = format!("record {number} or one before it was changed");
-            self.found(tx, codes::AUDIT_TAMPERED, number, &found, now)?;
+        match chain::chain_at(tx, number)? {
+            Some(chain) if chain == had.chain => {}
+            // Said at the last start, which didn't live to sign a newer head.
+            None if was_found_missing(&self.witness, had) && said_missing(tx, had)? => {}
+            _ => {
+                let found = format!("record {number} or one before it was changed");
+                self.found(tx, codes::AUDIT_TAMPERED, number, &found, now)?;
+            }
         }
         Ok(false)
     }
@@ -181,13 +187,19 @@ impl Heads {
     /// Records, and keeps beside itself, what the witness says otherwise than the log.
     fn found(&self, tx: &Transaction<'_>, code: Code, number: u64, found: &str, now: WallTime) -> Result<(), Refusal> {
         tracing::error!(%code, number, found, "the log isn't what the witness outside says");
-        let kept = self.witness.with_added_extension(format!("found-{number}"));
-        if let Err(error) = std::fs::copy(&self.witness, &kept) {
-            tracing::warn!(%error, "the witness of then can't be kept");
-        }
+        let kept = self.put_aside("found", number);
         let detail =
             serde_json::json!({ "record": number, "found": super::clipped(found), "kept": kept.display().to_string() });
         chain::append(tx, now, code.as_str(), &Subject::default(), detail).map(drop)
+    }
+
+    /// Keeps the witness as it is now beside itself; gives back where.
+    fn put_aside(&self, why: &str, number: u64) -> PathBuf {
+        let kept = aside(&self.witness, why, number);
+        if let Err(error) = std::fs::copy(&self.witness, &kept) {
+            tracing::warn!(%error, "the witness of then can't be kept");
+        }
+        kept
     }
 
     /// Signs the head if it is a new one, keeps it in the store, and gives it back for the witness.
@@ -228,6 +240,28 @@ impl std::fmt::Debug for Heads {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Heads").field("witness", &self.witness).finish_non_exhaustive()
     }
+}
+
+fn aside(witness: &Path, why: &str, number: u64) -> PathBuf {
+    witness.with_added_extension(format!("{why}-{number}"))
+}
+
+/// Whether the log was found to end before this head, and the witness put aside then. Who has the store alone can
+/// write that a backup was restored; that file they can't.
+pub fn was_found_missing(witness: &Path, had: &Head) -> bool {
+    let kept =
+        Witness::read(&aside(witness, "missing", had.number)).and_then(|found| found.map(|w| w.signed()).transpose());
+    matches!(kept, Ok(Some((signed, _))) if signed.head == *had)
+}
+
+/// Whether the log says that it ended before this head.
+fn said_missing(tx: &rusqlite::Connection, had: &Head) -> Result<bool, Refusal> {
+    Ok(tx.query_row(
+        "SELECT EXISTS (SELECT 1 FROM log WHERE id = ?1 + 1 AND what IN ('audit.restored', 'audit.gap')
+         AND json_extract(detail, '$.to') = ?1 AND json_extract(detail, '$.chain') = ?2)",
+        params![signed(had.number), had.chain.to_string()],
+        |row| row.get(0),
+    )?)
 }
 
 /// The last head that was signed.

@@ -1,6 +1,8 @@
 //! Journals of nodes, as they arrive: each record once, in the order it was written there, under a head that
 //! the node's TPM signed.
 
+use sha2::{Digest, Sha256};
+
 use super::super::effects::Effects;
 use super::super::registry::nodes::Node;
 use super::super::server::Shared;
@@ -38,10 +40,10 @@ pub fn receive(
         hold_against(tx, shared, node, witnessed, now)?;
     }
     let known = journal(tx, &request.writer)?;
-    if let Some((owner, _)) = known.filter(|(owner, _)| *owner != node.id) {
-        return Err(differs(request, "the journal is another node's").expected(format!("node {owner}")));
+    if let Some(other) = known.as_ref().filter(|known| known.node != node.id) {
+        return Err(differs(request, "the journal is another node's").expected(format!("node {}", other.node)));
     }
-    let held = known.map_or_else(|| Head::begin(request.writer), |(_, head)| head);
+    let held = known.as_ref().map_or_else(|| Head::begin(request.writer), |known| known.head);
     let ahead = request.first > held.number.saturating_add(1);
     if request.records.is_empty() || (ahead && !request.missing) {
         return answer(tx, held);
@@ -58,8 +60,14 @@ pub fn receive(
         // All of it was here: its answer was lost.
         return answer(tx, held);
     }
-    if known.is_none() {
-        began(tx, node, &request.writer, now)?;
+    match &known {
+        None => began(tx, node, &request.writer, now)?,
+        // Whose key its heads are under stands in the log's own chain.
+        Some(known) if known.key != node.node_key_spki => {
+            let detail = serde_json::json!({ "writer": request.writer.to_string(), "key": key_of(node) });
+            super::about(tx, now, "audit.journal_key", &about(node), detail)?;
+        }
+        Some(_) => {}
     }
     keep_head(tx, node, head, now)?;
     keep_records(tx, request, &held)?;
@@ -67,7 +75,11 @@ pub fn receive(
     effects.join(uses::of_records(tx, node.id, fresh.map(|(_, line)| line), now)?);
     if ahead {
         let from = held.number.saturating_add(1);
-        let detail = serde_json::json!({ "writer": request.writer.to_string(), "from": from, "to": request.first - 1 });
+        // With the chain that goes on after it: otherwise the first record there would follow from nothing.
+        let detail = serde_json::json!({
+            "writer": request.writer.to_string(), "from": from, "to": request.first - 1,
+            "before": request.before.to_string(),
+        });
         super::about(tx, now, codes::AUDIT_GAP.as_str(), &about(node), detail)?;
     }
     // In the chain of this log too: whoever cuts a journal here would have to change that.
@@ -135,7 +147,7 @@ fn began(tx: &Transaction<'_>, node: &Node, writer: &Writer, now: WallTime) -> R
         )
         .optional()?;
     let before = before.map(|(writer, number)| serde_json::json!({ "writer": hex::encode(writer), "to": number }));
-    let detail = serde_json::json!({ "writer": writer.to_string(), "before": before });
+    let detail = serde_json::json!({ "writer": writer.to_string(), "before": before, "key": key_of(node) });
     super::about(tx, now, "audit.journal_began", &about(node), detail)
 }
 
@@ -218,16 +230,22 @@ fn hold_against(
     super::about(tx, now, code.as_str(), &about(node), detail)
 }
 
-/// Whose journal it is and how far it is here.
-fn journal(tx: &Transaction<'_>, writer: &Writer) -> Result<Option<(NodeId, Head)>, Refusal> {
-    let found: Option<(Vec<u8>, i64, Vec<u8>)> = tx
-        .prepare_cached("SELECT node, number, chain FROM journals WHERE writer = ?1")?
-        .query_row([writer.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+/// A journal as it is here.
+struct Known {
+    node: NodeId,
+    head: Head,
+    key: Vec<u8>,
+}
+
+fn journal(tx: &Transaction<'_>, writer: &Writer) -> Result<Option<Known>, Refusal> {
+    let found: Option<(Vec<u8>, i64, Vec<u8>, Vec<u8>)> = tx
+        .prepare_cached("SELECT node, number, chain, key_spki FROM journals WHERE writer = ?1")?
+        .query_row([writer.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
         .optional()?;
-    let Some((node, number, chain)) = found else { return Ok(None) };
+    let Some((node, number, chain, key)) = found else { return Ok(None) };
     let chain = Chain::from_bytes(fixed(&chain, "a journal's chain")?);
     let head = Head { writer: *writer, number: unsigned(number), chain };
-    Ok(Some((NodeId::from_bytes(fixed(&node, "a node id")?), head)))
+    Ok(Some(Known { node: NodeId::from_bytes(fixed(&node, "a node id")?), head, key }))
 }
 
 fn chain_at(tx: &Transaction<'_>, writer: &Writer, number: u64) -> Result<Option<Chain>, Refusal> {
@@ -236,6 +254,11 @@ fn chain_at(tx: &Transaction<'_>, writer: &Writer, number: u64) -> Result<Option
         .query_row(params![writer.as_bytes(), signed(number)], |row| row.get(0))
         .optional()?;
     found.map(|bytes| fixed(&bytes, "a chain").map(Chain::from_bytes).map_err(|_| damaged("a chain"))).transpose()
+}
+
+/// SHA-256 of the node key, hexadecimal.
+fn key_of(node: &Node) -> String {
+    hex::encode(Sha256::digest(&node.node_key_spki))
 }
 
 fn about(node: &Node) -> Subject<'_> {

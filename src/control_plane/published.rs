@@ -37,7 +37,7 @@ pub struct Crl {
     /// SHA-256 of its CA's SubjectPublicKeyInfo, hexadecimal.
     pub key_id: String,
     /// DER.
-    pub der: Vec<u8>,
+    pub der: Arc<Vec<u8>>,
     /// Grows with every CRL of this control plane.
     pub number: u64,
     /// When it was made.
@@ -106,6 +106,14 @@ pub enum Topic {
 /// # Errors
 /// [`codes::ADMIN_UNKNOWN`] for a CA that isn't there, [`codes::PROTOCOL_TOO_LARGE`] for a list beyond its bound.
 pub async fn document(shared: &Arc<Shared>, topic: Topic, key: Option<&str>) -> Result<Document, Refusal> {
+    // Whole: each list has few names, however it is asked for.
+    if key.is_some_and(|key| key.len() != 64) {
+        return Err(Refusal::new(codes::ADMIN_UNKNOWN, "no CA's key").expected("the 64 digits of its `key_id`"));
+    }
+    // In memory, and a key that was taken out of it is gone from the next answer on.
+    if topic == Topic::Bundle {
+        return Ok(of_bytes(tokens::bundle::document(&shared.authority.current().bundle)?));
+    }
     let name = format!("{topic:?} {}", key.unwrap_or_default());
     let kept = |name: &str| {
         let documents = shared.published.documents.lock().unwrap_or_else(PoisonError::into_inner);
@@ -114,10 +122,7 @@ pub async fn document(shared: &Arc<Shared>, topic: Topic, key: Option<&str>) -> 
             .filter(|(at, _)| BootInstant::now().since(*at) < FRESH)
             .map(|(_, document)| document.clone())
     };
-    // A bundle is in memory, and a key that was taken out of it is gone from the next answer on.
-    if topic != Topic::Bundle
-        && let Some(document) = kept(&name)
-    {
+    if let Some(document) = kept(&name) {
         return Ok(document);
     }
     let began = BootInstant::now();
@@ -128,14 +133,15 @@ pub async fn document(shared: &Arc<Shared>, topic: Topic, key: Option<&str>) -> 
             Topic::Crl => crl(tx, &of_work, key.as_deref(), now).map(|crl| Document {
                 media_type: "application/pkix-crl",
                 tag: format!("\"{}\"", crl.number),
-                body: Arc::new(crl.der),
+                body: crl.der,
             }),
-            Topic::Denied => Ok(of_bytes(denied(tx, &of_work, now)?)),
-            Topic::Bundle => Ok(of_bytes(tokens::bundle::document(&of_work.authority.current().bundle)?)),
+            // A bundle was given out above.
+            Topic::Denied | Topic::Bundle => Ok(of_bytes(denied(tx, &of_work, now)?)),
         })
         .await?;
     let mut documents = shared.published.documents.lock().unwrap_or_else(PoisonError::into_inner);
-    // Only what exists gets here: as many as there are CAs, and three more.
+    // Only what exists gets here, under two names at most: a CA's certificate has a hash as well.
+    documents.retain(|_, (at, _)| began.since(*at) < FRESH);
     documents.insert(name, (began, document.clone()));
     Ok(document)
 }
@@ -174,10 +180,13 @@ pub fn crl(tx: &Transaction<'_>, shared: &Shared, key: Option<&str>, now: WallTi
     let number = next_sequence(meta::number(tx, "crl_number")?, now);
     meta::set_number(tx, "crl_number", number)?;
     let next_update = now.after(Duration::from_secs(NEXT_UPDATE));
-    let der = ca.crl(&leaves, number, now, next_update)?;
+    let der = Arc::new(ca.crl(&leaves, number, now, next_update)?);
     let crl = Crl { key_id: key_id.clone(), der, number, this_update: now, next_update, revoked };
     // Should the transaction fail after all, the number is only skipped.
-    shared.published.crls.lock().unwrap_or_else(PoisonError::into_inner).insert(key_id, crl.clone());
+    let mut crls = shared.published.crls.lock().unwrap_or_else(PoisonError::into_inner);
+    crls.retain(|_, crl| now <= crl.next_update);
+    crls.insert(key_id, crl.clone());
+    drop(crls);
     Ok(crl)
 }
 

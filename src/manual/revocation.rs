@@ -54,10 +54,11 @@
 //! # What relying parties can check
 //! Without a client certificate, over HTTP/2 and TLS 1.3 on the control plane's listener:
 //! - `GET /v1/crl`, `GET /v1/crl/KEY-ID`: the CRL (RFC 5280) of the active CA, or of the CA of that key
-//!   (`key_id` in `ca show`), retired ones too. On it stand revoked X.509-SVIDs whose time isn't over, and those of
-//!   tasks that have ended. Its number grows; it holds for an hour and is renewed at half of that, or as soon as
-//!   something is added. `ca crl --out FILE` writes the same to a file, for relying parties that can't ask. With `published.url` in
-//!   server.toml certificates name the CRL that they would stand on (RFC 5280, 4.2.1.13).
+//!   (`key_id` in `ca show`, all 64 digits), retired ones too. On it stand X.509-SVIDs that ended before their time,
+//!   revoked or with their task, until that time is over. Its number grows; it holds for an hour and is renewed at
+//!   half of that, or as soon as something is added. `ca crl --out FILE` writes the same to a file, for relying parties
+//!   that can't ask. With `published.url` in server.toml certificates name the CRL that they would stand on (RFC 5280,
+//!   4.2.1.13).
 //! - `GET /v1/denied`: `{"schema":1,"trust_domain":…,"refresh_hint":5,"denied":[{"jti":…,"revoked":…,"exp":…}]}`: the
 //!   tokens that are revoked and not over; times are seconds since 1970. It isn't signed: it is worth what the TLS
 //!   connection is worth, so verify the server by the trust bundle (`spiffe://TRUST-DOMAIN/leasehold/server`).
@@ -67,7 +68,8 @@
 //! refuses a revoked credential some 6 s after the command; one that doesn't ask, when the credential runs out:
 //! SPIFFE's own answer is short life, and 10 minutes is the default. Certificates name no distribution point,
 //! since the control plane doesn't know under which name relying parties reach it. Lists stop at 100 000 entries
-//! with an error rather than leave some out.
+//! with an error rather than leave some out; a node can have at most 8192 credentials that aren't over (beyond
+//! that it hears `protocol.busy`), so it takes twelve hostile nodes together to make them that long.
 //!
 //! # Breaking glass
 //! `ca remove KEY --break-glass --reason …` is for a CA key that somebody else has. The CA leaves the bundle; the active

@@ -98,6 +98,9 @@ async fn openssl_refuses_a_revoked_svid() {
     assert_eq!(by_key.2, body);
     let again = client.http.get(format!("{}/v1/crl", client.base)).header("if-none-match", &headers["etag"]);
     assert_eq!(again.send().await.unwrap().status(), 304);
+    // Whole, or another list each would be kept for every part of a name.
+    let short = &active["key_id"].as_str().unwrap()[..16];
+    assert_eq!(get(&client, &format!("/v1/crl/{short}")).await.0, 403);
     assert_eq!(get(&client, "/v1/crl/00000000").await.0, 403);
     // Its next rotation doesn't change what its CA is asked for.
     server.admin(&["ca", "prepare"]);

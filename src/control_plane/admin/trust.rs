@@ -168,7 +168,7 @@ pub fn ca_crl(tx: &Transaction<'_>, shared: &Shared, named: Option<&str>, now: W
         "this_update": crl.this_update.to_string(),
         "next_update": crl.next_update.to_string(),
         "revoked": crl.revoked.len(),
-        "crl": hex::encode(crl.der),
+        "crl": hex::encode(crl.der.as_slice()),
     })))
 }
 

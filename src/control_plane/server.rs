@@ -303,8 +303,6 @@ async fn round(shared: &Arc<Shared>, renew_at: &mut WallTime) -> Result<(), Refu
             nonces::tidy(tx, now)?;
             tasks::expire(tx, now)?;
             ledger::expire(tx, now)?;
-            let kept = of_work.settings.keep_decisions.as_secs();
-            policy::forget(tx, WallTime(now.0.saturating_sub(kept)))?;
             tokens::uses::tidy(tx)?;
             let mut effects = governance::round(tx, &of_work.settings.governance, now)?;
             tx.execute("DELETE FROM enrolments WHERE expires_at < ?1", [signed(now.0)])?;
@@ -325,8 +323,17 @@ async fn round(shared: &Arc<Shared>, renew_at: &mut WallTime) -> Result<(), Refu
     if renewed {
         *renew_at = now.after(shared.settings.own_certificates / 2);
     }
+    forget(shared, now).await?;
     // Whatever changed without a word.
     standing::reconsider_all(shared).await
+}
+
+/// Forgets old decisions and what ended long ago, a piece in each transaction: others have their turns in between.
+async fn forget(shared: &Arc<Shared>, now: WallTime) -> Result<(), Refusal> {
+    let until = WallTime(now.0.saturating_sub(shared.settings.keep_decisions.as_secs()));
+    let piece = move |tx: &Transaction<'_>| Ok(policy::forget(tx, until)? | tasks::forget(tx, until)?);
+    while shared.store.transaction(piece).await? {}
+    Ok(())
 }
 
 /// One server for one state directory.

@@ -199,6 +199,20 @@ pub fn expire(tx: &Transaction<'_>, now: WallTime) -> Result<usize, Refusal> {
     Ok(end(tx, Of::Expired(now), codes::ISSUER_EXPIRED, "nothing of it was renewed in time", now)?.len())
 }
 
+/// Forgets tasks that ended before `until`, a number of them at a time; the log has them for good. Says whether there
+/// are more.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn forget(tx: &Transaction<'_>, until: WallTime) -> Result<bool, Refusal> {
+    /// So many at a time: everybody else waits meanwhile.
+    const AT_ONCE: usize = 1000;
+    let forgotten = tx
+        .prepare_cached("DELETE FROM tasks WHERE rowid IN (SELECT rowid FROM tasks WHERE ended_at < ?1 LIMIT ?2)")?
+        .execute(params![signed(until.0), signed(AT_ONCE as u64)])?;
+    Ok(forgotten >= AT_ONCE)
+}
+
 /// The live ones, in the order of their beginning.
 ///
 /// # Errors

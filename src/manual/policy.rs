@@ -116,4 +116,4 @@
 //! The agent doesn't check a bundle's signature: decisions are made in the control plane, and whoever can change its
 //! program or its memory isn't held by a bundle. Cedar's symbolic analysis isn't used; `never` properties are
 //! checked over the values they name. Decisions are kept for 90 days
-//! (`policy.keep_days`), about 1.5 kB each, those of live credentials longer.
+//! (`policy.keep_days`), about 1.5 kB each, those of live credentials longer; `audit check` asks for none from before.

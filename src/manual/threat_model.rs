@@ -23,6 +23,8 @@
 //! | an unknown program, started by whoever may start programs | IMA's rules are in the lease: the agent itself closes the gate, control plane or none |
 //! | a control plane that widens what may run | sets are signed by the policy key, which needn't be on it; the agent checks, and takes no older version |
 //! | a process that keeps a task's credentials going, or ends another's | the task is of the process that began it, held by pidfd; it ends with it, with its stream, or when it becomes another user, program or cgroup |
+//! | an admitted node that floods the control plane | what its calls have recorded is counted; beyond an hourly measure it waits, and nobody else; its credentials that aren't over are bounded, and so its part of the CRL |
+//! | a node that says its tasks' credentials have expired | relying parties' lists go by time, not by a node's words |
 //! | a passive tap of the TPM bus | sessions that carry secrets are salted to the pinned EK and encrypt their parameters |
 //!
 //! # What is not

@@ -1,11 +1,13 @@
 //! Joins what was recorded: each credential has one issue, its releases and uses, and one end, all of them under
-//! one decision; whatever stands alone is an orphan.
+//! one decision; whatever stands alone is an orphan. Decisions are forgotten after a time, as configured: until
+//! when is kept with them, and of older credentials none is asked for.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use rusqlite::Connection;
 use serde::Serialize;
 
+use super::super::policy;
 use super::super::store::unsigned;
 use crate::clock::WallTime;
 use crate::codes::Refusal;
@@ -13,6 +15,8 @@ use crate::protocol::Record;
 
 /// What has run out is ended by the server's regular work: so many seconds later at the latest.
 const LATE: u64 = 120;
+/// The record of an issue as versions before the ledger wrote it; those that were over then aren't in the ledger.
+const FORMERLY: &str = "svid.issued";
 /// So many orphans are told.
 const MOST: usize = 1000;
 
@@ -37,6 +41,9 @@ pub struct Joined {
     pub denials: u64,
     /// Decisions that credentials name.
     pub decisions: u64,
+    /// Decisions from before this were forgotten (RFC 3339); absent if none was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decisions_since: Option<String>,
     /// How many orphans there are.
     pub orphan_count: u64,
     /// The first of them, in words.
@@ -48,7 +55,10 @@ struct Life {
     decision: String,
     node: String,
     ended: bool,
+    issued_at: u64,
     not_after: u64,
+    /// Issued by a version that kept no decisions.
+    undecided: bool,
     issues: u64,
     ends: u64,
 }
@@ -62,7 +72,8 @@ pub fn join(connection: &Connection, now: WallTime) -> Result<Joined, Refusal> {
     let mut lives = ledger(connection)?;
     log(connection, &mut lives, &mut joined)?;
     node_records(connection, &lives, &mut joined)?;
-    let decisions = decisions(connection)?;
+    let (decisions, since) = (decisions(connection)?, policy::kept_since(connection)?);
+    joined.decisions_since = (since.0 > 0).then(|| since.to_string());
     let mut named = BTreeSet::new();
     for (id, life) in &lives {
         joined.credentials += 1;
@@ -83,7 +94,7 @@ pub fn join(connection: &Connection, now: WallTime) -> Result<Joined, Refusal> {
         if !life.ended && life.not_after.saturating_add(LATE) < now.0 {
             joined.orphan(format!("credential {id} ran out at {} and has no end", WallTime(life.not_after)));
         }
-        if !decisions.contains(&life.decision) {
+        if !life.undecided && life.issued_at >= since.0 && !decisions.contains(&life.decision) {
             joined.orphan(format!("credential {id} names the decision {}, which isn't there", life.decision));
         }
         named.insert(&life.decision);
@@ -104,8 +115,9 @@ impl Joined {
 
 /// Every credential, as the ledger has it.
 fn ledger(connection: &Connection) -> Result<BTreeMap<String, Life>, Refusal> {
-    let mut statement = connection
-        .prepare("SELECT id, decision, lower(hex(node)), ended_at IS NOT NULL, not_after FROM credentials")?;
+    let mut statement = connection.prepare(
+        "SELECT id, decision, lower(hex(node)), ended_at IS NOT NULL, not_after, issued_at FROM credentials",
+    )?;
     let mut rows = statement.query([])?;
     let mut lives = BTreeMap::new();
     while let Some(row) = rows.next()? {
@@ -114,6 +126,7 @@ fn ledger(connection: &Connection) -> Result<BTreeMap<String, Life>, Refusal> {
             node: row.get(2)?,
             ended: row.get(3)?,
             not_after: unsigned(row.get(4)?),
+            issued_at: unsigned(row.get(5)?),
             ..Life::default()
         };
         lives.insert(row.get(0)?, life);
@@ -124,14 +137,17 @@ fn ledger(connection: &Connection) -> Result<BTreeMap<String, Life>, Refusal> {
 /// Issues and ends, as the log has them.
 fn log(connection: &Connection, lives: &mut BTreeMap<String, Life>, joined: &mut Joined) -> Result<(), Refusal> {
     let mut statement = connection.prepare(
-        "SELECT id, what, credential, decision FROM log
-         WHERE what IN ('credential.issued', 'credential.revoked', 'credential.expired') ORDER BY id",
+        "SELECT id, what, coalesce(credential, json_extract(detail, '$.serial')), decision FROM log
+         WHERE what IN ('svid.issued', 'credential.issued', 'credential.revoked', 'credential.expired') ORDER BY id",
     )?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let (number, what): (i64, String) = (row.get(0)?, row.get(1)?);
         let (credential, decision): (Option<String>, Option<String>) = (row.get(2)?, row.get(3)?);
         let Some(life) = credential.as_ref().and_then(|id| lives.get_mut(id)) else {
+            if what == FORMERLY {
+                continue;
+            }
             let id = credential.unwrap_or_default();
             joined.orphan(format!("record {number} ({what}) is about credential {id}, which isn't in the ledger"));
             continue;
@@ -141,9 +157,10 @@ fn log(connection: &Connection, lives: &mut BTreeMap<String, Life>, joined: &mut
         }
         match what.as_str() {
             "credential.issued" => life.issues += 1,
+            FORMERLY => (life.issues, life.undecided) = (life.issues + 1, true),
             _ => life.ends += 1,
         }
-        if what != "credential.issued" && life.issues == 0 {
+        if life.issues == 0 {
             joined.orphan(format!("record {number} ({what}) comes before the credential's issue"));
         }
     }

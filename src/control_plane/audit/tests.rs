@@ -244,6 +244,145 @@ fn a_running_server_notices_a_log_that_was_made_to_fit() {
     }
 }
 
+/// Who has the store alone can write that a backup was restored; the heads that were signed say otherwise.
+#[test]
+fn a_restore_that_never_was_explains_nothing() {
+    // Records 4 and 5 are cut, and number 6 says that a backup lost them.
+    let bench = Bench::new();
+    bench.sample();
+    bench.change("DELETE FROM log WHERE id > 3");
+    bench.change("UPDATE log_chain SET number = 5, chain = (SELECT chain FROM log WHERE id = 3)");
+    let store = Store::open(&bench.path()).unwrap();
+    let forge = |from: u64, to: u64, chain: &str| {
+        let detail = serde_json::json!({ "from": from, "to": to, "chain": chain });
+        store.transaction_blocking(|tx| done(tx, WallTime(9), "audit.restored", None, detail)).unwrap();
+    };
+    forge(4, 5, "");
+    bench.change("DELETE FROM log_heads");
+    assert_eq!(bench.first(), (6, codes::AUDIT_TAMPERED), "the head outside is another");
+    // All six, and what the head outside says with it: it was never found missing.
+    let bench = Bench::new();
+    bench.sample();
+    let lost: String = Connection::open(bench.path())
+        .unwrap()
+        .query_row("SELECT lower(hex(chain)) FROM log WHERE id = 6", [], |row| row.get(0))
+        .unwrap();
+    bench.change("DELETE FROM log WHERE id > 3");
+    bench.change("UPDATE log_chain SET chain = (SELECT chain FROM log WHERE id = 3)");
+    let store = Store::open(&bench.path()).unwrap();
+    let detail = serde_json::json!({ "from": 4, "to": 6, "chain": lost });
+    store.transaction_blocking(|tx| done(tx, WallTime(9), "audit.restored", None, detail)).unwrap();
+    assert_eq!(bench.first(), (6, codes::AUDIT_TAMPERED));
+    bench.change("DELETE FROM log_heads");
+    assert_eq!(bench.first(), (6, codes::AUDIT_TAMPERED));
+    drop(store);
+    let (store, ..) = bench.open(false);
+    let said = store.transaction_blocking(|tx| listing::list(tx, Of::Log, 7, 9, false, &Filter::default())).unwrap();
+    assert_eq!(said[0].what, codes::AUDIT_TAMPERED.as_str(), "the next start says so");
+}
+
+/// A start that says what a backup lost, and dies before it signed a head.
+#[test]
+fn what_was_said_missing_is_not_taken_for_a_change() {
+    let bench = Bench::new();
+    let older = {
+        let (store, ..) = bench.open(false);
+        store.transaction_blocking(|tx| done(tx, WallTime(3), "first", None, serde_json::json!({}))).unwrap();
+        drop(store);
+        std::fs::read(bench.path()).unwrap()
+    };
+    bench.sample();
+    for name in ["store.db-wal", "store.db-shm"] {
+        let _ = std::fs::remove_file(bench.dir.path().join(name));
+    }
+    std::fs::write(bench.path(), older).unwrap();
+    assert!(bench.open(true).2);
+    assert!(bench.verify().holds, "{:?}", bench.verify());
+    assert!(!bench.open(false).2);
+    let report = bench.verify();
+    assert!(report.holds && report.noted.len() == 1, "{report:?}");
+}
+
+/// What nodes can have recorded as often as they like doesn't hide what else was found.
+#[test]
+fn many_refusals_are_one_line() {
+    let bench = Bench::new();
+    let (store, ..) = bench.open(false);
+    let node = Some(NodeId::from_bytes([1; 32]));
+    store
+        .transaction_blocking(|tx| {
+            for n in 0..150 {
+                let refusal = Refusal::new(codes::AUDIT_TAMPERED, format!("{n}"));
+                refused(tx, WallTime(10), &refusal, node, "/v1/records")?;
+                done(tx, WallTime(10), "audit.torn", None, serde_json::json!({ "n": n }))?;
+            }
+            let shown = serde_json::json!({ "record": 7, "chain": "", "shown_by": "" });
+            done(tx, WallTime(11), codes::AUDIT_GAP.as_str(), node, shown)
+        })
+        .unwrap();
+    let noted = bench.verify().noted;
+    let of = |code: Code| noted.iter().filter(|finding| finding.code == code).collect::<Vec<_>>();
+    assert_eq!((of(codes::AUDIT_TORN).len(), of(codes::AUDIT_GAP).len()), (99, 1), "the newest hundred");
+    let refused = of(codes::AUDIT_TAMPERED);
+    assert!(refused.len() == 1 && refused[0].found.starts_with("150 times"), "{refused:?}");
+}
+
+/// Decisions are forgotten after a time, the ledger never is; and a store of before the ledger has neither its records
+/// nor its decisions.
+#[test]
+fn old_credentials_are_no_orphans() {
+    use crate::control_plane::credentials::ledger::{self, Credential, Kind};
+    use crate::control_plane::policy;
+    use crate::control_plane::registry::nodes;
+    let bench = Bench::new();
+    let (store, ..) = bench.open(false);
+    let joined = |now| joins::join(&open_reader(&bench.path()).unwrap(), WallTime(now)).unwrap();
+    let issue = |tx: &Transaction<'_>, id: &str, at: u64| {
+        let credential = Credential {
+            id: id.to_owned(),
+            kind: Kind::X509,
+            decision: format!("decision {id}"),
+            node: NodeId::from_bytes([1; 32]),
+            workload: "spiffe://example.org/web".to_owned(),
+            task: None,
+            audience: Vec::new(),
+            signer: 1,
+            lease_sequence: 1,
+            issued_at: WallTime(at),
+            not_after: WallTime(at + 10),
+        };
+        let kept = "INSERT INTO decisions(id, at, workload, action, permitted, policy, inputs, answer)
+                    VALUES (?1, ?2, '', '', 1, x'', '', '')";
+        tx.execute(kept, rusqlite::params![credential.decision, at.cast_signed()])?;
+        ledger::issued(tx, &credential, serde_json::json!({}))
+    };
+    let old = |tx: &Transaction<'_>| {
+        // As the step that made the ledger took it over.
+        tx.execute_batch(
+            "INSERT INTO credentials(id, kind, decision, node, workload, signer, lease_sequence, issued_at, not_after)
+             SELECT 'ab', 'x509', 'formerly', id, '', 1, 1, 50, 60 FROM nodes",
+        )?;
+        let subject = Subject { decision: Some("formerly"), ..Subject::default() };
+        about(tx, WallTime(50), "svid.issued", &subject, serde_json::json!({ "serial": "ab" }))?;
+        about(tx, WallTime(1), "svid.issued", &subject, serde_json::json!({ "serial": "cd" }))
+    };
+    store
+        .transaction_blocking(|tx| {
+            nodes::put(tx, &nodes::tests::waiting(1))?;
+            old(tx)?;
+            issue(tx, "a", 100)?;
+            issue(tx, "b", 200)?;
+            ledger::expire(tx, WallTime(300)).map(drop)
+        })
+        .unwrap();
+    assert_eq!(joined(300).orphans, Vec::<String>::new());
+    store.transaction_blocking(|tx| policy::forget(tx, WallTime(150))).unwrap();
+    let after = joined(300);
+    assert_eq!((after.orphans, after.decisions_since), (Vec::new(), Some(WallTime(150).to_string())));
+    store.transaction_blocking(|tx| Ok(tx.execute("DELETE FROM decisions", [])?)).unwrap();
+    assert_eq!(joined(300).orphan_count, 1, "the newer one's must be there");
+}
+
 /// A head of another key, a changed witness.
 #[test]
 fn a_changed_head_is_found() {

@@ -9,8 +9,13 @@ use super::inputs::Inputs;
 use super::schema;
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
-use crate::control_plane::store::{Transaction, damaged, fixed, params, signed, unsigned};
+use crate::control_plane::store::{Transaction, damaged, fixed, meta, params, signed, unsigned};
 use crate::identity::NodeId;
+
+/// So many are forgotten at a time: everybody else waits meanwhile.
+const AT_ONCE: usize = 1000;
+/// Where the store keeps from when on all are there.
+const SINCE: &str = "decisions_since";
 
 /// A kept decision.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -76,18 +81,30 @@ pub fn keep(tx: &Transaction<'_>, kept: &Kept) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Forgets decisions from before `until`, a number of them at a time; those of live credentials stay.
+/// Forgets decisions from before `until`, a number of them at a time; those of live credentials stay. Says whether
+/// there are more.
 ///
 /// # Errors
 /// [`codes::STORE_FAILED`].
-pub fn forget(tx: &Transaction<'_>, until: WallTime) -> Result<usize, Refusal> {
-    /// So many at a time: everybody else waits meanwhile.
-    const AT_ONCE: i64 = 5000;
-    Ok(tx.execute(
-        "DELETE FROM decisions WHERE rowid IN (SELECT rowid FROM decisions WHERE at < ?1
-         AND id NOT IN (SELECT decision FROM credentials WHERE ended_at IS NULL) ORDER BY at LIMIT ?2)",
-        params![signed(until.0), AT_ONCE],
-    )?)
+pub fn forget(tx: &Transaction<'_>, until: WallTime) -> Result<bool, Refusal> {
+    let forgotten = tx
+        .prepare_cached(
+            "DELETE FROM decisions WHERE rowid IN (SELECT rowid FROM decisions WHERE at < ?1
+             AND id NOT IN (SELECT decision FROM credentials WHERE ended_at IS NULL) ORDER BY at LIMIT ?2)",
+        )?
+        .execute(params![signed(until.0), signed(AT_ONCE as u64)])?;
+    if forgotten > 0 && kept_since(tx)? < until {
+        meta::set_number(tx, SINCE, until.0)?;
+    }
+    Ok(forgotten >= AT_ONCE)
+}
+
+/// From when on all decisions are kept; whoever joins records asks for none from before.
+///
+/// # Errors
+/// [`codes::STORE_FAILED`].
+pub fn kept_since(connection: &rusqlite::Connection) -> Result<WallTime, Refusal> {
+    Ok(WallTime(meta::number(connection, SINCE)?))
 }
 
 /// The decision of this id, or of the one id that begins so (at least 8 digits).

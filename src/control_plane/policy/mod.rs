@@ -37,7 +37,7 @@ use crate::protocol::{AuthorizationDetail, CallerClaims, TaskStatement};
 use crate::secret;
 
 pub use bundle::{Bundle, Content, LIMIT as BUNDLE_LIMIT, is_name};
-pub use decisions::{Filter, Replayed, forget, list, replay};
+pub use decisions::{Filter, Replayed, forget, kept_since, list, replay};
 pub use floor::Floor;
 pub use in_force::{Bundles, Facts, all as all_bundles, apply, document, highest};
 pub use schema::{GUARDRAILS, TEXT as SCHEMA};

@@ -1,5 +1,7 @@
 //! Single values of the store as a whole: the epoch, the generation, the bundle's sequence.
 
+use rusqlite::Connection;
+
 use super::{OptionalExtension, Transaction, fixed};
 use crate::codes::Refusal;
 
@@ -7,8 +9,8 @@ use crate::codes::Refusal;
 ///
 /// # Errors
 /// [`crate::codes::STORE_FAILED`].
-pub fn get(tx: &Transaction<'_>, name: &str) -> Result<Option<Vec<u8>>, Refusal> {
-    Ok(tx.query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| row.get(0)).optional()?)
+pub fn get(connection: &Connection, name: &str) -> Result<Option<Vec<u8>>, Refusal> {
+    Ok(connection.query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| row.get(0)).optional()?)
 }
 
 /// Sets the value called `name`.
@@ -27,8 +29,8 @@ pub fn set(tx: &Transaction<'_>, name: &str, value: &[u8]) -> Result<(), Refusal
 ///
 /// # Errors
 /// [`crate::codes::STORE_FAILED`].
-pub fn number(tx: &Transaction<'_>, name: &str) -> Result<u64, Refusal> {
-    match get(tx, name)? {
+pub fn number(connection: &Connection, name: &str) -> Result<u64, Refusal> {
+    match get(connection, name)? {
         Some(bytes) => Ok(u64::from_be_bytes(fixed(&bytes, name)?)),
         None => Ok(0),
     }

@@ -132,6 +132,11 @@ fn what_is_not_renewed_runs_out() {
         assert_eq!(expire(tx, WallTime(49))?, 0);
         assert_eq!(expire(tx, WallTime(50))?, 1);
         assert_eq!(latest(tx, None, true, 10)?, []);
+        begin(tx, NODE, WEB, "d", &stated(2, "job"), WallTime(500), WallTime(60))?;
+        assert!(!forget(tx, WallTime(50))?);
+        assert_eq!(latest(tx, None, false, 10)?.len(), 2);
+        forget(tx, WallTime(51))?;
+        assert_eq!(latest(tx, None, false, 10)?.iter().map(|task| task.number).collect::<Vec<_>>(), [2]);
         let many = TasksEnded { run: RUN, tasks: (0..257).flat_map(|n| end_of(n).tasks).collect() };
         assert_eq!(ended(tx, NODE, &many, WallTime(60)).unwrap_err().code, codes::PROTOCOL_MALFORMED);
         Ok(())

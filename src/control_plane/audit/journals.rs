@@ -238,14 +238,13 @@ struct Known {
 }
 
 fn journal(tx: &Transaction<'_>, writer: &Writer) -> Result<Option<Known>, Refusal> {
-    let found: Option<(Vec<u8>, i64, Vec<u8>, Vec<u8>)> = tx
-        .prepare_cached("SELECT node, number, chain, key_spki FROM journals WHERE writer = ?1")?
-        .query_row([writer.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
-        .optional()?;
-    let Some((node, number, chain, key)) = found else { return Ok(None) };
-    let chain = Chain::from_bytes(fixed(&chain, "a journal's chain")?);
-    let head = Head { writer: *writer, number: unsigned(number), chain };
-    Ok(Some(Known { node: NodeId::from_bytes(fixed(&node, "a node id")?), head, key }))
+    let mut statement = tx.prepare_cached("SELECT node, number, chain, key_spki FROM journals WHERE writer = ?1")?;
+    let mut rows = statement.query([writer.as_bytes()])?;
+    let Some(row) = rows.next()? else { return Ok(None) };
+    let chain = Chain::from_bytes(fixed(&row.get::<_, Vec<u8>>(2)?, "a journal's chain")?);
+    let head = Head { writer: *writer, number: unsigned(row.get(1)?), chain };
+    let node = NodeId::from_bytes(fixed(&row.get::<_, Vec<u8>>(0)?, "a node id")?);
+    Ok(Some(Known { node, head, key: row.get(3)? }))
 }
 
 fn chain_at(tx: &Transaction<'_>, writer: &Writer, number: u64) -> Result<Option<Chain>, Refusal> {

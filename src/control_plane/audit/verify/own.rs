@@ -177,7 +177,6 @@ impl<'a> Log<'a> {
     }
 
     /// Takes up what a record says of other records.
-    #[expect(clippy::indexing_slicing, reason = "a member that is absent from a JSON value reads as null")]
     fn note(&mut self, record: &Record) {
         let detail = &record.detail;
         if let Some(finding) = finding_of(&self.writer, record) {

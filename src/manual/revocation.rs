@@ -66,8 +66,8 @@
 //!
 //! Each may be used for 5 s without asking again (`Cache-Control`), and has an `ETag`. So a relying party that asks
 //! refuses a revoked credential some 6 s after the command; one that doesn't ask, when the credential runs out:
-//! SPIFFE's own answer is short life, and 10 minutes is the default. Certificates name no distribution point,
-//! since the control plane doesn't know under which name relying parties reach it. Lists stop at 100 000 entries
+//! SPIFFE's own answer is short life, and 10 minutes is the default. Without `published.url`
+//! certificates name no distribution point: the control plane doesn't know under which name relying parties reach it. Lists stop at 100 000 entries
 //! with an error rather than leave some out; a node can have at most 8192 credentials that aren't over (beyond
 //! that it hears `protocol.busy`), so it takes twelve hostile nodes together to make them that long.
 //!

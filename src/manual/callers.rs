@@ -36,7 +36,8 @@
 //! that digest whenever it reads one from the disk, also after the start. The file must have fs-verity enabled
 //! (`fsverity enable FILE`, on ext4 after `tune2fs -O verity`), and then can be replaced but not changed. Where the
 //! file system or the kernel has no fs-verity, or the file doesn't, the selector doesn't hold, and the refusal says
-//! so. FUSE isn't believed: there the answer comes from whoever serves the files.
+//! so. FUSE isn't believed: there the answer comes from whoever serves the files. It is shown in the machine of
+//! `tests/run boot`, by SHA-256; that kernel has SHA-512 only as a module.
 //!
 //! A program started by an interpreter or a loader (`python3 app.py`, `/lib64/ld-linux-x86-64.so.2 app`) is that one to every
 //! selector of `unix`.

@@ -118,10 +118,10 @@ impl Soak {
             74..=76 => self.revoke_task(),
             77..=80 => self.suspend_or_resume(),
             81..=82 => self.revoke_owner(),
-            83..=85 => self.kill_agent().await,
-            86..=87 => self.kill_server().await,
-            88..=90 => self.drift().await,
-            91..=92 => self.reset_tpm().await,
+            83..=84 => self.kill_agent().await,
+            85..=86 => self.kill_server().await,
+            87..=88 => self.drift().await,
+            89 => self.reset_tpm().await,
             _ => tokio::time::sleep(Duration::from_millis(chance.below(1_500))).await,
         }
     }

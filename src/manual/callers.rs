@@ -51,7 +51,9 @@
 //! A connection is one user, with its groups, running one program, at one place in the tree of cgroups, in one run of
 //! its unit, in somebody's login session or in none. The agent looks every 500 ms, and before each answer. If any of
 //! that changes, the connection's streams end with `PermissionDenied` and the process has to connect again. A cgroup
-//! that is removed and made again under the same name is another one. To execute the same file again is no change:
+//! that is removed and made again under the same name is another one. Where the agent can't look (no descriptor or no
+//! thread is left, or `/proc` doesn't answer in 5 s) nothing is concluded, `workload.unseen`: nothing is released
+//! meanwhile, and nothing ends by it. To execute the same file again is no change:
 //! whoever does could connect anew and would be the same workload.
 //!
 //! # People

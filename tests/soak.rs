@@ -9,18 +9,29 @@
 )]
 
 mod bench;
+#[path = "soak/callers.rs"]
+mod callers;
+#[path = "tasks/client.rs"]
+#[allow(dead_code, reason = "the tests of tasks use more of it")]
+mod client;
+#[path = "soak/flips.rs"]
+mod flips;
+#[path = "tasks/helper.rs"]
+mod helper;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bench::world::{Node, PATIENCE, Server, TRUST_DOMAIN, boot_extends, interactive};
+use callers::Callers;
+use client::Records;
 use leasehold::clock::BootInstant;
 use serde_json::Value;
 
 /// Short, so that there is a renewal near every point.
 const TERMS: &str = "[terms]\nlease_seconds = 8\nsvid_seconds = 6\n";
 
-/// Who is the test's own process, in several ways.
+/// Who is the test's own process, in several ways. The last is of an owner of its own.
 const WORKLOADS: [&str; 3] = ["one", "two", "three"];
 
 /// Numbers that come again for the same seed (xorshift64*).
@@ -62,7 +73,8 @@ struct Soak {
     tally: Tally,
     /// Serial numbers of what was fetched last.
     serials: Vec<String>,
-    suspended: Option<&'static str>,
+    callers: Callers,
+    suspended: BTreeSet<&'static str>,
 }
 
 impl Soak {
@@ -75,31 +87,42 @@ impl Soak {
         let uid = format!("unix:uid:{}", rustix::process::geteuid().as_raw());
         let gid = format!("unix:gid:{}", rustix::process::getegid().as_raw());
         let selectors: [&[&str]; 3] = [&[&uid], &[&gid], &[&uid, &gid]];
-        for (name, selectors) in WORKLOADS.into_iter().zip(selectors) {
+        server.admin(&["owner", "add", "team-b"]);
+        let owners = ["team-a", "team-a", "team-b"];
+        for ((name, selectors), owner) in WORKLOADS.into_iter().zip(selectors).zip(owners) {
             let workload = format!("spiffe://{TRUST_DOMAIN}/{name}");
-            let add = ["workload", "add", "--id", &workload, "--owner", "team-a", "--purpose", "soak", "--node", &id];
+            let add = ["workload", "add", "--id", &workload, "--owner", owner, "--purpose", "soak", "--node", &id];
             let chosen: Vec<&str> = selectors.iter().flat_map(|selector| ["--selector", selector]).collect();
             server.admin(&[&add[..], &chosen[..], &["--audience", "api"], interactive()].concat());
         }
         let chance = Chance::of_today();
         let tally = Tally::default();
-        let soak = Self { server, node, id, chance, tally, serials: Vec::new(), suspended: None };
+        let (callers, suspended) = (Callers::default(), BTreeSet::new());
+        let soak = Self { server, node, id, chance, tally, serials: Vec::new(), callers, suspended };
         soak.recover().await;
         soak
     }
 
-    /// One thing, at random. Fetches are the most of it.
+    /// One thing, at random. Fetches and tasks are the most of it.
     async fn step(&mut self) {
-        match self.chance.below(100) {
-            0..=54 => self.fetch().await,
-            55..=69 => self.token().await,
-            70..=77 => self.revoke_one(),
-            78..=83 => self.suspend_or_resume(),
-            84..=86 => self.kill_agent().await,
-            87..=88 => self.kill_server().await,
-            89..=91 => self.drift().await,
-            92..=93 => self.reset_tpm().await,
-            _ => tokio::time::sleep(Duration::from_millis(self.chance.below(1_500))).await,
+        self.callers.listen(&mut self.tally);
+        let Self { callers, node, chance, tally, .. } = self;
+        match chance.below(100) {
+            0..=24 => self.fetch().await,
+            25..=34 => self.token().await,
+            35..=49 => callers.begin(node, chance, tally).await,
+            50..=54 => callers.cancel(node, chance, tally).await,
+            55..=64 => callers.word(chance, tally).await,
+            65..=68 => callers.leave(chance, tally),
+            69..=73 => self.revoke_one(),
+            74..=76 => self.revoke_task(),
+            77..=80 => self.suspend_or_resume(),
+            81..=82 => self.revoke_owner(),
+            83..=84 => self.kill_agent().await,
+            85..=86 => self.kill_server().await,
+            87..=88 => self.drift().await,
+            89 => self.reset_tpm().await,
+            _ => tokio::time::sleep(Duration::from_millis(chance.below(1_500))).await,
         }
     }
 
@@ -129,20 +152,35 @@ impl Soak {
         self.tally.note("revocations of one SVID", output.status.success());
     }
 
+    fn revoke_task(&mut self) {
+        let Some(task) = self.callers.task(&mut self.chance) else { return };
+        // It may be over meanwhile.
+        let output = self.server.try_admin(&["revoke", "task", &task, "--reason", "soak", "--json"]);
+        self.tally.note("revocations of a task", output.status.success());
+    }
+
+    fn revoke_owner(&mut self) {
+        let output = self.server.try_admin(&["revoke", "owner", "team-b", "--reason", "soak", "--json"]);
+        self.suspended.insert(WORKLOADS[2]);
+        self.tally.note("revocations of an owner", output.status.success());
+    }
+
     fn suspend_or_resume(&mut self) {
-        match self.suspended.take() {
-            Some(name) => {
-                let id = format!("spiffe://{TRUST_DOMAIN}/{name}");
-                self.server.admin(&["workload", "resume", &id]);
-                self.tally.note("workloads resumed", true);
-            }
-            None => {
-                let name = WORKLOADS[usize::try_from(self.chance.below(3)).unwrap()];
-                let id = format!("spiffe://{TRUST_DOMAIN}/{name}");
-                self.server.admin(&["revoke", "workload", &id, "--reason", "soak"]);
-                self.suspended = Some(name);
-                self.tally.note("workloads revoked", true);
-            }
+        if self.suspended.is_empty() {
+            let name = WORKLOADS[usize::try_from(self.chance.below(3)).unwrap()];
+            let id = format!("spiffe://{TRUST_DOMAIN}/{name}");
+            self.server.admin(&["revoke", "workload", &id, "--reason", "soak"]);
+            self.suspended.insert(name);
+            self.tally.note("workloads revoked", true);
+        } else {
+            self.resume();
+        }
+    }
+
+    fn resume(&mut self) {
+        for name in std::mem::take(&mut self.suspended) {
+            self.server.admin(&["workload", "resume", &format!("spiffe://{TRUST_DOMAIN}/{name}")]);
+            self.tally.note("workloads resumed", true);
         }
     }
 
@@ -188,9 +226,23 @@ impl Soak {
         }
     }
 
-    /// Ends everything that was issued, and waits for the node's last records.
+    /// With their processes go all tasks. Then one that lives ends with its node, as does everything that was issued; waits
+    /// for the node's last records.
     async fn wind_up(&mut self) -> Value {
+        let records = Records::of(&self.server);
+        self.callers.clear();
+        let since = BootInstant::now();
+        let live = || records.count("SELECT count(*) FROM tasks WHERE ended_at IS NULL");
+        while live() > 0 {
+            assert!(BootInstant::now().since(since) < PATIENCE, "{} tasks live on: {}", live(), self.node.log());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let mut last = callers::all_well(&self.node).await;
+        assert_eq!(live(), 1, "the one that goes on");
+        // The node delivers what it recorded before it is turned out.
+        tokio::time::sleep(Duration::from_secs(8)).await;
         self.server.admin(&["revoke", "node", &self.id, "--reason", "the soak is over"]);
+        assert_eq!(callers::over(&mut last).await, "PermissionDenied");
         let since = BootInstant::now();
         loop {
             let output = self.server.try_admin(&["audit", "check", "--json"]);
@@ -200,6 +252,30 @@ impl Soak {
             }
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
+    }
+
+    /// Each task has one beginning and one end in the log, each credential of one one issue and one end; none lives.
+    fn tasks_join(&self) {
+        let records = Records::of(&self.server);
+        let tasks = records.count("SELECT count(*) FROM tasks");
+        assert!(tasks > 0);
+        for what in ["task.began", "task.ended"] {
+            let joined = records.count(&format!(
+                "SELECT count(*) FROM tasks t WHERE t.ended_at IS NOT NULL AND (SELECT count(*) FROM log l
+                 WHERE l.what = '{what}' AND l.task = t.id AND l.decision = t.decision AND l.workload = t.workload) = 1"
+            ));
+            assert_eq!(joined, tasks, "of {tasks} tasks {joined} have one {what}");
+        }
+        let credentials = records.count("SELECT count(*) FROM credentials WHERE task IS NOT NULL");
+        assert!(credentials > tasks, "the last one was renewed");
+        for what in ["'credential.issued'", "'credential.revoked', 'credential.expired'"] {
+            let joined = records.count(&format!(
+                "SELECT count(*) FROM credentials c WHERE c.task IS NOT NULL AND c.ended_at IS NOT NULL AND (SELECT count(*)
+                 FROM log l WHERE l.credential = c.id AND l.what IN ({what}) AND l.task = c.task) = 1"
+            ));
+            assert_eq!(joined, credentials, "of {credentials} credentials of tasks {joined} have one of {what}");
+        }
+        println!("  {tasks} tasks with {credentials} credentials: each one beginning, one end");
     }
 }
 
@@ -214,12 +290,8 @@ async fn every_credential_has_one_issue_its_releases_and_one_end() {
     while BootInstant::now().since(since) < term {
         soak.step().await;
     }
-    if soak.suspended.is_some() {
-        soak.suspend_or_resume();
-    }
+    soak.resume();
     soak.recover().await;
-    // The node delivers what it recorded before it is turned out.
-    tokio::time::sleep(Duration::from_secs(8)).await;
     let joined = soak.wind_up().await;
     println!("{:.1} minutes: {joined}", minutes());
     for (what, (done, of)) in &soak.tally.0 {
@@ -228,29 +300,10 @@ async fn every_credential_has_one_issue_its_releases_and_one_end() {
     assert_eq!(joined["orphan_count"], 0, "{joined}");
     assert_eq!(joined["credentials"], joined["ended"], "{joined}");
     assert!(joined["credentials"].as_u64() > Some(0) && joined["releases"].as_u64() > Some(0), "{joined}");
+    soak.tasks_join();
     let verified = soak.server.try_admin(&["audit", "verify", "--json"]);
     let facts: Value = serde_json::from_slice(&verified.stdout).unwrap();
     assert_eq!(facts["holds"], true, "{facts}");
-
-    // One character changed anywhere in a record is found, and the record is named.
     soak.server.kill();
-    let copy = soak.server.path("copy.db");
-    std::fs::copy(soak.server.path("state/store.db"), &copy).unwrap();
-    for kind in ["-wal", "-shm"] {
-        let from = soak.server.path(&format!("state/store.db{kind}"));
-        if from.exists() {
-            std::fs::copy(from, soak.server.path(&format!("copy.db{kind}"))).unwrap();
-        }
-    }
-    let connection = rusqlite::Connection::open(&copy).unwrap();
-    let last: i64 = connection.query_row("SELECT max(id) FROM log", [], |row| row.get(0)).unwrap();
-    let number = 1 + i64::try_from(soak.chance.below(u64::try_from(last).unwrap())).unwrap();
-    let changed = connection.execute("UPDATE log SET time = time + 1 WHERE id = ?1", [number]).unwrap();
-    assert_eq!(changed, 1);
-    drop(connection);
-    let copy = copy.display().to_string();
-    let verified = soak.server.try_admin(&["audit", "verify", "--store", &copy, "--json"]);
-    assert_eq!(verified.status.code(), Some(4));
-    let said = String::from_utf8(verified.stdout).unwrap();
-    assert!(said.contains(&number.to_string()), "record {number} isn't named: {said}");
+    flips::each_is_named(&soak.server, &mut soak.chance);
 }

@@ -36,7 +36,8 @@
 //! that digest whenever it reads one from the disk, also after the start. The file must have fs-verity enabled
 //! (`fsverity enable FILE`, on ext4 after `tune2fs -O verity`), and then can be replaced but not changed. Where the
 //! file system or the kernel has no fs-verity, or the file doesn't, the selector doesn't hold, and the refusal says
-//! so. FUSE isn't believed: there the answer comes from whoever serves the files.
+//! so. FUSE isn't believed: there the answer comes from whoever serves the files. It is shown in the machine of
+//! `tests/run boot`, by SHA-256; that kernel has SHA-512 only as a module.
 //!
 //! A program started by an interpreter or a loader (`python3 app.py`, `/lib64/ld-linux-x86-64.so.2 app`) is that one to every
 //! selector of `unix`.
@@ -50,7 +51,9 @@
 //! A connection is one user, with its groups, running one program, at one place in the tree of cgroups, in one run of
 //! its unit, in somebody's login session or in none. The agent looks every 500 ms, and before each answer. If any of
 //! that changes, the connection's streams end with `PermissionDenied` and the process has to connect again. A cgroup
-//! that is removed and made again under the same name is another one. To execute the same file again is no change:
+//! that is removed and made again under the same name is another one. Where the agent can't look (no descriptor or no
+//! thread is left, or `/proc` doesn't answer in 5 s) nothing is concluded, `workload.unseen`: nothing is released
+//! meanwhile, and nothing ends by it. To execute the same file again is no change:
 //! whoever does could connect anew and would be the same workload.
 //!
 //! # People

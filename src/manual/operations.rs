@@ -81,6 +81,7 @@
 //! |---|---|
 //! | machine | enrolment by a certified EK through the kernel's resource manager, a lease; our readers make of the boot log and of IMA's list the PCRs that the kernel reads itself |
 //! | callers | a unit, its slice and one run of it are served; the same program and user outside it, in another unit, in the next run, in a login that PAM made, are refused, each with its code |
+//! | verity | on ext4: a program that has fs-verity is served by the kernel's digest of it; without fs-verity, on another file system, and another program are refused, and the refusal says what was missing |
 //! | tasks | ends by exit code 0 and 3, SIGKILL, `MemoryMax`, another uid, another unit's cgroup, the unit's next run, its restart: the code in the record each time, and after how long |
 //! | measured | under rules for IMA's list: a program that the kernel measured is served, one from memory that the policy passes over is refused (`workload.unmeasured`), one that no rule allows closes the gate |
 //!

@@ -130,7 +130,7 @@ impl Held {
             Ok(read) => Ok(Ok(read)),
             Err(error) if no_descriptors(&error) => Err(unknown(self.process.pid(), "exe", error)),
             Err(error) => {
-                tracing::warn!(pid = self.process.pid(), %error, "the caller's program has no digest");
+                tracing::debug!(pid = self.process.pid(), %error, "the caller's program has no digest");
                 Ok(Err(error.to_string()))
             }
         }

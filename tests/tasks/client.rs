@@ -75,11 +75,30 @@ impl Client {
 
     /// Begins a task and gives back its first credentials.
     pub async fn begin(&mut self, task: &Value) -> Value {
-        self.order(&json!({ "begin": task }));
-        let id = &task["task_id"];
-        let answer = self.next_that(|said| said["over"].is_string() || id.is_null() || said["update"] == *id).await;
+        let answer = self.try_begin(task).await;
         assert!(answer["update"].is_string(), "{answer}");
         answer
+    }
+
+    /// Begins a task and gives back its first credentials, or how it was over.
+    pub async fn try_begin(&mut self, task: &Value) -> Value {
+        self.order(&json!({ "begin": task }));
+        let id = &task["task_id"];
+        self.next_that(|said| id.is_null() || [&said["over"], &said["update"]].contains(&id)).await
+    }
+
+    /// Closes a task's stream, or gives up its begin.
+    #[allow(dead_code, reason = "the soak gives up")]
+    pub async fn give_up(&mut self, id: &str) {
+        self.order(&json!({ "close": id }));
+        self.next_that(|said| said["over"] == id).await;
+    }
+
+    /// All that it has said and nobody waited for.
+    #[allow(dead_code, reason = "the soak listens to many at a time")]
+    pub fn heard(&mut self) -> Vec<Value> {
+        let before = std::mem::take(&mut self.waiting);
+        before.into_iter().chain(std::iter::from_fn(|| self.said.try_recv().ok())).collect()
     }
 
     /// The code that a begin is refused with.

@@ -113,7 +113,12 @@ async fn follow(channel: Channel, request: BeginRequest, mut stopped: tokio::syn
     client.ready().await.unwrap();
     let codec = tonic_prost::ProstCodec::<BeginRequest, TaskUpdate>::default();
     let path = PathAndQuery::from_static("/leasehold.task.v1.Tasks/Begin");
-    let mut updates = match client.server_streaming(with_header(request), path, codec).await {
+    let given_up = json!({ "over": task, "code": "", "status": "given up" });
+    let called = tokio::select! {
+        called = client.server_streaming(with_header(request), path, codec) => called,
+        _ = &mut stopped => return say(given_up),
+    };
+    let mut updates = match called {
         Ok(answer) => answer.into_inner(),
         Err(status) => {
             return say(json!({ "over": task, "code": code(&status), "status": format!("{:?}", status.code()) }));
@@ -122,7 +127,7 @@ async fn follow(channel: Channel, request: BeginRequest, mut stopped: tokio::syn
     loop {
         let update = tokio::select! {
             update = updates.message() => update,
-            _ = &mut stopped => return,
+            _ = &mut stopped => return say(given_up),
         };
         match update {
             Ok(Some(update)) => say(json!({

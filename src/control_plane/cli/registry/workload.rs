@@ -71,6 +71,7 @@ pub struct WorkloadAdd {
     pub target: WorkloadTarget,
     /// What a process must match, every one of them: unix:uid:N, unix:gid:N (effective),
     /// unix:supplementary-gid:N, unix:path:/PATH, unix:sha256:HEX (of its executable),
+    /// unix:fsverity:ALGORITHM:HEX (the kernel's digest of it),
     /// systemd:unit:app.service, systemd:slice:system.slice, systemd:invocation:HEX,
     /// cgroup:path:/PATH, container:id:HEX (all 64 digits).
     #[arg(long = "selector", required = true, value_name = "TYPE:KEY:VALUE")]

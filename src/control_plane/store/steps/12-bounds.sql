@@ -7,3 +7,7 @@ CREATE INDEX credentials_by_workload ON credentials(workload, not_after, node);
 CREATE INDEX credentials_by_node ON credentials(node, not_after);
 -- Tasks that are over go away once nobody asks for them any more.
 CREATE INDEX ended_tasks ON tasks(ended_at) WHERE ended_at IS NOT NULL;
+
+-- An id is one of its workload's on a node: nobody holds those that another workload's tasks will use.
+DROP INDEX live_tasks;
+CREATE UNIQUE INDEX live_tasks ON tasks(node, id, workload) WHERE ended_at IS NULL;

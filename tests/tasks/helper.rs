@@ -48,7 +48,9 @@ async fn obey(socket: PathBuf) {
         match what.as_str() {
             "begin" => {
                 let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-                streams.insert(of["task_id"].as_str().unwrap_or_default().to_owned(), stop);
+                let streams: &mut Vec<_> =
+                    streams.entry(of["task_id"].as_str().unwrap_or_default().to_owned()).or_default();
+                streams.push(stop);
                 tokio::spawn(follow(channel.clone(), begin(of), stopped));
             }
             "close" => drop(streams.remove(&text)),

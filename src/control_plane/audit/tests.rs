@@ -376,7 +376,13 @@ fn old_credentials_are_no_orphans() {
         })
         .unwrap();
     assert_eq!(joined(300).orphans, Vec::<String>::new());
-    store.transaction_blocking(|tx| policy::forget(tx, WallTime(150))).unwrap();
+    // A piece at a time, until there is no more.
+    let many = "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 1500)
+                INSERT INTO decisions(id, at, workload, action, permitted, policy, inputs, answer)
+                SELECT 'n' || n, 40, '', '', 0, x'', '', '' FROM n";
+    store.transaction_blocking(|tx| Ok(tx.execute(many, [])?)).unwrap();
+    let forget = || store.transaction_blocking(|tx| policy::forget(tx, WallTime(150))).unwrap();
+    assert_eq!((forget(), forget()), (true, false));
     let after = joined(300);
     assert_eq!((after.orphans, after.decisions_since), (Vec::new(), Some(WallTime(150).to_string())));
     store.transaction_blocking(|tx| Ok(tx.execute("DELETE FROM decisions", [])?)).unwrap();

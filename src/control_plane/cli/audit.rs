@@ -326,6 +326,9 @@ fn checked(cli: &Shared, facts: &Value) {
         facts["uses"],
         facts["denials"]
     );
+    if let Some(since) = facts["decisions_since"].as_str() {
+        say!("decisions from before {since} were forgotten; none is asked for from then");
+    }
     for orphan in facts["orphans"].as_array().into_iter().flatten() {
         say!("ORPHAN: {}", print::plain(orphan.as_str().unwrap_or_default()));
     }

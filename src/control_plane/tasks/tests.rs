@@ -174,6 +174,33 @@ fn no_word_of_a_node_keeps_a_credential_off_the_lists() {
     .unwrap();
 }
 
+/// Whatever ends them, one node's credentials leave room on the lists for those of others.
+#[test]
+fn a_node_holds_so_many_credentials_and_no_more() {
+    let (_dir, store) = store();
+    with(&store, |tx| {
+        let issued = |from: u64, to: u64, ended: bool| {
+            tx.execute(
+                "WITH RECURSIVE n(n) AS (SELECT ?1 UNION ALL SELECT n + 1 FROM n WHERE n < ?2)
+                 INSERT INTO credentials(id, kind, decision, node, workload, signer, lease_sequence, issued_at, not_after,
+                 ended_at) SELECT 'c' || n, 'jwt', '', ?3, '', 1, 1, 1, 100, iif(?4, 2, NULL) FROM n",
+                params![signed(from), signed(to), NODE.as_bytes(), ended],
+            )
+        };
+        let room = |just_in_time, now| ledger::room(tx, NODE, just_in_time, WallTime(now)).map_err(|it| it.code);
+        issued(1, 7167, true)?;
+        assert_eq!(room(true, 10), Ok(()));
+        issued(7168, 7168, false)?;
+        assert_eq!((room(true, 10), room(false, 10)), (Err(codes::PROTOCOL_BUSY), Ok(())));
+        issued(7169, 8192, true)?;
+        assert_eq!(room(false, 10), Err(codes::PROTOCOL_BUSY));
+        ledger::room(tx, NodeId::from_bytes([2; 32]), true, WallTime(10))?;
+        assert_eq!(room(true, 100), Ok(()), "once they are over");
+        Ok(())
+    })
+    .unwrap();
+}
+
 #[test]
 fn statements_keep_to_their_bounds() {
     let good = stated(1, "a.B:c_d-0");

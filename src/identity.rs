@@ -96,7 +96,18 @@ pub fn certified_id(certificate: &Certificate) -> Result<SpiffeId, Refusal> {
     if uris.next().is_some() {
         return Err(refuse("more than one URI".to_owned()));
     }
-    SpiffeId::new(uri).map_err(|e| refuse(format!("`{uri}` is no SPIFFE ID: {e}")))
+    exact_id(uri).map_err(|why| refuse(format!("`{uri}` is no SPIFFE ID: {why}")))
+}
+
+/// The SPIFFE ID of this text, which must be its one form: a parser also reads `SPIFFE://Example.org/a`, as
+/// another text for the same id (SPIFFE-ID 2.1, RFC 3986 6.2.2.1). Where ids are compared or kept as texts,
+/// two texts for one would be two.
+///
+/// # Errors
+/// Why it is none.
+pub fn exact_id(text: &str) -> Result<SpiffeId, String> {
+    let id = SpiffeId::new(text).map_err(|error| error.to_string())?;
+    if id.to_string() == text { Ok(id) } else { Err(format!("its one form is {id}")) }
 }
 
 fn own_part(trust_domain: &TrustDomain, segments: &[&str]) -> SpiffeId {
@@ -121,5 +132,13 @@ mod tests {
         assert_eq!(id.to_string().parse::<NodeId>().unwrap(), id);
         assert_eq!(id.spiffe_id(&one).to_string(), format!("spiffe://one.example/leasehold/node/{id}"));
         assert!("zz".parse::<NodeId>().is_err());
+    }
+
+    #[test]
+    fn an_id_has_one_text() {
+        assert_eq!(exact_id("spiffe://example.org/web").unwrap().path(), "/web");
+        for other in ["SPIFFE://example.org/web", "spiffe://Example.org/web", "spiffe://example.org/web/", "web", ""] {
+            exact_id(other).unwrap_err();
+        }
     }
 }

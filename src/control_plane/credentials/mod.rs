@@ -17,7 +17,7 @@ use super::server::Shared;
 use super::store::Transaction;
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
-use crate::identity::SpiffeId;
+use crate::identity::exact_id;
 use crate::protocol::{CredentialAnswer, CredentialRequest, Issued, Wanted};
 
 use ledger::{Credential, Kind};
@@ -158,7 +158,7 @@ pub fn registered(tx: &Transaction<'_>, id: &str) -> Result<Workload, Refusal> {
         Refusal::new(codes::ISSUER_UNKNOWN_WORKLOAD, audit::clipped(id))
             .expected("an id that `leasehold-server workload list` shows")
     };
-    let id = SpiffeId::new(id).map_err(|_| unknown())?;
+    let id = exact_id(id).map_err(|_| unknown())?;
     workloads::find(tx, &id)?.ok_or_else(unknown)
 }
 

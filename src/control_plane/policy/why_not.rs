@@ -21,7 +21,7 @@ use crate::control_plane::leases::{self, LeaseRow};
 use crate::control_plane::registry::{nodes, workloads};
 use crate::control_plane::server::Shared;
 use crate::control_plane::store::Transaction;
-use crate::identity::SpiffeId;
+use crate::identity::exact_id;
 
 /// The most changes that are tried.
 const TRIED: usize = 600;
@@ -90,7 +90,7 @@ fn inputs(tx: &Transaction<'_>, shared: &Shared, asked: &Asked, now: WallTime) -
             .at(asked.workload.escape_debug().to_string())
             .expected("one that `leasehold-server workload list` shows")
     };
-    let id = SpiffeId::new(&asked.workload).map_err(|_| unknown())?;
+    let id = exact_id(&asked.workload).map_err(|_| unknown())?;
     let workload = workloads::find(tx, &id)?.ok_or_else(unknown)?;
     let node = nodes::resolve(tx, &asked.node)?;
     let none = LeaseRow { sequence: 0, issued_at: now, ends_at: now, ended: None };

@@ -8,7 +8,7 @@ use super::generated::{JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest, 
 use super::service::{Caller, Service, invalid, no_identity, refused, unavailable};
 use super::{Denied, JwtAsked, MOST_AUDIENCES, Source, Unaccepted, messages};
 use crate::codes::{self, Refusal};
-use crate::identity::SpiffeId;
+use crate::identity::exact_id;
 
 /// The longest audience in bytes: a SPIFFE ID may be one (SPIFFE ID, 2.3).
 const LONGEST_AUDIENCE: usize = 2048;
@@ -79,7 +79,7 @@ fn asked(request: JwtsvidRequest) -> Result<JwtAsked, Refusal> {
     }
     let id = match spiffe_id.as_str() {
         "" => None,
-        text => Some(SpiffeId::new(text).map_err(|_| {
+        text => Some(exact_id(text).map_err(|_| {
             Refusal::new(codes::TOKEN_MALFORMED, "no SPIFFE ID").at("spiffe_id").expected("spiffe://TRUST-DOMAIN/PATH")
         })?),
     };

@@ -11,7 +11,7 @@ use super::nodes::Node;
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::store::{Transaction, damaged, fixed, params, signed, unsigned};
-use crate::identity::{NodeId, SpiffeId};
+use crate::identity::{NodeId, SpiffeId, exact_id};
 use crate::protocol::Entry;
 
 pub use stated::{Changes, Stated};
@@ -312,7 +312,7 @@ pub fn existing(tx: &Transaction<'_>, id: &str) -> Result<Workload, Refusal> {
             .at(id.to_owned())
             .expected("one that `leasehold-server workload list` shows")
     };
-    let id = SpiffeId::new(id).map_err(|_| unknown())?;
+    let id = exact_id(id).map_err(|_| unknown())?;
     find(tx, &id)?.ok_or_else(unknown)
 }
 

@@ -83,6 +83,15 @@ impl Refusal {
         self.expected = expected.into();
         self
     }
+
+    /// The same with each of its texts cut to `bytes`, at a character's boundary: paths and names that a
+    /// process chose may be in it, and there is a place with bounds to write it to.
+    pub fn clipped(mut self, bytes: usize) -> Self {
+        for text in [&mut self.found, &mut self.at, &mut self.expected] {
+            text.truncate(text.floor_char_boundary(bytes));
+        }
+        self
+    }
 }
 
 impl fmt::Display for Refusal {

@@ -26,6 +26,11 @@ impl<T> Held<T> {
         Self { value, issued, until }
     }
 
+    /// From when on: when it was asked for.
+    pub const fn issued(&self) -> BootInstant {
+        self.issued
+    }
+
     /// When it ends.
     pub const fn until(&self) -> BootInstant {
         self.until

@@ -68,12 +68,12 @@ impl Store {
 
     /// Drops one SVID; gives back its serial number.
     pub fn drop_svid(&mut self, id: &str) -> Option<String> {
-        self.svids.remove(id).and_then(|held| held.value().serial())
+        self.svids.remove(id).map(|held| held.value().serial.clone())
     }
 
     /// The workloads with an SVID, and its serial number.
     pub fn serials(&self) -> Vec<(String, String)> {
-        self.svids.iter().filter_map(|(id, held)| Some((id.clone(), held.value().serial()?))).collect()
+        self.svids.iter().map(|(id, held)| (id.clone(), held.value().serial.clone())).collect()
     }
 
     /// Holds a token, if its workload is still registered.

@@ -133,14 +133,6 @@ impl X509Svid {
     }
 }
 
-impl X509Svid {
-    /// The leaf's serial number in hexadecimal, as the control plane's record has it.
-    pub fn serial(&self) -> Option<String> {
-        let leaf = <x509_cert::Certificate as der::Decode>::from_der(self.chain.first()?).ok()?;
-        Some(hex::encode(leaf.tbs_certificate().serial_number().as_bytes()))
-    }
-}
-
 impl fmt::Debug for X509Svid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("X509Svid").field("id", &self.id.to_string()).finish_non_exhaustive()

@@ -43,6 +43,15 @@ impl Failure {
     }
 }
 
+/// Why no answer came to a request for credentials.
+#[derive(Clone, Debug)]
+pub struct Ungranted {
+    /// Why.
+    pub failure: Failure,
+    /// The control plane may have received the request all the same, and granted it.
+    pub arrived: bool,
+}
+
 /// What an admitted node keeps between starts. No secret is in it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -259,12 +268,32 @@ impl Leased<'_> {
     /// for again with the same request: a task begins once.
     ///
     /// # Errors
-    /// [`Failure`].
-    pub async fn grant(self, request: &GrantRequest) -> Result<GrantAnswer, Failure> {
+    /// [`Ungranted`].
+    pub async fn grant(self, request: &GrantRequest) -> Result<GrantAnswer, Ungranted> {
         let request = GrantRequest { lease_sequence: self.lease_sequence, ..request.clone() };
-        match post(&self.enrolled.client, &self.enrolled.place, "grants", &request).await {
-            Err(Failure::Unreachable(_)) => post(&self.enrolled.client, &self.enrolled.place, "grants", &request).await,
-            other => other,
+        let body = encode(&request).map_err(|refusal| Ungranted { failure: malformed(refusal), arrived: false })?;
+        let Enrolled { client, place } = self.enrolled;
+        let mut arrived = false;
+        let mut again = true;
+        loop {
+            let failure = match send(client, place, Method::POST, "grants", body.clone()).await {
+                Ok(response) => {
+                    arrived = true;
+                    match answered(response, BODY_LIMIT).await.and_then(|body| decode(&body).map_err(malformed)) {
+                        Ok(answer) => return Ok(answer),
+                        // It says itself that nothing came of the request.
+                        Err(failure @ Failure::Refused(_)) => return Err(Ungranted { failure, arrived: false }),
+                        Err(failure) => failure,
+                    }
+                }
+                Err(error) => {
+                    arrived |= !error.is_connect();
+                    unreachable_because(&error)
+                }
+            };
+            if !std::mem::take(&mut again) {
+                return Err(Ungranted { failure, arrived });
+            }
         }
     }
 }
@@ -356,14 +385,21 @@ async fn asked(
     body: Vec<u8>,
     limit: usize,
 ) -> Result<Vec<u8>, Failure> {
-    let response = client
-        .request(method, format!("{}/{route}", place.base))
-        .timeout(REQUEST_DEADLINE)
-        .header(reqwest::header::CONTENT_TYPE, MEDIA_TYPE)
-        .body(body)
-        .send()
-        .await
-        .map_err(|e| unreachable_because(&e))?;
+    answered(send(client, place, method, route, body).await.map_err(|e| unreachable_because(&e))?, limit).await
+}
+
+async fn send(
+    client: &Client,
+    place: &Place,
+    method: Method,
+    route: &str,
+    body: Vec<u8>,
+) -> reqwest::Result<reqwest::Response> {
+    let request = client.request(method, format!("{}/{route}", place.base)).timeout(REQUEST_DEADLINE);
+    request.header(reqwest::header::CONTENT_TYPE, MEDIA_TYPE).body(body).send().await
+}
+
+async fn answered(response: reqwest::Response, limit: usize) -> Result<Vec<u8>, Failure> {
     if response.status() != StatusCode::OK {
         return Err(refused(response).await);
     }

@@ -10,7 +10,7 @@ mod client;
 mod tls;
 
 #[cfg(feature = "agent")]
-pub use client::{Answer, Enrolled, Enrolment, Events, Failure, Leased, Membership, Unenrolled};
+pub use client::{Answer, Enrolled, Enrolment, Events, Failure, Leased, Membership, Unenrolled, Ungranted};
 pub use grants::*;
 pub use messages::*;
 pub use records::{Chain, Head, Record, RecordsAnswer, RecordsRequest, SignedHead, Writer};

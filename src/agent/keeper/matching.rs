@@ -12,11 +12,18 @@ use crate::workload::{Observed, Peer};
 
 /// A process and the workloads it is.
 #[derive(Debug)]
-pub(super) struct Matched {
+pub(in crate::agent) struct Matched {
     /// At least one.
     pub(super) workloads: Vec<Registered>,
     /// What the kernel says of the process.
     pub(super) observed: Observed,
+}
+
+impl Matched {
+    /// Whether it is this workload, too.
+    pub(in crate::agent) fn is(&self, workload: &str) -> bool {
+        self.workloads.iter().any(|entry| entry.id == workload)
+    }
 }
 
 impl Keeper {
@@ -24,7 +31,7 @@ impl Keeper {
     /// what runs, its program must be one that this kernel measured.
     pub(super) async fn matching(&self, peer: &Peer) -> Result<Matched, Denied> {
         let registered = self.holdings().registered.clone();
-        let observed = peer.observe(&registered).await.map_err(gone_or_busy)?;
+        let observed = peer.observe(&registered).await.map_err(unlooked)?;
         let workloads = matching(registered, &observed).map_err(|refusal| {
             if refusal.code == codes::WORKLOAD_LOGIN_SESSION {
                 tracing::warn!(code = %refusal.code, %peer, "a person's process asks for a workload's identity: {refusal}");
@@ -72,7 +79,7 @@ impl Keeper {
         };
         let (mut hash, mut tried) = (LogHash::Sha256, Vec::new());
         loop {
-            let digest = match peer.digest(hash).await.map_err(gone_or_busy)? {
+            let digest = match peer.digest(hash).await.map_err(unlooked)? {
                 Ok(digest) => digest,
                 Err(why) => return Ok(Some(refusal(format!("{path}: {why}")))),
             };
@@ -99,7 +106,7 @@ fn absent(path: &str, hash: LogHash, digest: &[u8], at: &Checkpoint) -> Refusal 
 }
 
 /// What it means that a process couldn't be looked at.
-fn gone_or_busy(refusal: Refusal) -> Denied {
+pub(in crate::agent) fn unlooked(refusal: Refusal) -> Denied {
     match refusal.code {
         // Nothing was found out about the caller.
         codes::WORKLOAD_UNSEEN => Denied::Unavailable(refusal),

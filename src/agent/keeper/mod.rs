@@ -1,12 +1,14 @@
 //! The keeper: holds the gate and the credentials, and answers the Workload API from both.
 
+mod granting;
+mod holdings;
+mod issued;
 mod judging;
 mod matching;
 mod release;
 mod tokens;
 mod withdrawal;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -29,114 +31,16 @@ use crate::shutdown::CancellationToken;
 use crate::telemetry::AgentMetrics;
 use crate::tpm::{Bank, PcrReading, TpmError};
 use crate::verify::Lease;
-use crate::verify::appraisal::{Finding, LayerResult};
 use crate::verify::runtime::{Checkpoint, CompiledRules};
-use crate::workload::Selector;
-use tokens::Grants;
+use granting::Grants;
+use holdings::Registered;
 
-use withdrawal::Taken;
+pub(in crate::agent) use granting::{Granted, There, Ungiven, Wanted};
+pub(in crate::agent) use holdings::Holdings;
+pub use holdings::{Asked, Said};
+pub(in crate::agent) use matching::{Matched, unlooked};
+pub(in crate::agent) use release::{Chosen, all};
 pub use withdrawal::{Applied, Observer};
-
-/// Everything that is decided or held on this node, behind one lock that is never kept across
-/// an await: each answer sees one consistent state.
-#[derive(Debug)]
-struct Holdings {
-    gate: Gate,
-    store: Store,
-    /// What JWT-SVIDs are verified with.
-    token_keys: TokenKeys,
-    /// The registered workloads with their selectors, parsed.
-    registered: Vec<Registered>,
-    /// Workloads the issuer refused, and why.
-    refused: BTreeMap<String, Refusal>,
-    /// What was read last: a change of it is worth an attestation, with or without a lease.
-    last_reading: Option<Arc<PcrReading>>,
-    /// The reading of the latest start that was to be judged. Whoever has an older one is judged by this:
-    /// PCR 10 may have been followed beyond the older, which would look as if it had gone back.
-    newest: Option<Arc<PcrReading>>,
-    /// When the values of the present lease had been read: a reading that began before may be older.
-    leased_at: BootInstant,
-    /// Allowed entries of IMA's list since the lease was granted.
-    new_entries: u64,
-    /// What the control plane last said of the node's logs.
-    said: Said,
-    /// What the watcher last failed with; `None` after a reading.
-    tpm_trouble: Option<TpmError>,
-    control_plane_reachable: bool,
-    /// How often something spoke against the node: a lease asked for before the last time is not
-    /// opened under, however it crossed the revocation on the way.
-    withdrawals: u64,
-    /// What was taken back by name.
-    taken: Taken,
-}
-
-/// What an attestation's answer says of the logs.
-#[derive(Clone, Debug, Default)]
-pub struct Said {
-    /// Of each layer.
-    pub layers: Vec<LayerResult>,
-    /// What was found, the worst first.
-    pub findings: Vec<Finding>,
-}
-
-impl Holdings {
-    /// The newest of this reading and those before.
-    fn newest(&mut self, reading: &Arc<PcrReading>) -> Arc<PcrReading> {
-        match &self.newest {
-            Some(newest) if newest.started_at > reading.started_at => Arc::clone(newest),
-            _ => Arc::clone(self.newest.insert(Arc::clone(reading))),
-        }
-    }
-
-    /// Runs `step` on the gate, the term's end noticed first, with what is known of the control
-    /// plane: whoever comes upon it, stale and unreachable are told apart. Gives back why the gate
-    /// closed, if it did; what speaks against the node then also drops (and wipes) what is held.
-    fn step<T>(&mut self, step: impl FnOnce(&mut Gate, BootInstant) -> T) -> (T, Option<Reason>) {
-        let was_open = self.gate.lease().is_some();
-        let now = BootInstant::now();
-        self.gate.expire(now, self.control_plane_reachable);
-        let done = step(&mut self.gate, now);
-        let ended = self.gate.reason().filter(|_| was_open).cloned();
-        if ended.as_ref().is_some_and(|reason| reason.standing == Standing::Contraindicated) {
-            self.withdraw();
-        }
-        (done, ended)
-    }
-
-    fn withdraw(&mut self) {
-        self.store.clear();
-        self.withdrawals += 1;
-    }
-
-    fn asks(&self) -> Asked {
-        Asked { withdrawals: self.withdrawals, mark: self.taken.mark() }
-    }
-
-    /// Why none of these is to be had, if so: the first one's reason.
-    fn all_refused(&self, matching: &[Registered]) -> Option<Refusal> {
-        let refused = |entry: &Registered| self.refused.contains_key(&entry.id) && self.store.svid(&entry.id).is_none();
-        let first = matching.first().filter(|_| matching.iter().all(refused))?;
-        self.refused.get(&first.id).cloned()
-    }
-
-    /// What nothing is issued for is not asked for, and its callers are told why.
-    fn withhold(&mut self) {
-        let withheld: Vec<_> =
-            self.store.entries().iter().filter_map(|entry| Some((entry.id.clone(), entry.withheld.clone()?))).collect();
-        for (id, why) in withheld {
-            self.store.drop_svid(&id);
-            self.store.drop_tokens(&id);
-            self.refused.insert(id, why);
-        }
-    }
-}
-
-/// When something was asked for, in the order of withdrawals.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Asked {
-    withdrawals: u64,
-    mark: u64,
-}
 
 /// Who is told of withdrawals.
 #[derive(Default)]
@@ -145,20 +49,6 @@ struct Observers(Mutex<Vec<Observer>>);
 impl std::fmt::Debug for Observers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Observers")
-    }
-}
-
-#[derive(Clone, Debug)]
-struct Registered {
-    id: String,
-    hint: String,
-    selectors: Vec<Selector>,
-    interactive: bool,
-}
-
-impl AsRef<[Selector]> for Registered {
-    fn as_ref(&self) -> &[Selector] {
-        &self.selectors
     }
 }
 
@@ -189,26 +79,10 @@ pub struct Keeper {
 impl Keeper {
     /// A keeper whose gate is closed.
     pub(super) fn new(trust_domain: TrustDomain, watcher: Watcher, sources: Arc<Sources>, journal: Journal) -> Self {
-        let holdings = Holdings {
-            gate: Gate::default(),
-            store: Store::default(),
-            token_keys: TokenKeys::default(),
-            registered: Vec::new(),
-            refused: BTreeMap::new(),
-            last_reading: None,
-            newest: None,
-            leased_at: BootInstant::from_nanos(0),
-            new_entries: 0,
-            said: Said::default(),
-            tpm_trouble: None,
-            control_plane_reachable: false,
-            withdrawals: 0,
-            taken: Taken::default(),
-        };
         Self {
             trust_domain,
             watcher,
-            holdings: Mutex::new(holdings),
+            holdings: Mutex::default(),
             changes: Signal::default(),
             observers: Observers::default(),
             withdrawn: broadcast::Sender::new(64),
@@ -328,14 +202,7 @@ impl Keeper {
                     TokenKeys::default()
                 });
             }
-            let registered = holdings.store.register(entries);
-            if registered {
-                holdings.registered = holdings.store.entries().iter().filter_map(parsed).collect();
-                holdings.refused.clear();
-                holdings.withhold();
-                let ids: BTreeSet<String> = holdings.store.entries().iter().map(|entry| entry.id.clone()).collect();
-                holdings.taken.retain(|id| ids.contains(id));
-            }
+            let registered = holdings.register(entries);
             trusted || keys || registered
         };
         if changed {
@@ -354,7 +221,7 @@ impl Keeper {
             }
             for svid in issued {
                 let id = svid.value().id.to_string();
-                if let Some(why) = holdings.taken.crossed(asked.mark, &id, svid.value().serial().as_deref(), None) {
+                if let Some(why) = holdings.taken.crossed(asked.mark, &id, &[&svid.value().serial]) {
                     tracing::info!(id, "issued and withdrawn meanwhile: {why}");
                     continue;
                 }
@@ -454,15 +321,6 @@ impl Keeper {
         }
     }
 
-    /// Runs `release` while the gate stands open under this lease or a later one, and can't close meanwhile.
-    pub(super) fn while_open<T>(&self, lease: u64, release: impl FnOnce() -> Result<T, Denied>) -> Result<T, Denied> {
-        let holdings = self.holdings();
-        match holdings.gate.lease() {
-            Some(present) if present.claims().sequence >= lease => release(),
-            _ => Err(holdings.gate.reason().map_or_else(starting, denied)),
-        }
-    }
-
     /// A permit for a request of `arrived`, from a reading that starts now.
     pub(super) async fn permit(&self, arrived: BootInstant) -> Result<Permit, Denied> {
         if let Some(reason) = self.holdings().gate.reason() {
@@ -523,23 +381,4 @@ fn tpm_reset() -> Reason {
     let refusal = Refusal::new(codes::TPM_RESET, "the session that vouched for its readings is gone")
         .expected("the TPM of the lease, not reset since");
     Reason::new(Standing::Contraindicated, refusal)
-}
-
-fn parsed(entry: &Entry) -> Option<Registered> {
-    let selectors: Result<Vec<_>, _> = entry.selectors.iter().map(|text| Selector::parse(text)).collect();
-    match selectors {
-        // No selector would match everybody.
-        Ok(selectors) if !selectors.is_empty() => {
-            let (id, hint) = (entry.id.clone(), entry.hint.clone());
-            Some(Registered { id, hint, selectors, interactive: entry.interactive })
-        }
-        Ok(_) => {
-            tracing::warn!(id = entry.id, "a registration without selectors is ignored");
-            None
-        }
-        Err(refusal) => {
-            tracing::warn!(id = entry.id, %refusal, "a registration with a selector this version doesn't know is ignored");
-            None
-        }
-    }
 }

@@ -1,6 +1,6 @@
 //! Withdrawals: what was taken back is dropped at once, and what is still on its way of it isn't taken up.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use tokio::sync::broadcast;
 
@@ -9,7 +9,7 @@ use crate::codes::Refusal;
 use crate::gate::{Reason, Standing};
 use crate::protocol::{Withdrawal, Withdrawn};
 
-/// Credentials and tasks whose withdrawal is remembered: one may still be on its way.
+/// Credentials whose withdrawal is remembered.
 const REMEMBERED: usize = 1024;
 
 /// Told of each withdrawal before it is acknowledged.
@@ -20,39 +20,34 @@ pub type Observer = Box<dyn Fn(&Withdrawal) + Send + Sync>;
 pub(super) struct Taken {
     /// How many there were.
     mark: u64,
-    /// Of each workload the last one, and why.
+    /// Of each registered workload the last one, and why.
     workloads: BTreeMap<String, (u64, Refusal)>,
     /// Of everything.
     node: Option<(u64, Refusal)>,
-    /// Credentials, by serial number or `jti`, and tasks: these aren't given again.
-    ended: VecDeque<(Ended, Refusal)>,
-}
-
-#[derive(Clone, PartialEq, Eq, Debug)]
-enum Ended {
-    Credential(String),
-    Task(String),
+    /// Credentials, by serial number or `jti`: these aren't given again. One may still be on its way.
+    ended: VecDeque<(String, Refusal)>,
 }
 
 impl Taken {
-    fn note(&mut self, withdrawal: &Withdrawal) {
+    /// Notes a withdrawal; of workloads those that are `registered`, for only those are asked for.
+    fn note(&mut self, withdrawal: &Withdrawal, registered: impl Fn(&str) -> bool) {
         self.mark = self.mark.saturating_add(1);
         let why = (self.mark, withdrawal.refusal.clone());
         match &withdrawal.of {
             Withdrawn::Node => self.node = Some(why),
             Withdrawn::Workloads(ids) => {
-                self.workloads.extend(ids.iter().map(|id| (id.clone(), why.clone())));
+                let ids = ids.iter().filter(|id| registered(id));
+                self.workloads.extend(ids.map(|id| (id.clone(), why.clone())));
             }
-            Withdrawn::Credential(id) => self.end(Ended::Credential(id.clone()), why.1),
-            Withdrawn::Task(id) => self.end(Ended::Task(id.clone()), why.1),
-        }
-    }
-
-    fn end(&mut self, what: Ended, why: Refusal) {
-        self.ended.retain(|(known, _)| *known != what);
-        self.ended.push_back((what, why));
-        if self.ended.len() > REMEMBERED {
-            self.ended.pop_front();
+            Withdrawn::Credential(id) => {
+                self.ended.retain(|(known, _)| known != id);
+                self.ended.push_back((id.clone(), why.1));
+                if self.ended.len() > REMEMBERED {
+                    self.ended.pop_front();
+                }
+            }
+            // What is on its way of it isn't taken up by whoever began it, who observes.
+            Withdrawn::Task(_) => {}
         }
     }
 
@@ -62,21 +57,18 @@ impl Taken {
     }
 
     /// Why what was asked for at `mark` must not be held, if so.
-    pub(super) fn crossed(
-        &self,
-        mark: u64,
-        workload: &str,
-        credential: Option<&str>,
-        task: Option<&str>,
-    ) -> Option<Refusal> {
+    pub(super) fn crossed(&self, mark: u64, workload: &str, credentials: &[&str]) -> Option<Refusal> {
         let later = |why: &(u64, Refusal)| (why.0 > mark).then(|| why.1.clone());
-        let ended = |what: Ended| self.ended.iter().find(|(known, _)| *known == what).map(|(_, why)| why.clone());
         self.node
             .as_ref()
             .and_then(later)
             .or_else(|| self.workloads.get(workload).and_then(later))
-            .or_else(|| ended(Ended::Credential(credential?.to_owned())))
-            .or_else(|| ended(Ended::Task(task?.to_owned())))
+            .or_else(|| credentials.iter().find_map(|id| self.ended(id)))
+    }
+
+    /// Why this credential ended, if it was withdrawn by name.
+    pub(super) fn ended(&self, id: &str) -> Option<Refusal> {
+        self.ended.iter().find(|(known, _)| known == id).map(|(_, why)| why.clone())
     }
 
     /// Forgets workloads that are no longer this node's: of them nothing is held anyway.
@@ -88,13 +80,15 @@ impl Taken {
 impl Holdings {
     /// Drops, and so wipes, what is held of it. Returns the workloads that lost a credential, with its serial number.
     fn take_back(&mut self, withdrawal: &Withdrawal) -> Vec<(String, String)> {
-        self.taken.note(withdrawal);
+        let ids: BTreeSet<String> = self.store.entries().iter().map(|entry| entry.id.clone()).collect();
+        self.taken.note(withdrawal, |id| ids.contains(id));
+        self.issued.take(&withdrawal.of, &withdrawal.refusal);
         let mut dropped = Vec::new();
         match &withdrawal.of {
             // The gate is closed by the caller, which drops everything.
             Withdrawn::Node => dropped.extend(self.store.serials()),
-            Withdrawn::Workloads(ids) => {
-                for id in ids {
+            Withdrawn::Workloads(withdrawn) => {
+                for id in withdrawn.iter().filter(|id| ids.contains(*id)) {
                     dropped.extend(self.store.drop_svid(id).map(|serial| (id.clone(), serial)));
                     self.store.drop_tokens(id);
                     // Until another lease, or a registration without this: then it is asked for anew.
@@ -138,7 +132,7 @@ impl Keeper {
         let change = self.changes.changed();
         tracing::warn!(
             number = withdrawal.number,
-            of = ?withdrawal.of,
+            of = named(&withdrawal.of),
             dropped = dropped.len(),
             "withdrawn: {}",
             withdrawal.refusal
@@ -164,15 +158,22 @@ impl Keeper {
         self.withdrawn.subscribe()
     }
 
-    /// To be taken before a credential is asked for; see [`Self::crossed`].
-    pub fn mark(&self) -> u64 {
-        self.holdings().taken.mark()
+    /// A task of a workload ended here: the tokens it was given aren't accepted any more.
+    pub(in crate::agent) fn task_ended(&self, workload: &str, task: &str, why: &Refusal) {
+        self.holdings().issued.end_task(workload, task, why);
     }
+}
 
-    /// Why a credential that was asked for at `mark` must not be held, if it was withdrawn since: its withdrawal
-    /// may have overtaken it on the way.
-    pub fn crossed(&self, mark: u64, workload: &str, credential: Option<&str>, task: Option<&str>) -> Option<Refusal> {
-        self.holdings().taken.crossed(mark, workload, credential, task)
+/// What is withdrawn, in a few words: a list of workloads may be long.
+fn named(of: &Withdrawn) -> String {
+    match of {
+        Withdrawn::Node => "the node".to_owned(),
+        Withdrawn::Workloads(ids) => {
+            let first: String = ids.first().map_or("", String::as_str).chars().take(256).collect();
+            format!("{} workloads, the first {first}", ids.len())
+        }
+        Withdrawn::Credential(id) => format!("credential {id}"),
+        Withdrawn::Task(id) => format!("task {id}"),
     }
 }
 
@@ -189,24 +190,23 @@ mod tests {
     fn what_was_asked_for_before_its_withdrawal_is_not_taken_up() {
         let mut taken = Taken::default();
         let before = taken.mark;
-        taken.note(&withdrawal(Withdrawn::Workloads(vec!["a".to_owned()])));
-        assert!(taken.crossed(before, "a", None, None).is_some());
-        assert!(taken.crossed(before, "b", None, None).is_none());
+        taken.note(&withdrawal(Withdrawn::Workloads(vec!["a".to_owned(), "not here".to_owned()])), |id| id == "a");
+        assert!(taken.crossed(before, "a", &[]).is_some());
+        assert!(taken.crossed(before, "b", &[]).is_none());
+        assert_eq!(taken.workloads.len(), 1, "what isn't this node's is never asked for");
         // Decided anew since: another matter.
-        assert!(taken.crossed(taken.mark, "a", None, None).is_none());
-        // A credential or a task stays ended, whenever it was asked for.
-        taken.note(&withdrawal(Withdrawn::Credential("07".to_owned())));
-        taken.note(&withdrawal(Withdrawn::Task("t".to_owned())));
-        assert!(taken.crossed(taken.mark, "b", Some("07"), None).is_some());
-        assert!(taken.crossed(taken.mark, "b", Some("08"), Some("t")).is_some());
-        assert!(taken.crossed(taken.mark, "b", Some("08"), Some("u")).is_none());
-        taken.note(&withdrawal(Withdrawn::Node));
-        assert!(taken.crossed(taken.mark - 1, "b", None, None).is_some());
-        assert!(taken.crossed(taken.mark, "b", None, None).is_none());
+        assert!(taken.crossed(taken.mark, "a", &[]).is_none());
+        // A credential stays ended, whenever it was asked for.
+        taken.note(&withdrawal(Withdrawn::Credential("07".to_owned())), |_| true);
+        assert!(taken.crossed(taken.mark, "b", &["06", "07"]).is_some());
+        assert!(taken.crossed(taken.mark, "b", &["08"]).is_none());
+        taken.note(&withdrawal(Withdrawn::Node), |_| true);
+        assert!(taken.crossed(taken.mark - 1, "b", &[]).is_some());
+        assert!(taken.crossed(taken.mark, "b", &[]).is_none());
         taken.retain(|id| id != "a");
         assert!(taken.workloads.is_empty());
         for number in 0..2 * REMEMBERED {
-            taken.note(&withdrawal(Withdrawn::Task(number.to_string())));
+            taken.note(&withdrawal(Withdrawn::Credential(number.to_string())), |_| true);
         }
         assert_eq!(taken.ended.len(), REMEMBERED);
     }

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::granting::{Asking, Granted};
-use super::{Shared, Verdict};
+use super::book::Due;
+use super::{Shared, Verdict, not_registered, stopped};
+use crate::agent::keeper::{Ungiven, Wanted, unlooked};
 use crate::clock::BootInstant;
 use crate::codes::{self, Refusal};
-use crate::credentials::Held;
 use crate::delivery::workload_api::{Denied, Source};
 use crate::gate::Standing;
 use crate::workload::{Ending, Peer, Watch};
@@ -34,71 +34,78 @@ pub(super) struct Watcher {
     pub(super) number: u64,
     pub(super) peer: Peer,
     pub(super) watch: Watch,
-    pub(super) asking: Asking,
-    /// Resolves when the stream's end is dropped.
-    pub(super) closed: oneshot::Receiver<()>,
-    /// Why it is to end, from whoever may say so.
-    pub(super) orders: mpsc::Receiver<Verdict>,
+    pub(super) wanted: Wanted,
 }
 
-type Renewal = Pin<Box<dyn Future<Output = Result<Held<Granted>, Denied>> + Send>>;
+/// What a look found.
+enum Found {
+    /// The process is gone.
+    Gone,
+    /// It isn't what it was any more.
+    Changed(Refusal),
+    /// The node or the registration speaks against it.
+    Against(Refusal),
+}
+
+type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 impl Watcher {
-    /// Watches until the task is over, and ends it.
-    pub(super) async fn run(mut self) {
-        let verdict = self.verdict().await;
-        self.shared.conclude(self.number, &self.peer, verdict).await;
+    /// Watches until the task is over, and ends it. `closed` resolves when the stream's end is dropped;
+    /// `orders` has an end, from whoever may say so.
+    pub(super) async fn run(mut self, mut closed: oneshot::Receiver<()>, mut orders: mpsc::Receiver<Verdict>) {
+        let verdict = self.verdict(&mut closed, &mut orders).await;
+        self.shared.conclude(self.number, verdict).await;
     }
 
-    async fn verdict(&mut self) -> Verdict {
+    async fn verdict(&mut self, closed: &mut oneshot::Receiver<()>, orders: &mut mpsc::Receiver<Verdict>) -> Verdict {
         let stopping = self.shared.shutdown.token.clone();
         let mut changes = self.shared.keeper.changes();
         let mut looks = tokio::time::interval(LOOK);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        if let Some(verdict) = self.against().await {
-            return verdict;
-        }
-        let mut renewal: Option<Renewal> = None;
+        // A look may take its time, with a program to be hashed; what ends the task isn't kept waiting by it.
+        let mut look: Option<Work<Option<Found>>> = Some(self.against());
+        let mut renewal: Option<Work<Result<(), Ungiven>>> = None;
         let mut renew_after = BootInstant::from_nanos(0);
         loop {
-            let renewed = async {
-                match &mut renewal {
-                    Some(renewal) => renewal.await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 biased;
                 ending = self.watch.ended() => return ended(&self.peer, ending),
-                Some(verdict) = self.orders.recv() => return verdict,
-                _ = &mut self.closed => return self.after_closing().await,
-                () = stopping.cancelled() => {
-                    return Verdict::unavailable(Refusal::new(codes::DELIVERY_STOPPING, "the agent is stopping"));
+                Some(verdict) = orders.recv() => return verdict,
+                _ = &mut *closed => {
+                    // Nothing leaves any more: nobody need wait for this.
+                    drop(changes);
+                    return self.after_closing().await;
                 }
-                true = changes.changed() => {
-                    if let Some(verdict) = self.against().await {
-                        return verdict;
+                () = stopping.cancelled() => return Verdict::unavailable(stopped()),
+                found = at_work(&mut look) => {
+                    look = None;
+                    if let Some(found) = found {
+                        return self.concluded(found).await;
                     }
+                    // Of what was seen before it began; what came since is still to be seen.
                     changes.dealt_with();
                 }
-                renewed = renewed => {
+                true = changes.changed(), if look.is_none() => look = Some(self.against()),
+                renewed = at_work(&mut renewal) => {
                     renewal = None;
-                    match renewed {
-                        Ok(granted) => self.shared.renewed(self.number, granted),
+                    match renewed.map_err(|ungiven| ungiven.why) {
+                        Ok(()) => {}
                         Err(Denied::NoIdentity(refusal)) => return Verdict::denied(refusal),
                         Err(Denied::Unavailable(refusal) | Denied::Ended(refusal)) => {
-                            tracing::debug!(task = self.asking.statement.id, %refusal, "not renewed yet");
+                            tracing::debug!(workload = self.wanted.workload, %refusal, "a task isn't renewed yet");
                             renew_after = BootInstant::now().after(RETRY);
                         }
                     }
                 }
                 _ = looks.tick() => {
                     self.watch.look();
-                    if let Some(verdict) = self.changed().await {
-                        return verdict;
+                    if look.is_none() {
+                        let peer = self.peer.clone();
+                        look = Some(Box::pin(async move { changed(&peer).await }));
                     }
                     let now = BootInstant::now();
-                    match self.shared.due(self.number, now) {
+                    let due = self.shared.book().due(self.number, now);
+                    match due {
                         Due::Nothing => {}
                         Due::Over(verdict) => return verdict,
                         Due::Renewal if renewal.is_none() && now >= renew_after => renewal = Some(self.renewal()),
@@ -109,62 +116,58 @@ impl Watcher {
         }
     }
 
-    fn renewal(&self) -> Renewal {
-        let (shared, peer, asking) = (self.shared.clone(), self.peer.clone(), self.asking.clone());
+    fn renewal(&self) -> Work<Result<(), Ungiven>> {
+        let (shared, peer) = (self.shared.clone(), self.peer.clone());
+        let (number, wanted) = (self.number, self.wanted.clone());
         Box::pin(async move {
-            let (_, claims) = shared.keeper.callers(&peer).await?;
-            shared.grant(&asking, claims).await
+            let (_, caller) = shared.keeper.callers(&peer).await?;
+            shared.granted(number, &Wanted { caller, ..wanted }).await
         })
     }
 
-    /// Whether the process still is what it was.
-    async fn changed(&self) -> Option<Verdict> {
-        match self.peer.check().await {
-            Ok(()) => None,
-            // Nothing is released meanwhile: a release looks at the peer, too.
-            Err(refusal) if refusal.code == codes::WORKLOAD_UNSEEN => None,
-            Err(refusal) if refusal.code == codes::WORKLOAD_PEER_GONE => {
-                Some(ended(&self.peer, self.watch.ended().await))
+    /// Whether the node or the registration speaks against it now.
+    fn against(&self) -> Work<Option<Found>> {
+        let (shared, peer, workload) = (self.shared.clone(), self.peer.clone(), self.wanted.workload.clone());
+        Box::pin(async move {
+            let closed = shared.keeper.with_gate(|gate, _, _| gate.reason().cloned());
+            if let Some(reason) = closed {
+                // A lease that merely ran out may come back; what is held ends by itself.
+                return (reason.standing == Standing::Contraindicated).then_some(Found::Against(reason.refusal));
             }
-            Err(refusal) => {
+            match shared.keeper.callers(&peer).await {
+                Ok((workloads, _)) if workloads.contains(&workload) => None,
+                Ok(_) => Some(Found::Against(not_registered(&workload))),
+                Err(Denied::NoIdentity(refusal)) => Some(changed(&peer).await.unwrap_or(Found::Against(refusal))),
+                Err(Denied::Unavailable(_) | Denied::Ended(_)) => None,
+            }
+        })
+    }
+
+    /// What follows from what was found.
+    async fn concluded(&self, found: Found) -> Verdict {
+        match found {
+            Found::Gone => ended(&self.peer, self.watch.ended().await),
+            Found::Against(refusal) => Verdict::denied(refusal),
+            Found::Changed(refusal) => {
                 if self.watch.is_ending()
                     && let Ok(ending) = tokio::time::timeout(LAST_BREATH, self.watch.ended()).await
                 {
-                    return Some(ended(&self.peer, ending));
+                    return ended(&self.peer, ending);
                 }
-                Some(Verdict::denied(Refusal { code: codes::TASK_SCOPE, ..refusal }))
+                Verdict::denied(Refusal { code: codes::TASK_SCOPE, ..refusal })
             }
-        }
-    }
-
-    /// Whether the node or the registration speaks against it now.
-    async fn against(&self) -> Option<Verdict> {
-        let closed = self.shared.keeper.with_gate(|gate, _, _| gate.reason().cloned());
-        if let Some(reason) = closed {
-            // A lease that merely ran out may come back; what is held ends by itself.
-            return (reason.standing == Standing::Contraindicated).then(|| Verdict::denied(reason.refusal));
-        }
-        match self.shared.keeper.callers(&self.peer).await {
-            Ok((workloads, _)) if workloads.contains(&self.asking.workload) => None,
-            Ok(_) => {
-                let refusal = Refusal::new(codes::WORKLOAD_NO_MATCH, "it isn't registered for the process any more");
-                Some(Verdict::denied(refusal.at(self.asking.workload.clone())))
-            }
-            Err(Denied::NoIdentity(refusal)) => match self.changed().await {
-                Some(verdict) => Some(verdict),
-                None => Some(Verdict::denied(refusal)),
-            },
-            Err(Denied::Unavailable(_) | Denied::Ended(_)) => None,
         }
     }
 
     /// The stream is gone: what is held is dropped at once, and then it is seen why.
     async fn after_closing(&self) -> Verdict {
-        self.shared.drop_held(self.number);
+        if let Some(live) = self.shared.book().get_mut(self.number) {
+            live.held = None;
+        }
         let until = BootInstant::now().after(GRACE);
         while BootInstant::now() < until {
-            if let Some(verdict) = self.changed().await {
-                return verdict;
+            if let Some(found) = changed(&self.peer).await {
+                return self.concluded(found).await;
             }
             let wait = tokio::time::timeout(Duration::from_millis(20), self.watch.ended());
             if let Ok(ending) = wait.await {
@@ -172,19 +175,35 @@ impl Watcher {
             }
         }
         // A stream that was refused something closes, too.
-        if let Some(verdict) = self.against().await {
-            return verdict;
+        let found = tokio::select! {
+            biased;
+            ending = self.watch.ended() => return ended(&self.peer, ending),
+            found = self.against() => found,
+        };
+        if let Some(found) = found {
+            return self.concluded(found).await;
         }
         Verdict::orderly(Refusal::new(codes::TASK_ENDED, "it closed its stream").at(self.peer.to_string()))
     }
 }
 
-/// What is due of a task.
-#[derive(Debug)]
-pub(super) enum Due {
-    Nothing,
-    Renewal,
-    Over(Verdict),
+/// The result of what is under way; never, while nothing is.
+async fn at_work<T>(work: &mut Option<Work<T>>) -> T {
+    match work {
+        Some(work) => work.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether the process isn't what it was any more.
+async fn changed(peer: &Peer) -> Option<Found> {
+    match peer.check().await.map_err(unlooked) {
+        Ok(()) => None,
+        Err(Denied::NoIdentity(refusal)) if refusal.code == codes::WORKLOAD_PEER_GONE => Some(Found::Gone),
+        Err(Denied::NoIdentity(refusal)) => Some(Found::Changed(refusal)),
+        // Nothing is released meanwhile: a release looks at the peer, too.
+        Err(Denied::Unavailable(_) | Denied::Ended(_)) => None,
+    }
 }
 
 fn ended(peer: &Peer, ending: Ending) -> Verdict {

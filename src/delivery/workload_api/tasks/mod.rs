@@ -18,7 +18,7 @@ use std::future::Future;
 
 use tokio::sync::{oneshot, watch};
 
-use super::Denied;
+use super::{Changes, Denied, Signal};
 use crate::clock::BootInstant;
 use crate::codes::{self, Refusal};
 use crate::gate::Released;
@@ -51,12 +51,15 @@ pub trait Desk: Send + Sync + 'static {
         arrived: BootInstant,
     ) -> impl Future<Output = Result<Released<TaskCredentials>, Denied>> + Send;
 
+    /// What moves whenever a release may have become another one, or none.
+    fn changes(&self) -> Changes;
+
     /// Notes that a task of `peer` is alive; gives back within how many seconds it must be heard of again,
     /// 0 for never.
     ///
     /// # Errors
     /// [`codes::TASK_UNKNOWN`], also for another process's.
-    fn heartbeat(&self, peer: &Peer, task: &str) -> impl Future<Output = Result<u64, Refusal>> + Send;
+    fn heartbeat(&self, peer: &Peer, task: &str) -> impl Future<Output = Result<u64, Denied>> + Send;
 
     /// Ends a task of `peer`: in order, or failed for this reason.
     ///
@@ -67,7 +70,7 @@ pub trait Desk: Send + Sync + 'static {
         peer: &Peer,
         task: &str,
         outcome: Result<String, String>,
-    ) -> impl Future<Output = Result<(), Refusal>> + Send;
+    ) -> impl Future<Output = Result<(), Denied>> + Send;
 }
 
 /// What a caller states. Its own words, checked for nothing but their size.
@@ -171,25 +174,29 @@ impl fmt::Debug for TaskX509 {
 pub struct NoTasks;
 
 impl NoTasks {
-    fn refusal() -> Refusal {
-        Refusal::new(codes::TASK_UNKNOWN, "this agent has no tasks")
+    fn denied() -> Denied {
+        Denied::NoIdentity(Refusal::new(codes::TASK_UNKNOWN, "this agent has no tasks"))
     }
 }
 
 impl Desk for NoTasks {
     async fn begin(&self, _: &Peer, _: Stated, _: BootInstant) -> Result<Begun, Denied> {
-        Err(Denied::NoIdentity(Self::refusal()))
+        Err(Self::denied())
     }
 
     async fn release(&self, _: &Begun, _: BootInstant) -> Result<Released<TaskCredentials>, Denied> {
-        Err(Denied::NoIdentity(Self::refusal()))
+        Err(Self::denied())
     }
 
-    async fn heartbeat(&self, _: &Peer, _: &str) -> Result<u64, Refusal> {
-        Err(Self::refusal())
+    fn changes(&self) -> Changes {
+        Signal::default().follow()
     }
 
-    async fn end(&self, _: &Peer, _: &str, _: Result<String, String>) -> Result<(), Refusal> {
-        Err(Self::refusal())
+    async fn heartbeat(&self, _: &Peer, _: &str) -> Result<u64, Denied> {
+        Err(Self::denied())
+    }
+
+    async fn end(&self, _: &Peer, _: &str, _: Result<String, String>) -> Result<(), Denied> {
+        Err(Self::denied())
     }
 }

@@ -9,9 +9,9 @@ use futures_util::stream::unfold;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
-use super::super::Denied;
 use super::super::repeats::Repeats;
 use super::super::service::{Caller, OLD, no_identity, unavailable, with_code};
+use super::super::{Changes, Denied};
 use super::messages::tasks_server::{self, TasksServer};
 use super::messages::{
     BeginRequest, EndRequest, EndResponse, HeartbeatRequest, HeartbeatResponse, Jwt, Outcome, TaskUpdate, X509,
@@ -64,7 +64,9 @@ impl<D: Desk> tasks_server::Tasks for Service<D> {
             begun = self.desk.begin(&peer, stated, arrived) => begun,
         };
         let begun = begun.map_err(|denied| self.denied(&caller, denied))?;
-        let mut open = Open { desk: self.desk.clone(), caller, begun, retry: self.retry, sent: None };
+        // Before the first release: a change while it is on its way must be seen afterwards.
+        let changes = self.desk.changes();
+        let mut open = Open { desk: self.desk.clone(), caller, begun, changes, retry: self.retry, sent: None };
         let asked = BootInstant::now();
         let first = open.release().await?.map_err(|denied| self.denied(&open.caller, denied))?;
         let state = Some((open, Some((first, asked))));
@@ -89,7 +91,7 @@ impl<D: Desk> tasks_server::Tasks for Service<D> {
         let caller = caller(&request)?;
         let task = request.into_inner().task_id;
         let within_seconds = self.desk.heartbeat(&caller.peer, &task).await;
-        let within_seconds = within_seconds.map_err(|refusal| self.refuse(&caller, &refusal))?;
+        let within_seconds = within_seconds.map_err(|denied| self.denied(&caller, denied))?;
         Ok(Response::new(HeartbeatResponse { within_seconds }))
     }
 
@@ -113,7 +115,7 @@ impl<D: Desk> tasks_server::Tasks for Service<D> {
             }
         };
         let ended = self.desk.end(&caller.peer, &task_id, outcome).await;
-        ended.map_err(|refusal| self.refuse(&caller, &refusal))?;
+        ended.map_err(|denied| self.denied(&caller, denied))?;
         Ok(Response::new(EndResponse {}))
     }
 }
@@ -149,6 +151,8 @@ struct Open<D> {
     desk: Arc<D>,
     caller: Caller,
     begun: Begun,
+    /// Whoever takes something back waits until this stream has dealt with it.
+    changes: Changes,
     retry: Duration,
     /// The renewal that was sent last.
     sent: Option<u64>,
@@ -157,11 +161,14 @@ struct Open<D> {
 impl<D: Desk> Open<D> {
     /// The next message, or how the stream ends; nothing for an orderly end.
     async fn next(&mut self) -> Option<Result<TaskUpdate, Status>> {
-        let mut pause = None;
+        let mut again_at = None;
         loop {
             if let Some(over) = self.begun.progress.borrow().over.clone() {
                 return ended(over);
             }
+            // What was released before has been taken, and nothing speaks against the task; or the next
+            // release finds what does.
+            self.changes.dealt_with();
             let sent = self.sent;
             let mut progress = self.begun.progress.clone();
             tokio::select! {
@@ -171,15 +178,16 @@ impl<D: Desk> Open<D> {
                     let last = tokio::time::timeout(LAST_WORD, over(&mut self.begun.progress)).await;
                     return last.map_or(Some(Err(status)), ended);
                 }
-                () = tokio::time::sleep(pause.unwrap_or(Duration::ZERO)), if pause.is_some() => {}
-                () = renewed(self.begun.progress.clone(), sent), if pause.is_none() => {}
+                true = self.changes.changed() => continue,
+                () = until(again_at), if again_at.is_some() => {}
+                () = renewed(self.begun.progress.clone(), sent), if again_at.is_none() => {}
             }
             match self.release().await {
                 Ok(Ok(update)) => return Some(Ok(update)),
                 // The task goes on: what it was given before holds for a while yet.
                 Ok(Err(Denied::Unavailable(refusal))) => {
                     tracing::debug!(peer = %self.caller.peer, code = %refusal.code, "a task's stream waits");
-                    pause = Some(self.retry);
+                    again_at = Some(tokio::time::Instant::now() + self.retry);
                 }
                 Ok(Err(Denied::NoIdentity(refusal))) => return self.last_word(no_identity(&refusal)).await,
                 Ok(Err(Denied::Ended(refusal))) => return self.last_word(unavailable(&refusal)).await,
@@ -216,6 +224,14 @@ impl<D: Desk> Open<D> {
             && Some(progress.renewals) == self.sent
             && !self.caller.stopping.is_cancelled()
             && self.caller.lost.borrow().is_none()
+            && self.changes.unchanged()
+    }
+}
+
+/// Sleeps until then.
+async fn until(moment: Option<tokio::time::Instant>) {
+    if let Some(moment) = moment {
+        tokio::time::sleep_until(moment).await;
     }
 }
 

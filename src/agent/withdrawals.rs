@@ -24,6 +24,11 @@ const STREAMS: Duration = Duration::from_millis(1_500);
 const PAUSE: Duration = Duration::from_secs(1);
 /// Numbers of one acknowledgement.
 const AT_ONCE: usize = 1_024;
+/// Withdrawals that wait to be acknowledged, and numbers that evidence has yet to say. Beyond them one is
+/// applied like any other, and acknowledged when the control plane tells it again.
+const MOST: usize = 4_096;
+/// Bytes of each text of a reason.
+const TEXT: usize = 512;
 /// The file's version.
 const VERSION: u32 = 1;
 
@@ -65,6 +70,37 @@ struct Waiting {
     noted: bool,
 }
 
+impl Waiting {
+    /// Whether it is one of these, and not told again since.
+    fn is_in(&self, batch: &[Self]) -> bool {
+        batch.iter().any(|one| (one.number, one.applied.change) == (self.number, self.applied.change))
+    }
+}
+
+impl State {
+    /// Has one acknowledged. Told again while it waits, it is one: it says when the last of it was applied.
+    fn wait(&mut self, mut one: Waiting) {
+        if let Some(at) = self.waiting.iter().position(|waiting| waiting.number == one.number) {
+            let before = self.waiting.remove(at);
+            if !before.noted {
+                one.applied.dropped.splice(..0, before.applied.dropped);
+            }
+        }
+        match self.waiting.len() < MOST {
+            true => self.waiting.push(one),
+            false => tracing::warn!(number = one.number, "too many withdrawals wait to be acknowledged"),
+        }
+    }
+
+    /// Has evidence say these, of which the newest are kept.
+    fn to_be_said(&mut self, numbers: &[u64]) {
+        self.applied.extend(numbers);
+        while self.applied.len() > MOST {
+            self.applied.pop_first();
+        }
+    }
+}
+
 impl Withdrawals {
     /// Those of `keeper`, with what an earlier run applied, kept at `path`.
     pub fn new(keeper: Arc<Keeper>, journal: Journal, path: PathBuf) -> Self {
@@ -82,8 +118,9 @@ impl Withdrawals {
 
     /// Applies a withdrawal; the acknowledgement follows by itself.
     pub fn take(&self, withdrawal: &Withdrawal) {
+        let withdrawal = &Withdrawal { refusal: withdrawal.refusal.clone().clipped(TEXT), ..withdrawal.clone() };
         let applied = self.keeper.withdraw(withdrawal);
-        self.state().waiting.push(Waiting {
+        self.state().wait(Waiting {
             number: withdrawal.number,
             applied,
             code: withdrawal.refusal.code,
@@ -144,8 +181,8 @@ impl Withdrawals {
         let numbers: Vec<u64> = batch.iter().map(|one| one.number).collect();
         {
             let mut state = self.state();
-            state.applied.extend(&numbers);
-            state.waiting.iter_mut().filter(|one| numbers.contains(&one.number)).for_each(|one| one.noted = true);
+            state.to_be_said(&numbers);
+            state.waiting.iter_mut().filter(|one| one.is_in(&batch)).for_each(|one| one.noted = true);
         }
         // Before it is said: a restart must not forget what evidence is to repeat.
         self.keep();
@@ -153,12 +190,7 @@ impl Withdrawals {
         match client.withdrawn(&WithdrawalsApplied { numbers: numbers.clone() }).await {
             Ok(_) => {
                 // One that was told again meanwhile is acknowledged again, which is harmless.
-                let mut gone = batch.len();
-                self.state().waiting.retain(|one| {
-                    let done = gone > 0 && numbers.contains(&one.number);
-                    gone -= usize::from(done);
-                    !done
-                });
+                self.state().waiting.retain(|one| !one.is_in(&batch));
             }
             // The control plane tells it again when it is back, too.
             Err(failure) => tracing::debug!("withdrawals can't be acknowledged now: {failure}"),
@@ -211,5 +243,34 @@ impl Withdrawals {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codes;
+
+    fn waiting(number: u64, change: u64, dropped: &str) -> Waiting {
+        let dropped = vec![(dropped.to_owned(), "07".to_owned())];
+        let applied = Applied { change, dropped };
+        Waiting { number, applied, code: codes::GATE_REVOKED, reason: "a test".to_owned(), noted: false }
+    }
+
+    #[test]
+    fn what_is_told_again_waits_once_and_nothing_waits_without_bounds() {
+        let mut state = State::default();
+        state.wait(waiting(1, 1, "a"));
+        state.wait(waiting(2, 2, "b"));
+        let batch = state.waiting.clone();
+        state.wait(waiting(1, 3, "c"));
+        assert_eq!(state.waiting.len(), 2);
+        let again = state.waiting.iter().find(|one| one.number == 1).unwrap();
+        assert_eq!(again.applied.dropped.len(), 2, "what it ended before isn't forgotten");
+        assert!(!again.is_in(&batch), "what was applied since isn't acknowledged with what was before");
+        (0..2 * MOST as u64).for_each(|number| state.wait(waiting(number, 4, "d")));
+        assert_eq!(state.waiting.len(), MOST);
+        state.to_be_said(&(0..2 * MOST as u64).collect::<Vec<_>>());
+        assert_eq!((state.applied.len(), state.applied.first()), (MOST, Some(&(MOST as u64))));
     }
 }

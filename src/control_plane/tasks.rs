@@ -54,7 +54,7 @@ pub enum Of<'a> {
     OtherRuns(NodeId, [u8; 16]),
     /// All of a workload, wherever.
     Workload(&'a str),
-    /// The one of this id on a node.
+    /// All of this id on a node: one of each workload.
     Task(NodeId, &'a str),
     /// Those whose time is over.
     Expired(WallTime),
@@ -84,8 +84,8 @@ pub fn check(tx: &Transaction<'_>, node: NodeId, workload: &str, stated: &TaskSt
         };
     }
     let namesakes = live(tx, Of::Task(node, &stated.id))?;
-    // One of an earlier run is over: its agent is.
-    if namesakes.iter().any(|task| task.run == stated.run) {
+    // One of an earlier run is over: its agent is. And one of another workload is another task.
+    if namesakes.iter().any(|task| task.run == stated.run && task.workload == workload) {
         return Err(Refusal::new(codes::TASK_INVALID, "a task of this id lives on the node")
             .at(at())
             .expected("another id, or its end"));
@@ -276,7 +276,7 @@ fn conclude(tx: &Transaction<'_>, task: &Task, code: Code, reason: &str, now: Wa
         code.as_str(),
         reason
     ])?;
-    ledger::end(tx, ledger::Of::Task(task.node, &task.id), code, reason, now)?;
+    ledger::end(tx, ledger::Of::OneTask(task.node, &task.workload, &task.id), code, reason, now)?;
     let detail = serde_json::json!({ "code": code, "reason": reason });
     audit::about(tx, now, "task.ended", &task.subject(), detail)
 }

@@ -37,11 +37,15 @@
 //! Then, within a second of the cause: what the agent holds of it is dropped and wiped, the stream ends
 //! (`PermissionDenied`, and the code in `leasehold-code`), the node's journal has a note, and the control plane
 //! ends the task and each of its credentials with that code. While the control plane is away the agent keeps the
-//! end and tells it within seconds of its return; what isn't told runs out with the task's last credential, at
+//! end and tells it within seconds of its return (each text of the reason cut to 512 bytes); what isn't told runs out with the task's last credential, at
 //! `until` in `leasehold-server task show ID`. `leasehold-server task list` shows what lives.
 //!
 //! What a process already holds can't be called back: it ends by its own short term, or where a relying party
-//! asks for revoked serial numbers and `jti`s.
+//! asks for revoked serial numbers and `jti`s; this node's own `ValidateJWTSVID` refuses it (`token.denied`).
+//!
+//! A caller that gives up during `Begin` leaves a request under way. The agent waits for what becomes of it and
+//! ends what was begun for nobody; the same id begun again meanwhile waits for that, at most 5 s, and is then
+//! told to try again (`Unavailable`).
 //!
 //! # How a process ended
 //! Only its parent is told, by design of Unix. The agent asks `/proc/PID/stat`, which shows the status until the
@@ -54,7 +58,8 @@
 //! | of | at most |
 //! |---|---|
 //! | live tasks on a node, of a user, of a workload | 1024, 256, 512 |
-//! | an id: `A–Z a–z 0–9 . _ : -` | 128 bytes; one lives on a node at a time |
+//! | an id: `A–Z a–z 0–9 . _ : -` | 128 bytes; one of a workload lives on a node at a time, and one of a process |
+//! | requests for credentials under way, of a user | 8, 4; who waits 5 s for a turn is told to try again |
 //! | intent, purpose, a note | 256 bytes each |
 //! | authorization details | 16 KiB of JSON, 32 of them |
 //! | audiences | 16 |

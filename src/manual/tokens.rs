@@ -36,7 +36,8 @@
 //! By the bundle, without asking anybody: `FetchJWTBundles` on a node, `GET /v1/bundle` of the control plane
 //! elsewhere (no client certificate; a SPIFFE bundle with the CAs and the keys for tokens, `spiffe_sequence` and a
 //! refresh hint of 300 s). Or by its agent: `ValidateJWTSVID`, which also knows what was taken back of its own
-//! node, and leaves a record that the token was used; `leasehold-agent svid validate --audience A FILE`.
+//! node (what an operator revoked, and what a task was given that is over: `token.denied`; of each workload the last
+//! 1024 tokens, until the agent is started again), and leaves a record that the token was used, or refused; `leasehold-agent svid validate --audience A FILE`.
 //!
 //! In Rust, [`crate::credentials::token::Verified::read`] is the reference:
 //! one algorithm, a known `kid`, no header beyond the three, raw 64-byte signatures with the lower s, canonical

@@ -59,7 +59,8 @@ pub struct CallerClaims {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TaskStatement {
-    /// The task's id, chosen by the caller: 1 to 128 of `A–Z a–z 0–9 . _ : -`. One on a node lives at a time.
+    /// The task's id, chosen by the caller: 1 to 128 of `A–Z a–z 0–9 . _ : -`. One of a workload on a node lives
+    /// at a time.
     pub id: String,
     /// Drawn by the agent when it starts: which run of it holds the task. What an earlier run held has ended.
     #[serde(with = "serde_bytes")]
@@ -189,7 +190,7 @@ pub enum Withdrawn {
     Workloads(Vec<String>),
     /// The credential of this serial number or `jti`.
     Credential(String),
-    /// All of this task.
+    /// All tasks of this id, of whichever workload.
     Task(String),
 }
 

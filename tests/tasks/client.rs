@@ -175,6 +175,19 @@ impl Records {
         self.0.query_row(query, [], |row| row.get(0)).unwrap()
     }
 
+    /// Waits until the node has delivered a denial by this code.
+    pub async fn denied(&self, code: &str) {
+        let query = format!(
+            "SELECT count(*) FROM node_records WHERE json_extract(record, '$.what') = 'credential.denied'
+             AND json_extract(record, '$.code') = '{code}'"
+        );
+        let since = BootInstant::now();
+        while self.count(&query) == 0 {
+            assert!(BootInstant::now().since(since) < PATIENCE, "no denial by {code} was recorded");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// The codes that ended a task's credentials, in the order of their issue.
     pub fn credential_ends(&self, task: &str) -> Vec<Option<String>> {
         let mut statement =

@@ -48,7 +48,9 @@ async fn obey(socket: PathBuf) {
         match what.as_str() {
             "begin" => {
                 let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-                streams.insert(of["task_id"].as_str().unwrap_or_default().to_owned(), stop);
+                let streams: &mut Vec<_> =
+                    streams.entry(of["task_id"].as_str().unwrap_or_default().to_owned()).or_default();
+                streams.push(stop);
                 tokio::spawn(follow(channel.clone(), begin(of), stopped));
             }
             "close" => drop(streams.remove(&text)),
@@ -113,7 +115,12 @@ async fn follow(channel: Channel, request: BeginRequest, mut stopped: tokio::syn
     client.ready().await.unwrap();
     let codec = tonic_prost::ProstCodec::<BeginRequest, TaskUpdate>::default();
     let path = PathAndQuery::from_static("/leasehold.task.v1.Tasks/Begin");
-    let mut updates = match client.server_streaming(with_header(request), path, codec).await {
+    let answer = tokio::select! {
+        answer = client.server_streaming(with_header(request), path, codec) => answer,
+        // Given up before there was an answer.
+        _ = &mut stopped => return,
+    };
+    let mut updates = match answer {
         Ok(answer) => answer.into_inner(),
         Err(status) => {
             return say(json!({ "over": task, "code": code(&status), "status": format!("{:?}", status.code()) }));

@@ -16,6 +16,11 @@ fn named(id: &str) -> serde_json::Value {
     json!({ "task_id": id, "intent": "a test" })
 }
 
+/// The order to begin it, whatever comes of it.
+fn named_begin(id: &str) -> serde_json::Value {
+    json!({ "begin": named(id) })
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_has_its_own_credentials_renewed_while_it_lives() {
     let server = Server::start("[terms]\nlease_seconds = 30\nsvid_seconds = 4\n");
@@ -70,6 +75,7 @@ async fn only_the_process_that_began_it_speaks_for_a_task() {
     for order in [json!({ "heartbeat": "mine" }), json!({ "end": "mine" }), json!({ "heartbeat": "nobodys" })] {
         assert_eq!(other.answer(order).await["refused"], "task.unknown");
     }
+    records.denied("task.unknown").await;
     let (since, mut heard) = (BootInstant::now(), BootInstant::now());
     while BootInstant::now().since(since) < Duration::from_secs(3) {
         heard = BootInstant::now();
@@ -157,6 +163,75 @@ async fn a_thousand_tasks_leave_nothing_behind() {
     assert_eq!(records.count("SELECT count(*) FROM tasks WHERE ended_code = 'task.ended'"), TASKS as i64);
     let after = descriptors();
     assert!(after <= before + 8, "{before} descriptors before, {after} after");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_holds_the_ids_of_another_workload_s_tasks() {
+    let server = Server::start("");
+    let mut node = Node::boot(&server).await;
+    let id = node.settle(&server).await;
+    node.register(&server, &id, "other");
+    node.until(|status| holds_svid(status) && status["workloads"].as_array().is_some_and(|all| all.len() == 2)).await;
+    let records = Records::of(&server);
+    let deploy =
+        |workload: &str| json!({ "task_id": "deploy-42", "spiffe_id": format!("spiffe://example.org/{workload}") });
+    let (mut one, mut two) = (Client::start(&node), Client::start(&node));
+    one.begin(&deploy("app")).await;
+    assert_eq!(one.refused(&deploy("other")).await, "task.invalid", "a process names its tasks by their ids alone");
+    assert_eq!(two.refused(&deploy("app")).await, "task.invalid");
+    two.begin(&deploy("other")).await;
+    // Each speaks for its own, and each ends its own.
+    assert_eq!(one.answer(json!({ "end": "deploy-42" })).await["ended"], true);
+    assert_eq!(one.over().await.1, "Ok");
+    let open = |workload: &str| {
+        let of = format!("workload = 'spiffe://example.org/{workload}' AND ended_at IS NULL");
+        records.count(&format!("SELECT count(*) FROM tasks WHERE id = 'deploy-42' AND {of}"))
+            + records.count(&format!("SELECT count(*) FROM credentials WHERE task = 'deploy-42' AND {of}"))
+    };
+    let since = BootInstant::now();
+    while open("app") > 0 {
+        assert!(BootInstant::now().since(since) < PATIENCE);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(open("other"), 2, "one task and its credential");
+    one.begin(&deploy("app")).await;
+    assert_eq!((open("app"), open("other")), (2, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_begin_that_is_given_up_leaves_nothing_and_its_id_is_free_again() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let server = Server::start("");
+    let mut node = Node::boot(&server).await;
+    node.settle(&server).await;
+    let records = Records::of(&server);
+    let mut client = Client::start(&node);
+    client.begin(&named("first")).await;
+    let control_plane = Pid::from_raw(i32::try_from(server.process.as_ref().unwrap().id()).unwrap()).unwrap();
+    for round in 0..5 {
+        // It stands still while it is asked, and goes on once the caller has left.
+        kill_process(control_plane, Signal::STOP).unwrap();
+        client.order(&named_begin("again"));
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        client.order(&json!({ "close": "again" }));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        kill_process(control_plane, Signal::CONT).unwrap();
+        // The same id once more, as callers do that name their jobs.
+        let begun = client.begin(&named("again")).await;
+        assert_eq!(begun["update"], "again", "round {round}");
+        assert_eq!(client.answer(json!({ "end": "again" })).await["ended"], true);
+        client.over().await;
+    }
+    let live = "SELECT (SELECT count(*) FROM tasks WHERE id = 'again' AND ended_at IS NULL)
+        + (SELECT count(*) FROM credentials WHERE task = 'again' AND ended_at IS NULL)";
+    let since = BootInstant::now();
+    while records.count(live) > 0 {
+        assert!(BootInstant::now().since(since) < PATIENCE, "what was begun for nobody lives on");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let nothing = records.count("SELECT count(*) FROM tasks WHERE ended_reason LIKE '%given nothing%'");
+    assert!(nothing > 0, "a grant that nobody waited for came, and its task was ended");
+    assert_eq!(records.task("first").code, None);
 }
 
 /// The claims of a token; who signed it is for others to check.

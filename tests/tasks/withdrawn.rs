@@ -182,6 +182,58 @@ async fn revocations_reach_tasks_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_taken_back_is_not_accepted_by_its_own_node() {
+    let server = Server::start("");
+    let (node, id) = settled(&server).await;
+    // Whoever judges is another workload, which stays.
+    node.register(&server, &id, "judge");
+    node.until(|status| holds_svid(status) && status["workloads"].as_array().is_some_and(|all| all.len() == 2)).await;
+    let stock = node.client().await;
+    let accepted = async |token: &str| match stock.validate_jwt_token("api", token).await {
+        Ok(_) => true,
+        Err(error) => {
+            assert!(format!("{error:?}").contains("The token was revoked."), "{error:?}");
+            false
+        }
+    };
+    let app = spiffe::SpiffeId::new("spiffe://example.org/app").unwrap();
+    let fetched = async || stock.fetch_jwt_svid(["api"], Some(&app)).await.unwrap().token().to_owned();
+    let plain = fetched().await;
+    let mut client = Client::start(&node);
+    let mut tokens = Vec::new();
+    for name in ["one", "two", "three"] {
+        let task = json!({ "task_id": name, "spiffe_id": "spiffe://example.org/app", "audience": ["api"] });
+        tokens.push(client.begin(&task).await["token"].as_str().unwrap().to_owned());
+    }
+    for token in tokens.iter().chain([&plain]) {
+        assert!(accepted(token).await);
+    }
+    // A task that ended, one that was revoked, and then all of the workload.
+    assert_eq!(client.answer(json!({ "end": "one" })).await["ended"], true);
+    client.over().await;
+    assert!(!accepted(&tokens[0]).await);
+    server.admin(&["revoke", "task", "two", "--reason", "a test"]);
+    client.over().await;
+    assert!(!accepted(&tokens[1]).await);
+    assert!(accepted(&tokens[2]).await && accepted(&plain).await, "of these nothing was taken back");
+    server.admin(&["revoke", "workload", "spiffe://example.org/app", "--reason", "a test"]);
+    client.over().await;
+    assert!(!accepted(&tokens[2]).await && !accepted(&plain).await);
+    // Decided anew, it is another token; the old ones stay taken back.
+    server.admin(&["workload", "resume", "spiffe://example.org/app"]);
+    let since = BootInstant::now();
+    let anew = loop {
+        match stock.fetch_jwt_svid(["api"], Some(&app)).await {
+            Ok(token) => break token.token().to_owned(),
+            Err(error) => assert!(BootInstant::now().since(since) < PATIENCE, "{error:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert!(accepted(&anew).await && !accepted(&plain).await);
+    Records::of(&server).denied("token.denied").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_person_begins_no_task() {
     if !interactive().is_empty() {
         println!("SKIPPED: begin from a login session: this test runs in one, and what it registers is for people too");
@@ -202,6 +254,7 @@ async fn a_person_begins_no_task() {
     let mut client = Client::start(&node);
     std::fs::write(directory.join("cgroup.procs"), client.id().to_string()).unwrap();
     assert_eq!(client.refused(&json!({ "task_id": "by-hand" })).await, "workload.login_session");
+    Records::of(&server).denied("workload.login_session").await;
     assert_eq!(Records::of(&server).count("SELECT count(*) FROM tasks"), 0);
     drop(client);
     std::fs::remove_dir(&directory).unwrap();

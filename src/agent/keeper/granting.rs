@@ -179,8 +179,11 @@ impl Keeper {
         let (answer, asked_at, lease_end) = self.ask(wanted, csr).await?;
         drop(turn);
         self.reachable(true);
-        if let Some(refusal) = answer.refusal {
-            return Err(Denied::NoIdentity(refusal).into());
+        match answer.refusal {
+            None => {}
+            // It may have room later.
+            Some(refusal) if refusal.code == codes::PROTOCOL_BUSY => return Err(Denied::Unavailable(refusal).into()),
+            Some(refusal) => return Err(Denied::NoIdentity(refusal).into()),
         }
         let issued = |why| Ungiven { why, there: There::Issued };
         let until = asked_at.after(Duration::from_secs(answer.term_seconds)).min(lease_end);

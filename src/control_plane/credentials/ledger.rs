@@ -69,8 +69,10 @@ pub enum Of<'a> {
     Workload(&'a str),
     /// One.
     Credential(&'a str),
-    /// Those of a task on a node.
+    /// Those of all tasks of an id on a node.
     Task(NodeId, &'a str),
+    /// Those of the task of a workload on a node.
+    OneTask(NodeId, &'a str, &'a str),
     /// Those of one signer: a CA, or a key for tokens.
     Signer(Kind, i64),
     /// Those whose time is over.
@@ -136,7 +138,7 @@ pub fn live(tx: &Transaction<'_>, of: Of<'_>) -> Result<Vec<Credential>, Refusal
         Of::Node(node) => ("node = ?1", node.as_bytes().to_vec().into()),
         Of::Workload(workload) => ("workload = ?1", workload.to_owned().into()),
         Of::Credential(id) => ("id = ?1", id.to_owned().into()),
-        Of::Task(_, task) => ("task = ?1", task.to_owned().into()),
+        Of::Task(_, task) | Of::OneTask(_, _, task) => ("task = ?1", task.to_owned().into()),
         Of::Signer(Kind::X509, signer) => ("kind = 'x509' AND signer = ?1", signer.into()),
         Of::Signer(Kind::Jwt, signer) => ("kind = 'jwt' AND signer = ?1", signer.into()),
         Of::Expired(now) => ("not_after <= ?1", signed(now.0).into()),
@@ -148,7 +150,12 @@ pub fn live(tx: &Transaction<'_>, of: Of<'_>) -> Result<Vec<Credential>, Refusal
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {
         let credential = read(row)?;
-        if !matches!(of, Of::Task(node, _) if node != credential.node) {
+        let meant = match of {
+            Of::Task(node, _) => node == credential.node,
+            Of::OneTask(node, workload, _) => (node, workload) == (credential.node, credential.workload.as_str()),
+            _ => true,
+        };
+        if meant {
             found.push(credential);
         }
     }

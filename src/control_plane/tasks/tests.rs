@@ -75,8 +75,13 @@ fn one_of_an_id_lives_on_a_node_and_its_end_is_final() {
         {
             assert_eq!(check(tx, NODE, workload, &stated).unwrap_err().code, codes::TASK_INVALID);
         }
-        // Elsewhere it is another one's.
+        // Elsewhere it is another one's, and so it is for another workload: its end is none of this one's.
         check(tx, NodeId::from_bytes([2; 32]), WEB, &stated(2, "job"))?;
+        let (db, other) = ("spiffe://example.org/db", stated(9, "job"));
+        check(tx, NODE, db, &other)?;
+        begin(tx, NODE, db, "d9", &other, WallTime(50), WallTime(5))?;
+        ended(tx, NODE, &end_of(9), WallTime(21))?;
+        assert_eq!(ledger::live(tx, ledger::Of::Task(NODE, "job"))?.len(), 2);
 
         for _ in 0..2 {
             ended(tx, NODE, &end_of(1), WallTime(30))?;
@@ -91,7 +96,7 @@ fn one_of_an_id_lives_on_a_node_and_its_end_is_final() {
         assert_eq!((at, code, reason.as_str()), (WallTime(30), codes::TASK_OUT_OF_MEMORY, "process 7: signal 9"));
         let records = listing::list(tx, listing::Of::Log, 0, 100, false, &listing::Filter::default())?;
         let count = |what: &str| records.iter().filter(|record| record.what == what).count();
-        assert_eq!((count("task.began"), count("task.ended"), count("credential.revoked")), (1, 1, 2));
+        assert_eq!((count("task.began"), count("task.ended"), count("credential.revoked")), (2, 2, 2));
         Ok(())
     })
     .unwrap();

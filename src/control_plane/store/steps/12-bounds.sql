@@ -9,3 +9,7 @@ CREATE INDEX credentials_by_node ON credentials(node, not_after);
 CREATE INDEX ended_tasks ON tasks(ended_at) WHERE ended_at IS NOT NULL;
 -- What was found of the log itself: asked with each head that a node shows.
 CREATE INDEX log_findings ON log(what) WHERE what IN ('audit.tampered', 'audit.gap', 'audit.restored');
+
+-- An id is one of its workload's on a node: nobody holds those that another workload's tasks will use.
+DROP INDEX live_tasks;
+CREATE UNIQUE INDEX live_tasks ON tasks(node, id, workload) WHERE ended_at IS NULL;

@@ -381,8 +381,106 @@ fn away(found: &str) -> Denied {
 }
 
 #[cfg(test)]
+impl Granted {
+    /// A token by this `jti` and nothing else, for tests of who holds it.
+    pub(in crate::agent) fn for_test(jti: &str) -> Self {
+        let id = exact_id("spiffe://example.org/web").unwrap();
+        let (jti, decision) = (jti.to_owned(), "d".to_owned());
+        let token = JwtSvid { id, token: Zeroizing::new(String::new()), jti, decision: decision.clone() };
+        let shown_until = BootInstant::from_nanos(0);
+        Self { decision, details: Vec::new(), svid: None, token: Some(token), shown_until }
+    }
+}
+
+#[cfg(test)]
 mod tests {
+    use p256::ecdsa::SigningKey;
+
+    use super::super::judging::tests::{keeper, lease, reading};
     use super::*;
+    use crate::credentials::token::{Claims, sign, thumbprint};
+    use crate::protocol::{Bundle, JwtKey};
+
+    const WEB: &str = "spiffe://example.org/web";
+
+    fn task(id: &str) -> TaskStatement {
+        let (id, intent, purpose) = (id.to_owned(), String::new(), String::new());
+        TaskStatement { id, run: [1; 16], number: 1, intent, purpose, heartbeat_seconds: 0, term_seconds: 0 }
+    }
+
+    fn wanted(task_id: Option<&str>) -> Wanted {
+        Wanted {
+            workload: WEB.to_owned(),
+            caller: CallerClaims::default(),
+            task: task_id.map(task),
+            x509: false,
+            audience: vec!["ledger".to_owned()],
+            destination: None,
+            details: Vec::new(),
+        }
+    }
+
+    fn claims(task_id: Option<&str>) -> Claims {
+        Claims {
+            sub: WEB.to_owned(),
+            aud: vec!["ledger".to_owned()],
+            exp: 600,
+            iat: 0,
+            jti: "signed".to_owned(),
+            decision: "d".to_owned(),
+            purpose: "tests".to_owned(),
+            task_id: task_id.map(str::to_owned),
+            intent: None,
+            authorization_details: Vec::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_token_is_believed_for_what_it_says_also_one_of_a_task() {
+        let keeper = keeper();
+        let start = BootInstant::now();
+        let at = |ms| start.after(Duration::from_millis(ms));
+        keeper.open(lease(at(0), 7), &reading(at(0), at(1), 7), None, 0).await.unwrap();
+        let key = SigningKey::from_slice(&[7; 32]).unwrap();
+        let public = key.verifying_key().to_sec1_point(false).as_bytes().to_vec();
+        let kid = thumbprint(&public).unwrap();
+        let jwt_keys = vec![JwtKey { kid: kid.clone(), public }];
+        let bundle = Bundle { certificates: Vec::new(), jwt_keys, sequence: 1 };
+        keeper.provision(Vec::new(), &bundle);
+        let answer = |claims: &Claims, key: &SigningKey| GrantAnswer {
+            decision: "d".to_owned(),
+            chain: Vec::new(),
+            token: sign(claims, key, &kid).unwrap(),
+            jti: "another one".to_owned(),
+            term_seconds: 600,
+            details: Vec::new(),
+            refusal: None,
+        };
+        for task in [None, Some("job")] {
+            let granted = keeper.accepted(answer(&claims(task), &key), &wanted(task), None).await.unwrap();
+            // What is released, recorded and taken back goes by what was signed.
+            assert_eq!(granted.credentials().collect::<Vec<_>>(), [("signed", "d")]);
+        }
+        let text = |text: &str| text.to_owned();
+        let wrong = [
+            (Some("job"), claims(None)),
+            (Some("job"), claims(Some("other"))),
+            (None, claims(Some("job"))),
+            (Some("job"), Claims { sub: text("spiffe://example.org/db"), ..claims(Some("job")) }),
+            (Some("job"), Claims { aud: vec![text("ledger"), text("mail")], ..claims(Some("job")) }),
+            (Some("job"), Claims { aud: vec![text("mail")], ..claims(Some("job")) }),
+            (Some("job"), Claims { exp: 1, ..claims(Some("job")) }),
+        ];
+        for (task, claims) in wrong {
+            let refused = keeper.accepted(answer(&claims, &key), &wanted(task), None).await;
+            assert!(matches!(refused, Err(Denied::Unavailable(_))), "{claims:?}");
+        }
+        // By a key that no bundle brings in time.
+        let other = SigningKey::from_slice(&[8; 32]).unwrap();
+        let refused = keeper.accepted(answer(&claims(Some("job")), &other), &wanted(Some("job")), None).await;
+        let Err(Denied::Unavailable(refusal)) = refused else { panic!("it was believed") };
+        assert_eq!(refusal.code, codes::ISSUER_BUNDLE);
+    }
 
     #[tokio::test]
     async fn a_user_who_asks_and_asks_leaves_turns_to_others() {

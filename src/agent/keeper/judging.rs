@@ -114,7 +114,7 @@ impl Keeper {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::path::PathBuf;
     use std::time::Duration;
 
@@ -133,7 +133,7 @@ mod tests {
     const COUNTS: ResetCounts = ResetCounts { reset: 1, restart: 0 };
 
     /// A keeper that never reads: its TPM is nowhere.
-    fn keeper() -> Keeper {
+    pub(in crate::agent::keeper) fn keeper() -> Keeper {
         let domain = TrustDomain::new("example.org").unwrap();
         let address = TpmAddress::parse("swtpm:host=127.0.0.1,port=1").unwrap();
         let (tpm, _) = Tpm::spawn(address, Duration::from_secs(1), &domain).unwrap();
@@ -151,12 +151,16 @@ mod tests {
         PcrValues::new(selection, [(10, vec![pcr_10; 32])].into()).unwrap()
     }
 
-    fn reading(started_at: BootInstant, finished_at: BootInstant, pcr_10: u8) -> Arc<PcrReading> {
+    pub(in crate::agent::keeper) fn reading(
+        started_at: BootInstant,
+        finished_at: BootInstant,
+        pcr_10: u8,
+    ) -> Arc<PcrReading> {
         let values = values(pcr_10);
         Arc::new(PcrReading { started_at, finished_at, values, update_counter: 0, counts: COUNTS })
     }
 
-    fn lease(requested_at: BootInstant, pcr_10: u8) -> Lease {
+    pub(in crate::agent::keeper) fn lease(requested_at: BootInstant, pcr_10: u8) -> Lease {
         Lease::for_test(LeaseClaims {
             node: NodeId::from_bytes([1; 32]),
             ak_name: Vec::new(),

@@ -294,3 +294,99 @@ impl Drop for Place {
         self.shared.freed.notify_waiters();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workload::{PeerMethod, Peers};
+
+    fn statement(id: &str) -> TaskStatement {
+        let (id, intent, purpose) = (id.to_owned(), String::new(), String::new());
+        TaskStatement { id, run: [1; 16], number: 0, intent, purpose, heartbeat_seconds: 0, term_seconds: 0 }
+    }
+
+    fn granted(jti: &str) -> Held<Granted> {
+        let now = BootInstant::now();
+        Held::new(Granted::for_test(jti), now, now.after(Duration::from_secs(60)))
+    }
+
+    struct Begun {
+        number: u64,
+        seen: watch::Receiver<Progress>,
+        ordered: mpsc::Receiver<Verdict>,
+    }
+
+    async fn ourselves() -> Peer {
+        let (one, _other) = tokio::net::UnixStream::pair().unwrap();
+        Peers::new(PeerMethod::Auto).identify(&one).await.unwrap()
+    }
+
+    fn begin(book: &mut Book, peer: &Peer, workload: &str, id: &str) -> Result<Begun, Untaken> {
+        let (progress, seen) = watch::channel(Progress::default());
+        let (orders, ordered) = mpsc::channel(1);
+        let mut statement = statement(id);
+        let number = book.take(peer, workload, &mut statement, progress, orders)?;
+        assert_eq!(statement.number, number);
+        Ok(Begun { number, seen, ordered })
+    }
+
+    #[tokio::test]
+    async fn a_withdrawal_is_seen_by_the_task_s_stream_before_it_is_acknowledged() {
+        let (mut book, peer) = (Book::default(), ourselves().await);
+        let cases: [(Withdrawn, [bool; 3]); 4] = [
+            (Withdrawn::Node, [true; 3]),
+            (Withdrawn::Workloads(vec!["a".to_owned()]), [true, true, false]),
+            (Withdrawn::Task("2".to_owned()), [false, true, false]),
+            (Withdrawn::Credential("j3".to_owned()), [false, false, true]),
+        ];
+        for (of, expected) in cases {
+            let mut begun = Vec::new();
+            for (workload, id) in [("a", "1"), ("a", "2"), ("b", "3")] {
+                let task = begin(&mut book, &peer, workload, id).ok().unwrap();
+                book.hold(task.number, granted(&format!("j{id}")));
+                begun.push(task);
+            }
+            let refusal = Refusal::new(codes::GATE_REVOKED, "a test");
+            book.withdraw(&Withdrawal { number: 1, of: of.clone(), refusal: refusal.clone() });
+            // When this returns it may be acknowledged: nothing is held, and the stream knows.
+            for (task, expected) in begun.iter_mut().zip(expected) {
+                let over = task.seen.borrow().over.clone();
+                assert_eq!(over, expected.then(|| Over::Denied(refusal.clone())), "{of:?}");
+                assert_eq!(task.ordered.try_recv().is_ok(), expected);
+                assert_eq!(book.get(task.number).unwrap().held.is_none(), expected);
+                // Its renewal was on the way.
+                book.hold(task.number, granted("later"));
+                assert_eq!(book.get(task.number).unwrap().held.is_none(), expected);
+                book.remove(task.number);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_id_is_taken_while_somebody_listens_and_waited_for_once_nobody_does() {
+        let (mut book, peer) = (Book::default(), ourselves().await);
+        let first = begin(&mut book, &peer, "a", "job").ok().unwrap();
+        for workload in ["a", "b"] {
+            assert!(matches!(begin(&mut book, &peer, workload, "job"), Err(Untaken::Invalid(_))), "{workload}");
+        }
+        drop(first.seen);
+        assert!(matches!(begin(&mut book, &peer, "a", "job"), Err(Untaken::Soon)));
+        book.remove(first.number);
+        let second = begin(&mut book, &peer, "a", "job").ok().unwrap();
+        assert_ne!(second.number, first.number);
+        // Nothing speaks for it before it has begun.
+        assert!(book.of(&peer, "job").is_none());
+        book.hold(second.number, granted("j"));
+        assert_eq!(book.of(&peer, "job").unwrap().0, second.number);
+    }
+
+    #[tokio::test]
+    async fn tasks_have_bounds() {
+        let (mut book, peer) = (Book::default(), ourselves().await);
+        let mut all = Vec::new();
+        for number in 0..OF_A_USER {
+            all.push(begin(&mut book, &peer, "a", &number.to_string()).ok().unwrap());
+        }
+        assert!(matches!(begin(&mut book, &peer, "b", "more"), Err(Untaken::Invalid(_))));
+    }
+}

@@ -93,7 +93,7 @@ impl State {
     }
 
     /// Has evidence say these, of which the newest are kept.
-    fn to_be_said(&mut self, numbers: &[u64]) {
+    fn say_in_evidence(&mut self, numbers: &[u64]) {
         self.applied.extend(numbers);
         while self.applied.len() > MOST {
             self.applied.pop_first();
@@ -181,7 +181,7 @@ impl Withdrawals {
         let numbers: Vec<u64> = batch.iter().map(|one| one.number).collect();
         {
             let mut state = self.state();
-            state.to_be_said(&numbers);
+            state.say_in_evidence(&numbers);
             state.waiting.iter_mut().filter(|one| one.is_in(&batch)).for_each(|one| one.noted = true);
         }
         // Before it is said: a restart must not forget what evidence is to repeat.
@@ -270,7 +270,7 @@ mod tests {
         assert!(!again.is_in(&batch), "what was applied since isn't acknowledged with what was before");
         (0..2 * MOST as u64).for_each(|number| state.wait(waiting(number, 4, "d")));
         assert_eq!(state.waiting.len(), MOST);
-        state.to_be_said(&(0..2 * MOST as u64).collect::<Vec<_>>());
+        state.say_in_evidence(&(0..2 * MOST as u64).collect::<Vec<_>>());
         assert_eq!((state.applied.len(), state.applied.first()), (MOST, Some(&(MOST as u64))));
     }
 }

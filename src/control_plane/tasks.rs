@@ -276,7 +276,7 @@ fn conclude(tx: &Transaction<'_>, task: &Task, code: Code, reason: &str, now: Wa
         code.as_str(),
         reason
     ])?;
-    ledger::end(tx, ledger::Of::TaskOf(task.node, &task.workload, &task.id), code, reason, now)?;
+    ledger::end(tx, ledger::Of::OneTask(task.node, &task.workload, &task.id), code, reason, now)?;
     let detail = serde_json::json!({ "code": code, "reason": reason });
     audit::about(tx, now, "task.ended", &task.subject(), detail)
 }

@@ -28,7 +28,7 @@ pub fn show(tx: &Transaction<'_>, id: &str) -> Result<Outcome, Refusal> {
     let mut rows = Vec::new();
     for task in tasks::latest(tx, Some(id), false, ROWS)? {
         let live = match task.ended {
-            None => ledger::live(tx, ledger::Of::TaskOf(task.node, &task.workload, &task.id))?,
+            None => ledger::live(tx, ledger::Of::OneTask(task.node, &task.workload, &task.id))?,
             Some(_) => Vec::new(),
         };
         let live: Vec<_> = live

@@ -72,7 +72,7 @@ pub enum Of<'a> {
     /// Those of all tasks of an id on a node.
     Task(NodeId, &'a str),
     /// Those of the task of a workload on a node.
-    TaskOf(NodeId, &'a str, &'a str),
+    OneTask(NodeId, &'a str, &'a str),
     /// Those of one signer: a CA, or a key for tokens.
     Signer(Kind, i64),
     /// Those whose time is over.
@@ -138,7 +138,7 @@ pub fn live(tx: &Transaction<'_>, of: Of<'_>) -> Result<Vec<Credential>, Refusal
         Of::Node(node) => ("node = ?1", node.as_bytes().to_vec().into()),
         Of::Workload(workload) => ("workload = ?1", workload.to_owned().into()),
         Of::Credential(id) => ("id = ?1", id.to_owned().into()),
-        Of::Task(_, task) | Of::TaskOf(_, _, task) => ("task = ?1", task.to_owned().into()),
+        Of::Task(_, task) | Of::OneTask(_, _, task) => ("task = ?1", task.to_owned().into()),
         Of::Signer(Kind::X509, signer) => ("kind = 'x509' AND signer = ?1", signer.into()),
         Of::Signer(Kind::Jwt, signer) => ("kind = 'jwt' AND signer = ?1", signer.into()),
         Of::Expired(now) => ("not_after <= ?1", signed(now.0).into()),
@@ -152,7 +152,7 @@ pub fn live(tx: &Transaction<'_>, of: Of<'_>) -> Result<Vec<Credential>, Refusal
         let credential = read(row)?;
         let meant = match of {
             Of::Task(node, _) => node == credential.node,
-            Of::TaskOf(node, workload, _) => (node, workload) == (credential.node, credential.workload.as_str()),
+            Of::OneTask(node, workload, _) => (node, workload) == (credential.node, credential.workload.as_str()),
             _ => true,
         };
         if meant {

@@ -7,12 +7,9 @@ CREATE INDEX credentials_by_workload ON credentials(workload, not_after, node);
 CREATE INDEX credentials_by_node ON credentials(node, not_after);
 -- Tasks that are over go away once nobody asks for them any more.
 CREATE INDEX ended_tasks ON tasks(ended_at) WHERE ended_at IS NOT NULL;
-<<<<<<< HEAD
 -- What was found of the log itself: asked with each head that a node shows.
 CREATE INDEX log_findings ON log(what) WHERE what IN ('audit.tampered', 'audit.gap', 'audit.restored');
-=======
 
 -- An id is one of its workload's on a node: nobody holds those that another workload's tasks will use.
 DROP INDEX live_tasks;
 CREATE UNIQUE INDEX live_tasks ON tasks(node, id, workload) WHERE ended_at IS NULL;
->>>>>>> m5-tsk

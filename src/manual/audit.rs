@@ -50,7 +50,9 @@
 //! release of each credential on the disk before it gets it; its repeats are counted and written as a number every 5 s.
 //! If the journal can't be written (the disk is full, or more than `journal.max_mib` waits for the control plane) nothing is
 //! released: callers get `Unavailable`, `leasehold-agent status` says `audit.unwritable`, and it heals by itself with
-//! the disk. Denials are counted by user and code, so that nobody fills the disk by asking.
+//! the disk. Denials are counted by user and code, so that nobody fills the disk by asking. Once more than half of
+//! `journal.max_mib` waits, the releases of each user may take another sixteenth of it; who has taken that is refused, and
+//! the others go on.
 //!
 //! # How much one node may say
 //! Records are kept for good, so the control plane counts what each call of a node adds to its log, its decisions and

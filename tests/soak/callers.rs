@@ -175,8 +175,12 @@ fn task(chance: &mut Chance) -> Value {
     let workload = usize::try_from(chance.below(WORKLOADS.len() as u64)).unwrap();
     // Some miss it: nobody sees to it that heartbeats come in time.
     let heartbeat = if chance.below(3) == 0 { 2 } else { 0 };
-    // A certificate or a token.
-    let (x509, audience) = if chance.below(2) == 0 { (true, json!([])) } else { (false, json!(["api"])) };
+    // A certificate, a token, or both: each is by a decision of its own.
+    let (x509, audience) = match chance.below(3) {
+        0 => (true, json!([])),
+        1 => (false, json!(["api"])),
+        _ => (true, json!(["api"])),
+    };
     let workload = format!("spiffe://{TRUST_DOMAIN}/{}", WORKLOADS[workload]);
     json!({ "task_id": id, "spiffe_id": workload, "intent": "soak", "x509": x509, "audience": audience,
         "heartbeat_seconds": heartbeat })

@@ -13,6 +13,7 @@
 pub mod check;
 mod courier;
 mod repeats;
+mod shares;
 mod spool;
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,7 @@ pub use repeats::WINDOW;
 pub use thread::JournalThread;
 
 use repeats::Repeats;
+use shares::Shares;
 use spool::{Batch, Spool};
 use thread::Ask;
 
@@ -44,7 +46,10 @@ pub const DIRECTORY: &str = "journal";
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum What {
     /// A credential was handed to a process.
-    Release,
+    Release {
+        /// The process's user.
+        uid: u32,
+    },
     /// A token that a process showed was examined here.
     Use {
         /// The process's user: a token of one task is shown by one user of one node.
@@ -60,10 +65,20 @@ impl What {
     /// As in a record.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Release => "credential.released",
+            Self::Release { .. } => "credential.released",
             Self::Use { .. } => "credential.used",
             Self::Deny => "credential.denied",
             Self::End => "release.ended",
+        }
+    }
+}
+
+impl What {
+    /// Whose credential it is about, where one leaves or is shown.
+    const fn uid(self) -> Option<u32> {
+        match self {
+            Self::Release { uid } | Self::Use { uid } => Some(uid),
+            Self::Deny | Self::End => None,
         }
     }
 }
@@ -167,12 +182,18 @@ struct Shared {
     failing: AtomicBool,
     /// More than half of what may wait does.
     nearly_full: AtomicBool,
+    /// Locked by itself, and only for a look.
+    shares: Mutex<Shares>,
     standing: watch::Sender<Standing>,
 }
 
 impl Shared {
     fn repeats(&self) -> MutexGuard<'_, Repeats> {
         self.repeats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shares(&self) -> MutexGuard<'_, Shares> {
+        self.shares.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -194,11 +215,15 @@ impl Journal {
     /// denial isn't waited for, since nothing leaves with it.
     ///
     /// # Errors
-    /// [`codes::AUDIT_UNWRITABLE`]: then nothing may leave.
+    /// [`codes::AUDIT_UNWRITABLE`]: then nothing may leave. So it is, too, for a user that has used up what is left to each
+    /// of a journal more than half full.
     pub async fn write(&self, note: Note) -> Result<(), Refusal> {
         if note.what == What::Deny {
             self.denied(note);
             return Ok(());
+        }
+        if let Some(uid) = note.what.uid() {
+            self.shared.shares().room(uid)?;
         }
         if self.counts(&note) {
             return Ok(());

@@ -34,7 +34,7 @@ fn note(what: What, process: &str) -> Note {
 }
 
 fn records(count: usize) -> Vec<Record> {
-    (0..count).map(|n| note(What::Release, &format!("process {n}")).record(1)).collect()
+    (0..count).map(|n| note(What::Release { uid: 7 }, &format!("process {n}")).record(1)).collect()
 }
 
 /// A spool of `count` records in `directory`, each written by itself.
@@ -429,7 +429,7 @@ async fn many_at_a_time_share_writes_and_repeats_share_records() {
     let writers: Vec<_> = (0..500)
         .map(|n| {
             let journal = journal.clone();
-            tokio::spawn(async move { journal.write(note(What::Release, &format!("process {n}"))).await })
+            tokio::spawn(async move { journal.write(note(What::Release { uid: 7 }, &format!("process {n}"))).await })
         })
         .collect();
     for writer in writers {
@@ -441,7 +441,7 @@ async fn many_at_a_time_share_writes_and_repeats_share_records() {
     // One process that asks and asks: written at once the first time, then counted.
     let since = BootInstant::now();
     for _ in 0..20_000 {
-        journal.write(note(What::Release, "busy")).await.unwrap();
+        journal.write(note(What::Release { uid: 7 }, "busy")).await.unwrap();
     }
     let took = BootInstant::now().since(since);
     for n in 0..100 {
@@ -470,13 +470,13 @@ async fn a_journal_that_cant_be_written_lets_nothing_pass_and_heals() {
     fs::write(&state, "in the way").unwrap();
     let (journal, _thread) = Journal::start(&state, 1 << 20).unwrap();
     for _ in 0..2 {
-        let refusal = journal.write(note(What::Release, "p")).await.unwrap_err();
+        let refusal = journal.write(note(What::Release { uid: 7 }, "p")).await.unwrap_err();
         assert_eq!(refusal.code, codes::AUDIT_UNWRITABLE);
     }
     journal.denied(note(What::Deny, "uid 1"));
     assert!(journal.standing().borrow().trouble.is_some());
     fs::remove_file(&state).unwrap();
-    journal.write(note(What::Release, "p")).await.unwrap();
+    journal.write(note(What::Release { uid: 7 }, "p")).await.unwrap();
     assert_eq!(journal.standing().borrow().trouble, None);
 }
 
@@ -510,7 +510,7 @@ async fn a_user_who_says_something_else_each_time_is_one_record() {
     for n in 0..100 {
         journal.denied(Note { reason: format!("running /tmp/{n}"), ..note(What::Deny, "uid 7") });
         // Once this is on the disk, what was said before is, too.
-        journal.write(note(What::Release, &format!("process {n}"))).await.unwrap();
+        journal.write(note(What::Release { uid: 7 }, &format!("process {n}"))).await.unwrap();
     }
     assert!(thread.stop(std::time::Duration::from_secs(60)).await);
     let took = BootInstant::now().since(since);
@@ -521,4 +521,34 @@ async fn a_user_who_says_something_else_each_time_is_one_record() {
     .unwrap();
     assert_eq!(denied.iter().sum::<u64>(), 100);
     assert!(denied.len() as u64 <= 2 + took.as_secs() / WINDOW.as_secs(), "{denied:?} in {took:?}");
+}
+
+/// Whoever has ever new processes, while the control plane is away, fills no journal that others need.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_user_alone_doesnt_fill_the_journal() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _thread) = Journal::start(dir.path(), 1 << 20).unwrap();
+    let release = |uid, n| note(What::Release { uid }, &format!("process {n} of uid {uid}"));
+    let mut next = 0;
+    let refused = loop {
+        let writes = (next..next + 200).map(|n| journal.write(release(7, n)));
+        next += 200;
+        assert!(next < 100_000, "it goes on and on");
+        if let Err(refusal) = futures_util::future::try_join_all(writes).await {
+            break refusal;
+        }
+    };
+    assert_eq!(refused.code, codes::AUDIT_UNWRITABLE);
+    assert!(refused.found.contains("uid 7"), "{refused}");
+    let standing = journal.standing().borrow().clone();
+    assert!(standing.waiting_bytes < standing.limit_bytes * 3 / 4, "{standing:?}");
+    assert_eq!(standing.trouble, None, "the journal itself is well");
+    assert_eq!(journal.write(release(7, 0)).await.unwrap_err().code, codes::AUDIT_UNWRITABLE, "repeats, too");
+    for n in 0..50 {
+        journal.write(release(8, n)).await.unwrap();
+    }
+    // The control plane is back.
+    let head = journal.head().await.unwrap();
+    journal.ask(|reply| Ask::Acknowledged(head, None, reply)).await.unwrap().unwrap();
+    journal.write(release(7, next)).await.unwrap();
 }

@@ -142,6 +142,8 @@ impl Thread {
             Ok(()) => {
                 let mut repeats = self.shared.repeats();
                 once.iter().for_each(|(note, _)| repeats.written(note, now));
+                drop(repeats);
+                self.share(due.iter().chain(&once).map(|(note, _)| note).zip(&records));
             }
             Err(_) => {
                 // Whoever waits is refused; what was only said is said later.
@@ -154,6 +156,20 @@ impl Thread {
         for reply in waiting {
             // The caller may be gone: then nobody is interested.
             let _ = reply.send(written.clone());
+        }
+    }
+
+    /// Counts whose records were written, while more than half of what may wait does.
+    fn share<'a>(&self, written: impl Iterator<Item = (&'a Note, &'a Record)>) {
+        let (waiting, limit) = self.spool.waiting();
+        let mut shares = self.shared.shares();
+        if waiting <= limit / 2 {
+            return shares.clear();
+        }
+        for (note, record) in written {
+            if let Some(uid) = note.what.uid() {
+                shares.take(limit, uid, record.line().len());
+            }
         }
     }
 
@@ -215,6 +231,7 @@ impl Thread {
             }
             Ask::Acknowledged(head, control_plane, reply) => {
                 let kept = self.spool.acknowledged(head, control_plane);
+                self.share(std::iter::empty());
                 self.publish();
                 drop(reply.send(kept));
             }

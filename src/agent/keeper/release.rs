@@ -120,7 +120,7 @@ impl Keeper {
         let process = peer.described();
         let notes = chosen.iter().map(|one| {
             self.journal.write(Note {
-                what: What::Release,
+                what: What::Release { uid: peer.uid() },
                 workload: Some(one.workload.clone()),
                 credential: Some(one.credential.clone()),
                 decision: Some(one.decision.clone()),

@@ -6,7 +6,7 @@
 //! | `revoke workload ID` | everything of it is withdrawn, wherever it is; the workload is suspended, so that nothing is issued for it | `workload resume ID` |
 //! | `revoke owner NAME` | the same for all workloads of an owner | `workload resume` for each |
 //! | `revoke svid SERIAL\|JTI` | that one credential; the agent asks for another, which is a decision anew | nothing to undo |
-//! | `revoke task ID` | the task ends, with its credentials | a task begun anew |
+//! | `revoke task ID` | every task of this id on the node ends, of whichever workload, with its credentials | a task begun anew |
 //! | `revoke node NODE` | the node's lease ends, everything on it is withdrawn, and it can't enrol again under any of its EKs | not at all |
 //! | `ca remove KEY --break-glass` | a CA leaves the bundle: everything that it signed is worth nothing | not at all |
 //!

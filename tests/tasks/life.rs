@@ -214,6 +214,8 @@ async fn a_begin_that_is_given_up_leaves_nothing_and_its_id_is_free_again() {
         client.order(&named_begin("again"));
         tokio::time::sleep(Duration::from_millis(200)).await;
         client.order(&json!({ "close": "again" }));
+        assert_eq!(client.over().await.1, "given up");
+        // Time for the agent to hear of that.
         tokio::time::sleep(Duration::from_millis(100)).await;
         kill_process(control_plane, Signal::CONT).unwrap();
         // The same id once more, as callers do that name their jobs.

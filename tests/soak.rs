@@ -296,6 +296,8 @@ async fn every_credential_has_one_issue_its_releases_and_one_end() {
     println!("{:.1} minutes: {joined}", minutes());
     for (what, (done, of)) in &soak.tally.0 {
         println!("  {what}: {done} of {of}");
+        // In minutes each of them succeeds sometimes, whatever was broken meanwhile.
+        assert!(*done > 0 || minutes() < 5.0, "{what}: none of {of}");
     }
     assert_eq!(joined["orphan_count"], 0, "{joined}");
     assert_eq!(joined["credentials"], joined["ended"], "{joined}");

@@ -1,12 +1,13 @@
 //! What a committed change still has to do: nodes hear of it, what is kept beside the store takes it over.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use super::events::Audience;
 use super::policy::standing;
 use super::server::Shared;
 use super::store::Transaction;
-use crate::codes::Refusal;
+use crate::codes::{self, Refusal};
 use crate::protocol::Event;
 
 /// What a committed change still has to do.
@@ -50,21 +51,30 @@ impl Effects {
         Ok(self)
     }
 
-    /// To be called once the transaction stands.
+    /// To be called once the transaction stands. It goes on if whoever asked for it doesn't wait.
     ///
     /// # Errors
     /// [`crate::codes::STORE_FAILED`]; what could be done was done.
     pub async fn carry_out(self, shared: &Arc<Shared>) -> Result<(), Refusal> {
-        // Nodes first: they should hear of it before anything else can fail.
-        for (audience, event) in self.push {
-            shared.hub.push(audience, event);
-        }
-        // One that fails doesn't keep the others from being done.
-        let floor = self.policy.map_or(Ok(()), |version| shared.bundles.floor.raise(version));
-        let ca = if self.ca { shared.ca_changed().await } else { Ok(()) };
-        let witness = if self.taken { witness(shared).await } else { Ok(()) };
-        let held = if self.reconsider { Box::pin(standing::reconsider_all(shared)).await } else { Ok(()) };
-        floor.and(ca).and(witness).and(held)
+        let carried = tokio::spawn(self.carried(shared.clone()));
+        let failed = |e| Refusal::new(codes::STORE_FAILED, format!("BUG: it ended early: {e}"));
+        carried.await.map_err(failed)?
+    }
+
+    // A type of its own: to hold what is live to new policies has effects, too.
+    fn carried(self, shared: Arc<Shared>) -> Pin<Box<dyn Future<Output = Result<(), Refusal>> + Send>> {
+        Box::pin(async move {
+            // Nodes first: they should hear of it before anything else can fail.
+            for (audience, event) in self.push {
+                shared.hub.push(audience, event);
+            }
+            // One that fails doesn't keep the others from being done.
+            let floor = self.policy.map_or(Ok(()), |version| shared.bundles.floor.raise(version));
+            let ca = if self.ca { shared.ca_changed().await } else { Ok(()) };
+            let witness = if self.taken { witness(&shared).await } else { Ok(()) };
+            let held = if self.reconsider { standing::reconsider_all(&shared).await } else { Ok(()) };
+            floor.and(ca).and(witness).and(held)
+        })
     }
 }
 

@@ -70,8 +70,9 @@ impl Quota {
     pub fn admit(&self, node: NodeId, account: Account, now: BootInstant) -> Result<(), Full> {
         let mut all = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(spent) = all.get_mut(&(node, account)) else { return Ok(()) };
-        spent.pass(now, self.hourly);
-        if spent.bytes < self.hourly {
+        let hourly = self.measure(account);
+        spent.pass(now, hourly);
+        if spent.bytes < hourly {
             return Ok(());
         }
         let record = spent.recorded_at.is_none_or(|at| now.since(at) >= HOUR);
@@ -79,8 +80,17 @@ impl Quota {
             spent.recorded_at = Some(now);
         }
         let found = format!("{} KiB were recorded for this node within the hour", spent.bytes >> 10);
-        let expected = format!("at most {} KiB (`audit.node_mib_an_hour`); later", self.hourly >> 10);
+        let expected = format!("at most {} KiB (by `audit.node_mib_an_hour`); later", hourly >> 10);
         Err(Full { refusal: Refusal::new(codes::PROTOCOL_BUSY, found).expected(expected), record })
+    }
+
+    /// What an account may spend within an hour. A grant is worth some 4 KiB: a node's 1024 tasks, renewed at half of
+    /// terms of two minutes, are 240 MiB an hour.
+    const fn measure(&self, account: Account) -> u64 {
+        match account {
+            Account::Grants => self.hourly.saturating_mul(4),
+            Account::Membership | Account::Identities | Account::Records => self.hourly,
+        }
     }
 
     /// Counts what a call added.
@@ -90,7 +100,7 @@ impl Quota {
         }
         let mut all = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
         let spent = all.entry((node, account)).or_insert(Spent { bytes: 0, at: now, recorded_at: None });
-        spent.pass(now, self.hourly);
+        spent.pass(now, self.measure(account));
         spent.bytes = spent.bytes.saturating_add(bytes);
     }
 }
@@ -156,30 +166,30 @@ mod tests {
         let quota = Quota::new(3600);
         let at = |seconds| BootInstant::from_nanos(0).after(Duration::from_secs(seconds));
         let admitted = |account, seconds| quota.admit(NODE, account, at(seconds));
-        assert_eq!(admitted(Account::Grants, 0), Ok(()));
-        quota.charge(NODE, Account::Grants, 3599, at(0));
+        assert_eq!(admitted(Account::Records, 0), Ok(()));
+        quota.charge(NODE, Account::Records, 3599, at(0));
         // The call that takes it beyond is still answered.
-        assert_eq!(admitted(Account::Grants, 0), Ok(()));
-        quota.charge(NODE, Account::Grants, 101, at(0));
-        let full = admitted(Account::Grants, 0).unwrap_err();
+        assert_eq!(admitted(Account::Records, 0), Ok(()));
+        quota.charge(NODE, Account::Records, 101, at(0));
+        let full = admitted(Account::Records, 0).unwrap_err();
         assert_eq!((full.refusal.code, full.record), (codes::PROTOCOL_BUSY, true));
-        assert!(!admitted(Account::Grants, 100).unwrap_err().record, "recorded once");
+        assert!(!admitted(Account::Records, 100).unwrap_err().record, "recorded once");
         // Neither another's nor its own membership.
         assert_eq!(admitted(Account::Membership, 0), Ok(()));
-        assert_eq!(quota.admit(NodeId::from_bytes([2; 32]), Account::Grants, at(0)), Ok(()));
-        assert_eq!(admitted(Account::Grants, 101), Ok(()));
-        quota.charge(NODE, Account::Grants, 100_000, at(101));
-        assert!(!admitted(Account::Grants, 3599).unwrap_err().record);
-        assert!(admitted(Account::Grants, 3600).unwrap_err().record, "again in the next hour");
+        assert_eq!(quota.admit(NodeId::from_bytes([2; 32]), Account::Records, at(0)), Ok(()));
+        assert_eq!(admitted(Account::Records, 101), Ok(()));
+        quota.charge(NODE, Account::Records, 100_000, at(101));
+        assert!(!admitted(Account::Records, 3599).unwrap_err().record);
+        assert!(admitted(Account::Records, 3600).unwrap_err().record, "again in the next hour");
         // However small the steps in which it is asked, the time counts whole.
         let quota = Quota::new(3600);
-        quota.charge(NODE, Account::Grants, 3601, at(0));
+        quota.charge(NODE, Account::Records, 3601, at(0));
         let often = (1..=1_100).filter(|n| {
             let now = at(0).after(Duration::from_millis(*n));
-            quota.admit(NODE, Account::Grants, now).is_ok()
+            quota.admit(NODE, Account::Records, now).is_ok()
         });
         assert_eq!(often.count(), 0, "1 byte a second, and one more to come below");
-        assert_eq!(quota.admit(NODE, Account::Grants, at(2)), Ok(()));
+        assert_eq!(quota.admit(NODE, Account::Records, at(2)), Ok(()));
     }
 
     #[test]

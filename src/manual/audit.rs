@@ -56,9 +56,9 @@
 //!
 //! # How much one node may say
 //! Records are kept for good, so the control plane counts what each call of a node adds to its log, its decisions and
-//! the node's journal. Within an hour a node may add `audit.node_mib_an_hour` (64 MiB) with its grants, as much with
-//! what it delivers, with SVIDs, and with attestations; it may do so at once. A grant is about 4 KiB of it, a
-//! delivered record its line. Beyond that its calls of that kind are answered `protocol.busy`, recorded once an hour:
+//! the node's journal. Within an hour a node may add `audit.node_mib_an_hour` (64 MiB) with
+//! what it delivers, as much with SVIDs, as much with attestations, and four times that with grants, which are about
+//! 4 KiB each: 18 a second for an hour. It may do so at once. Beyond that its calls of that kind are answered `protocol.busy`, recorded once an hour:
 //! its journal waits in its spool, and when that is full, that node alone releases nothing. A restart of the
 //! server forgets what was counted.
 //!

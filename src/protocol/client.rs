@@ -278,11 +278,12 @@ impl Leased<'_> {
         loop {
             let failure = match send(client, place, Method::POST, "grants", body.clone()).await {
                 Ok(response) => {
-                    arrived = true;
+                    // A refusal is word about what was sent now; what was sent before it may have been granted.
+                    let before = std::mem::replace(&mut arrived, true);
                     match answered(response, BODY_LIMIT).await.and_then(|body| decode(&body).map_err(malformed)) {
                         Ok(answer) => return Ok(answer),
                         // It says itself that nothing came of the request.
-                        Err(failure @ Failure::Refused(_)) => return Err(Ungranted { failure, arrived: false }),
+                        Err(failure @ Failure::Refused(_)) => return Err(Ungranted { failure, arrived: before }),
                         Err(failure) => failure,
                     }
                 }

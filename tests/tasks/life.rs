@@ -196,6 +196,9 @@ async fn nobody_holds_the_ids_of_another_workload_s_tasks() {
     assert_eq!(open("other"), 2, "one task and its credential");
     one.begin(&deploy("app")).await;
     assert_eq!((open("app"), open("other")), (2, 2));
+    // Nobody shields another's task from being revoked by taking its id, too: all of the id are meant.
+    server.admin(&["revoke", "task", "deploy-42", "--reason", "a test"]);
+    assert_eq!((open("app"), open("other")), (0, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -100,7 +100,6 @@ impl Spool {
         let moved = || -> io::Result<()> {
             let last = self.asides()?.last().map_or(0, |(number, _)| *number);
             let name = format!("{ASIDE}{}", last.saturating_add(1));
-            tracing::error!(code = %refusal.code, %refusal, name, "the journal is put aside; a new one begins");
             let next = self.next();
             let record = Record {
                 what: refusal.code.as_str().to_owned(),
@@ -113,6 +112,7 @@ impl Spool {
             remove(&next)?;
             begin(&next)?.append(&next, u64::MAX, &[&record])?;
             fs::rename(&self.directory, self.directory.with_file_name(&name))?;
+            tracing::error!(code = %refusal.code, %refusal, name, "the journal was put aside; a new one begins");
             self.finish_putting_aside()
         };
         moved().map_err(|error| self.unwritable(&error))?;

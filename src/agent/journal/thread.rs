@@ -124,6 +124,10 @@ impl Thread {
         let (mut waiting, mut said) = (Vec::new(), Vec::new());
         for (note, reply) in group {
             if reply.is_none() {
+                // The first of them was written while this one was on its way.
+                if self.shared.repeats().again(&note) {
+                    continue;
+                }
                 said.push((note.clone(), 1));
             }
             match once.iter_mut().find(|(written, _)| *written == note) {

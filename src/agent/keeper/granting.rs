@@ -162,6 +162,11 @@ impl Keeper {
         turn.ok_or_else(|| away("too many requests wait for the control plane"))
     }
 
+    /// A turn for what a task goes on with: it waits until it comes, for those before it don't wait long.
+    pub(in crate::agent) async fn turn_in_line(&self, uid: u32) -> Result<Turn, Denied> {
+        self.grants.turns.next(uid).await.ok_or_else(|| away("the agent is stopping"))
+    }
+
     /// Asks for what is wanted, and has `hold` take up what was granted: in the same moment in which it is
     /// seen that nothing of it was taken back on its way. `hold` must not block.
     pub(in crate::agent) async fn grant<T>(

@@ -35,7 +35,7 @@ use crate::verify::runtime::{Checkpoint, CompiledRules};
 use granting::Grants;
 use holdings::Registered;
 
-pub(in crate::agent) use granting::{Granted, There, Ungiven, Wanted};
+pub(in crate::agent) use granting::{Granted, There, Turn, Ungiven, Wanted};
 pub(in crate::agent) use holdings::Holdings;
 pub use holdings::{Asked, Said};
 pub(in crate::agent) use matching::{Matched, unlooked};
@@ -210,7 +210,7 @@ impl Keeper {
         }
     }
 
-    /// Holds what was issued and drops what was refused, asked for when [`Self::mark`] and [`Self::withdrawals`]
+    /// Holds what was issued and drops what was refused, asked for when [`Self::asks`] and [`Self::withdrawals`]
     /// said these numbers: of what was withdrawn since then nothing is held.
     pub fn hold(&self, issued: Vec<Held<X509Svid>>, refused: Vec<(String, Refusal)>, asked: Asked) {
         {

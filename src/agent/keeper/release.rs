@@ -99,10 +99,12 @@ impl Keeper {
                 holdings.sequence().ok_or_else(|| holdings.closed())?;
                 choose(&holdings, &matched)?
             };
-            if noted.as_ref() != Some(&chosen) {
-                self.note_releases(peer, &chosen, lease).await?;
-                noted = Some(chosen.clone());
+            let now = (lease, chosen);
+            if noted.as_ref() != Some(&now) {
+                self.note_releases(peer, &now.1, lease).await?;
+                noted = Some(now.clone());
             }
+            let (_, chosen) = now;
             // The disk may have taken its time: what was withdrawn meanwhile isn't released.
             let holdings = self.holdings();
             if holdings.sequence() != Some(lease) {

@@ -97,11 +97,7 @@ impl Keeper {
         }
         self.matching(peer).await?;
         let (token, _) = self.verified(token, audience)?.map_err(Unaccepted::Invalid)?;
-        // What was taken back of this node's own; of others' an enforcement point asks the list of denied ids.
-        if let Some(refusal) = self.holdings().denied_token(&token.id().to_string(), token.jti()) {
-            let denied = Refusal::new(codes::TOKEN_DENIED, refusal.to_string()).at(token.jti());
-            return Err(Unaccepted::Invalid(denied));
-        }
+        self.standing(&token)?;
         let text = |name: &str| token.claims().get(name).and_then(|value| value.as_str()).map(str::to_owned);
         let note = Note {
             what: What::Use { uid: peer.uid() },
@@ -115,7 +111,25 @@ impl Keeper {
             reason: format!("shown to {audience}"),
         };
         self.journal.write(note).await.map_err(Denied::Unavailable)?;
+        // The disk may have taken its time.
+        self.standing(&token)?;
         Ok(token)
+    }
+
+    /// Whether the gate is open, and the token none that was taken back of this node's own; of others' an enforcement
+    /// point asks the list of denied ids.
+    fn standing(&self, token: &Verified) -> Result<(), Unaccepted> {
+        let holdings = self.holdings();
+        if let Some(reason) = holdings.gate.reason() {
+            return Err(denied(reason).into());
+        }
+        match holdings.denied_token(&token.id().to_string(), token.jti()) {
+            None => Ok(()),
+            Some(refusal) => {
+                let denied = Refusal::new(codes::TOKEN_DENIED, refusal.to_string()).at(token.jti());
+                Err(Unaccepted::Invalid(denied))
+            }
+        }
     }
 
     /// Sees to it that a token is held: one from before, or a new one.

@@ -219,7 +219,7 @@ impl Live {
 
     /// What it holds, to be released.
     pub(super) fn chosen(&self) -> Result<Vec<Chosen>, Denied> {
-        let held = self.held.as_ref().ok_or_else(over)?;
+        let held = self.held.as_ref().ok_or_else(|| self.gone())?;
         let chosen = held.value().credentials().map(|(id, decision)| Chosen {
             workload: self.workload.clone(),
             credential: id.to_owned(),
@@ -227,6 +227,15 @@ impl Live {
             task: Some(self.id.clone()),
         });
         Ok(chosen.collect())
+    }
+
+    /// Why it holds nothing any more.
+    pub(super) fn gone(&self) -> Denied {
+        match &self.progress.borrow().over {
+            Some(Over::Denied(refusal)) => Denied::NoIdentity(refusal.clone()),
+            Some(Over::Unavailable(refusal)) => Denied::Ended(refusal.clone()),
+            Some(Over::Orderly) | None => over(),
+        }
     }
 
     /// The record of its end.

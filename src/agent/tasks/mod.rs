@@ -20,7 +20,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot, watch};
 
 use super::journal::Journal;
-use super::keeper::{Granted, Holdings, Keeper, Matched, There, Ungiven, Wanted, all, unlooked};
+use super::keeper::{Granted, Holdings, Keeper, Matched, There, Turn, Ungiven, Wanted, all, unlooked};
 use crate::clock::BootInstant;
 use crate::codes::{self, Refusal};
 use crate::delivery::workload_api::tasks::{Begun, Desk, Over, Stated, TaskCredentials, TaskX509};
@@ -161,7 +161,7 @@ impl Tasks {
                 biased;
                 // What comes of it is over with this run.
                 () = stopping.cancelled() => return,
-                granted = shared.granted(place.number, &wanted) => granted,
+                granted = shared.first_granted(place.number, &wanted) => granted,
             };
             match granted {
                 // Whoever isn't there to take the place drops it.
@@ -238,7 +238,7 @@ impl Desk for Tasks {
         let released = shared.keeper.release(&peer, arrived, choose, |holdings, chosen, permit| {
             let book = shared.book();
             let live = book.get(task.number)?;
-            let held = live.held.as_ref().ok_or_else(over)?;
+            let held = live.held.as_ref().ok_or_else(|| live.gone())?;
             // Renewed just now: that is another release.
             if live.chosen()? != chosen {
                 return Ok(None);
@@ -264,9 +264,13 @@ impl Desk for Tasks {
 }
 
 impl Shared {
-    /// Asks for a task's credentials, at its beginning and at each renewal, and holds them with it.
-    async fn granted(&self, number: u64, wanted: &Wanted) -> Result<(), Ungiven> {
+    async fn first_granted(&self, number: u64, wanted: &Wanted) -> Result<(), Ungiven> {
         let turn = self.keeper.turn(wanted.caller.uid).await?;
+        self.granted(number, wanted, turn).await
+    }
+
+    /// Asks for a task's credentials, at its beginning and at each renewal, and holds them with it.
+    async fn granted(&self, number: u64, wanted: &Wanted, turn: Turn) -> Result<(), Ungiven> {
         self.keeper.grant(wanted, turn, |_, granted| self.book().hold(number, granted)).await
     }
 

@@ -99,6 +99,10 @@ impl Watcher {
                 }
                 _ = looks.tick() => {
                     self.watch.look();
+                    // A look that is under way may hash for long; the gate is asked without it.
+                    if let Some(refusal) = contraindicated(&self.shared) {
+                        return Verdict::denied(refusal);
+                    }
                     if look.is_none() {
                         let peer = self.peer.clone();
                         look = Some(Box::pin(async move { changed(&peer).await }));
@@ -121,7 +125,8 @@ impl Watcher {
         let (number, wanted) = (self.number, self.wanted.clone());
         Box::pin(async move {
             let (_, caller) = shared.keeper.callers(&peer).await?;
-            shared.granted(number, &Wanted { caller, ..wanted }).await
+            let turn = shared.keeper.turn_in_line(caller.uid).await?;
+            shared.granted(number, &Wanted { caller, ..wanted }, turn).await
         })
     }
 
@@ -129,10 +134,8 @@ impl Watcher {
     fn against(&self) -> Work<Option<Found>> {
         let (shared, peer, workload) = (self.shared.clone(), self.peer.clone(), self.wanted.workload.clone());
         Box::pin(async move {
-            let closed = shared.keeper.with_gate(|gate, _, _| gate.reason().cloned());
-            if let Some(reason) = closed {
-                // A lease that merely ran out may come back; what is held ends by itself.
-                return (reason.standing == Standing::Contraindicated).then_some(Found::Against(reason.refusal));
+            if let Some(refusal) = contraindicated(&shared) {
+                return Some(Found::Against(refusal));
             }
             match shared.keeper.callers(&peer).await {
                 Ok((workloads, _)) if workloads.contains(&workload) => None,
@@ -215,4 +218,10 @@ fn ended(peer: &Peer, ending: Ending) -> Verdict {
         Ending::Unseen => (codes::TASK_ENDED, "it ended, and how isn't told here".to_owned()),
     };
     Verdict::denied(Refusal::new(code, found).at(peer.to_string()))
+}
+
+/// What speaks against the node. A lease that merely ran out may come back; what is held ends by itself.
+fn contraindicated(shared: &Shared) -> Option<Refusal> {
+    let closed = shared.keeper.with_gate(|gate, _, _| gate.reason().cloned());
+    closed.filter(|reason| reason.standing == Standing::Contraindicated).map(|reason| reason.refusal)
 }

@@ -218,7 +218,7 @@ impl Command {
             return Err(refusal);
         }
         self.tested(shared).await?;
-        let reads = self.reads();
+        let (reads, long) = (self.reads(), self.is_long());
         let work = move |tx: &Transaction<'_>| {
             if still(tx, &of_work)? != actor {
                 return Err(Refusal::new(codes::ADMIN_ROLE, "its role was changed meanwhile").at(actor.name));
@@ -236,7 +236,7 @@ impl Command {
             Ok((facts, effects.seal(tx, &of_work)?))
         };
         let (facts, effects) = match reads {
-            true => shared.store.reading(work).await?,
+            true => shared.store.reading(long, work).await?,
             false => shared.store.transaction(work).await?,
         };
         effects.carry_out(shared).await?;
@@ -247,6 +247,21 @@ impl Command {
     fn reads(&self) -> bool {
         // A plan is made by doing it and undoing that; a list of revoked certificates is numbered.
         self.action() == Action::Read && !matches!(self, Self::DeclarationPlan { .. } | Self::CaCrl { .. })
+    }
+
+    /// Whether what it reads grows with the record, or it tries a lot: seconds, where others take milliseconds.
+    const fn is_long(&self) -> bool {
+        matches!(
+            self,
+            Self::AuditList { .. }
+                | Self::AuditVerify { .. }
+                | Self::AuditJoin
+                | Self::DecisionList { .. }
+                | Self::DecisionReplay { .. }
+                | Self::PolicyWhyNot(_)
+                | Self::ReviewDue
+                | Self::Report { .. }
+        )
     }
 
     /// Runs a bundle's tests, which take longer than a transaction may.

@@ -134,18 +134,8 @@ pub fn issued(tx: &Transaction<'_>, credential: &Credential, detail: serde_json:
 /// # Errors
 /// [`codes::STORE_FAILED`].
 pub fn live(tx: &Transaction<'_>, of: Of<'_>) -> Result<Vec<Credential>, Refusal> {
-    let (condition, value): (&str, rusqlite::types::Value) = match of {
-        Of::Node(node) => ("node = ?1", node.as_bytes().to_vec().into()),
-        Of::Workload(workload) => ("workload = ?1", workload.to_owned().into()),
-        Of::Credential(id) => ("id = ?1", id.to_owned().into()),
-        Of::Task(_, task) | Of::OneTask(_, _, task) => ("task = ?1", task.to_owned().into()),
-        Of::Signer(Kind::X509, signer) => ("kind = 'x509' AND signer = ?1", signer.into()),
-        Of::Signer(Kind::Jwt, signer) => ("kind = 'jwt' AND signer = ?1", signer.into()),
-        Of::Expired(now) => ("not_after <= ?1", signed(now.0).into()),
-    };
-    let mut statement = tx.prepare_cached(&format!(
-        "SELECT {COLUMNS} FROM credentials WHERE ended_at IS NULL AND {condition} ORDER BY issued_at, id"
-    ))?;
+    let (query, value) = query(of);
+    let mut statement = tx.prepare_cached(&query)?;
     let mut rows = statement.query([value])?;
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {
@@ -160,6 +150,21 @@ pub fn live(tx: &Transaction<'_>, of: Of<'_>) -> Result<Vec<Credential>, Refusal
         }
     }
     Ok(found)
+}
+
+fn query(of: Of<'_>) -> (String, rusqlite::types::Value) {
+    let (condition, value): (&str, rusqlite::types::Value) = match of {
+        Of::Node(node) => ("node = ?1", node.as_bytes().to_vec().into()),
+        Of::Workload(workload) => ("workload = ?1", workload.to_owned().into()),
+        Of::Credential(id) => ("id = ?1", id.to_owned().into()),
+        Of::Task(_, task) | Of::OneTask(_, _, task) => ("task = ?1", task.to_owned().into()),
+        Of::Signer(Kind::X509, signer) => ("kind = 'x509' AND signer = ?1", signer.into()),
+        Of::Signer(Kind::Jwt, signer) => ("kind = 'jwt' AND signer = ?1", signer.into()),
+        Of::Expired(now) => ("not_after <= ?1", signed(now.0).into()),
+    };
+    let live =
+        format!("SELECT {COLUMNS} FROM credentials WHERE ended_at IS NULL AND {condition} ORDER BY issued_at, id");
+    (live, value)
 }
 
 /// The credential with this id, live or not.
@@ -258,4 +263,31 @@ fn read(row: &rusqlite::Row<'_>) -> Result<Credential, Refusal> {
         issued_at: WallTime(unsigned(row.get(9)?)),
         not_after: WallTime(unsigned(row.get(10)?)),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control_plane::registry::nodes;
+
+    /// The ledger only grows: what is live is found without looking at what is over.
+    #[test]
+    fn what_is_live_is_found_by_an_index_of_what_is_live() {
+        let (_dir, store) = nodes::tests::store();
+        let node = NodeId::from_bytes([1; 32]);
+        store
+            .transaction_blocking(|tx| {
+                for of in [Of::Node(node), Of::Workload("w"), Of::Task(node, "t"), Of::Expired(WallTime(1))] {
+                    let mut statement = tx.prepare(&format!("EXPLAIN QUERY PLAN {}", query(of).0))?;
+                    let steps = statement.query_map([rusqlite::types::Null], |row| row.get::<_, String>(3))?;
+                    let steps: Vec<String> = steps.collect::<Result<_, _>>()?;
+                    assert!(
+                        steps.iter().any(|step| step.contains("USING INDEX live_credentials")),
+                        "{of:?}: {steps:?}"
+                    );
+                }
+                Ok(())
+            })
+            .unwrap();
+    }
 }

@@ -51,7 +51,7 @@ fn timed(tx: &Transaction<'_>, shared: &Shared) -> Result<bool, Refusal> {
 /// [`codes::STORE_FAILED`].
 pub async fn reconsider_timed(shared: &Arc<Shared>) -> Result<(), Refusal> {
     let of_work = shared.clone();
-    match shared.store.reading(move |tx| timed(tx, &of_work)).await? {
+    match shared.store.reading(false, move |tx| timed(tx, &of_work)).await? {
         true => reconsider_all(shared).await,
         false => Ok(()),
     }
@@ -63,7 +63,7 @@ pub async fn reconsider_timed(shared: &Arc<Shared>) -> Result<(), Refusal> {
 /// [`codes::STORE_FAILED`].
 pub async fn reconsider_all(shared: &Arc<Shared>) -> Result<(), Refusal> {
     let now = shared.now();
-    for node in shared.store.reading(holders).await? {
+    for node in shared.store.reading(false, holders).await? {
         let of_work = shared.clone();
         let effects =
             shared.store.transaction(move |tx| reconsider(tx, &of_work, node, now)?.seal(tx, &of_work)).await?;

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::workloads::{self, Target};
-use super::{eks, nodes};
+use super::{eks, nodes, owners};
 use crate::clock::WallTime;
 use crate::codes::{self, Refusal};
 use crate::control_plane::admin::roles;
@@ -86,6 +86,12 @@ pub struct Way {
 pub fn ways(tx: &Transaction<'_>) -> Result<BTreeSet<Way>, Refusal> {
     let mut ways = BTreeSet::new();
     for operator in all(tx)? {
+        // One whose owner left is none: whoever brings the owner back brings it back.
+        if let Some(owner) = &operator.owner
+            && owners::find(tx, owner)?.is_none_or(|owner| owner.retired.is_some())
+        {
+            continue;
+        }
         let workload = SpiffeId::new(&operator.id).ok().map(|id| workloads::find(tx, &id)).transpose()?.flatten();
         let Some(workload) = workload.filter(|workload| workload.suspended.is_none()) else { continue };
         let mut nodes = Vec::new();

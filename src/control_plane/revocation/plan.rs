@@ -149,8 +149,9 @@ impl Plan {
 
     fn of_task(tx: &Transaction<'_>, task: &str, node: Option<&str>) -> Result<Self, Refusal> {
         let node = node.map(|node| nodes::resolve(tx, node)).transpose()?.map(|node| node.id);
+        // An id is one of its workload's: on one node several may run at once, and all of them are meant.
         let mut statement = tx.prepare_cached(
-            "SELECT node, ended_at IS NOT NULL FROM tasks WHERE id = ?1 ORDER BY ended_at IS NOT NULL",
+            "SELECT node, min(ended_at IS NOT NULL) AS ended FROM tasks WHERE id = ?1 GROUP BY node ORDER BY ended",
         )?;
         let rows = statement.query_map([task], |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, bool>(1)?)))?;
         let mut found = Vec::new();

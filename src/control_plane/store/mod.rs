@@ -27,11 +27,11 @@ pub struct Store {
     // A std mutex: it is only ever held on blocking threads, for the length of a transaction.
     connection: Arc<Mutex<Connection>>,
     path: Arc<Path>,
-    readings: Arc<Semaphore>,
+    long_readings: Arc<Semaphore>,
 }
 
 /// How many long readings go on at once; others wait for their turn.
-const READINGS: usize = 4;
+const LONG_READINGS: usize = 4;
 
 impl Store {
     /// Opens the store at `path`, creating it (mode 0600) or migrating it to this version's schema.
@@ -50,24 +50,31 @@ impl Store {
             .map_err(|e| at(Refusal::new(codes::STORE_FAILED, e.to_string())))?;
         let mut connection = Connection::open(path).map_err(|e| at(e.into()))?;
         migrations::run(&mut connection).map_err(at)?;
-        let readings = Arc::new(Semaphore::new(READINGS));
-        Ok(Self { connection: Arc::new(Mutex::new(connection)), path: path.into(), readings })
+        let long_readings = Arc::new(Semaphore::new(LONG_READINGS));
+        Ok(Self { connection: Arc::new(Mutex::new(connection)), path: path.into(), long_readings })
     }
 
     /// Runs `work` in a transaction that only reads, on a connection of its own: it sees what was committed
-    /// before it began, and however long it takes, the one writer doesn't wait for it.
+    /// before it began, and however long it takes, the one writer doesn't wait for it. `long` ones take turns.
     ///
     /// # Errors
     /// Those of `work`, or [`codes::STORE_FAILED`], also for an attempt to write.
-    pub async fn reading<T, F>(&self, work: F) -> Result<T, Refusal>
+    pub async fn reading<T, F>(&self, long: bool, work: F) -> Result<T, Refusal>
     where
         T: Send + 'static,
         F: FnOnce(&Transaction<'_>) -> Result<T, Refusal> + Send + 'static,
     {
         let ended = |error: String| Refusal::new(codes::STORE_FAILED, format!("BUG: a reading ended early: {error}"));
-        let _turn = self.readings.acquire().await.map_err(|e| ended(e.to_string()))?;
+        let turn = match long {
+            true => Some(self.long_readings.clone().acquire_owned().await.map_err(|e| ended(e.to_string()))?),
+            false => None,
+        };
         let path = self.path.clone();
-        let reading = move || work(&open_reader(&path)?.transaction()?);
+        let reading = move || {
+            // Whoever asked may be gone: the turn is over when the work is.
+            let _turn = turn;
+            work(&open_reader(&path)?.transaction()?)
+        };
         tokio::task::spawn_blocking(reading).await.map_err(|e| ended(e.to_string()))?
     }
 

@@ -33,7 +33,7 @@ pub(super) const DESCRIPTORS: &[u8] = include_bytes!("tasks.fds");
 
 /// Begins tasks, and knows what they hold.
 ///
-/// Dropping a future of these cancels the question: the caller has gone.
+/// Dropping a future of these gives the question up: the caller has gone.
 pub trait Desk: Send + Sync + 'static {
     /// Begins a task of `peer`, which asked at `arrived`. Its first credentials are then at hand.
     fn begin(

@@ -30,10 +30,13 @@ mod process;
 
 mod selector;
 
+mod turns;
+
 mod verity;
 
 pub use ending::{Ending, Endings, Watch};
 pub use observed::Observed;
 pub use peer::{Caught, Peer, PeerMethod, Peers};
 pub use selector::{KINDS, Selector};
+pub use turns::{Turn, Turns};
 pub use verity::Verity;

@@ -8,7 +8,6 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use tokio::sync::Semaphore;
 
 use super::Selector;
 use super::cgroup::Trees;
@@ -16,6 +15,7 @@ use super::digest::Digests;
 use super::held::Held;
 use super::observed::{Asked, Observed};
 use super::process::{Process, Surroundings, no_descriptors, ticks, unknown};
+use super::turns::Turns;
 use crate::clock::BootInstant;
 use crate::codes::{self, Refusal};
 use crate::measurements::LogHash;
@@ -27,8 +27,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The same for reading a program of at most 1 GiB.
 const HASHING_PATIENCE: Duration = Duration::from_secs(30);
 
-/// So many programs are hashed at one time.
-const HASHING: usize = 2;
+/// So many programs are hashed at one time, and so many of one user's processes: a program whose file system never
+/// answers holds its turn for as long as it is waited for.
+const HASHING: usize = 8;
+const HASHING_OF_A_USER: usize = 2;
 
 /// How the process at the other end of a socket is found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -52,7 +54,7 @@ pub struct Peers {
     /// Whether every id has a meaning here; if not, the overflow id stands for any that has none.
     unmapped: Option<(u32, u32)>,
     node: Arc<Node>,
-    hashing: Arc<Semaphore>,
+    hashing: Arc<Turns>,
 }
 
 /// What is known of this node for all callers.
@@ -67,7 +69,8 @@ impl Peers {
     /// Finds processes by `method`.
     pub fn new(method: PeerMethod) -> Self {
         let node = Node { digests: Digests::default(), trees: Trees::open(), own: Surroundings::own() };
-        Self { method, unmapped: unmapped_ids(), node: Arc::new(node), hashing: Arc::new(Semaphore::new(HASHING)) }
+        let hashing = Arc::new(Turns::new(HASHING, HASHING_OF_A_USER));
+        Self { method, unmapped: unmapped_ids(), node: Arc::new(node), hashing }
     }
 
     pub(super) fn digests(&self) -> &Digests {
@@ -257,7 +260,7 @@ impl Peer {
     ) -> Result<T, Refusal> {
         let turn = Arc::clone(&self.held.peers.hashing);
         let hashed = async {
-            let _turn = turn.acquire().await.ok();
+            let _turn = turn.next(self.uid).await;
             self.blocking(HASHING_PATIENCE, question).await
         };
         tokio::time::timeout(HASHING_PATIENCE, hashed).await.unwrap_or_else(|_| Err(silent(self.pid())))

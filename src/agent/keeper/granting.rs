@@ -6,11 +6,11 @@
 //!                                             └─▶ held, unless it was taken back meanwhile: one look, one lock
 //! ```
 
-use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::collections::BTreeSet;
+use std::sync::OnceLock;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 
 use super::{Holdings, Keeper};
 use crate::clock::{BootInstant, WallTime};
@@ -23,6 +23,7 @@ use crate::protocol::{
     AuthorizationDetail, CallerClaims, Enrolled, Failure, GrantAnswer, GrantRequest, TaskStatement, Ungranted,
 };
 use crate::secret::{Zeroizing, random};
+use crate::workload::{Turn, Turns};
 
 /// How long a process waits for its turn, and for the answer to a request that nothing depends on but its
 /// token, before it is told to try again.
@@ -106,46 +107,15 @@ impl From<Denied> for Ungiven {
 }
 
 /// The way to the control plane.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Grants {
     client: OnceLock<watch::Receiver<Option<Enrolled>>>,
     turns: Turns,
 }
 
-/// Turns to ask, a few of all users and fewer of each.
-#[derive(Debug)]
-struct Turns {
-    all: Arc<Semaphore>,
-    users: Mutex<HashMap<u32, Weak<Semaphore>>>,
-}
-
-/// One request's turn; given back when dropped.
-#[derive(Debug)]
-pub(in crate::agent) struct Turn {
-    _all: OwnedSemaphorePermit,
-    _users: OwnedSemaphorePermit,
-}
-
-impl Default for Turns {
+impl Default for Grants {
     fn default() -> Self {
-        Self { all: Arc::new(Semaphore::new(UNDER_WAY)), users: Mutex::default() }
-    }
-}
-
-impl Turns {
-    /// Waits for a turn of this user. In the queue for all there are never more than a user's few.
-    async fn next(&self, uid: u32) -> Option<Turn> {
-        let of_the_user = {
-            let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
-            users.retain(|_, user| user.strong_count() > 0);
-            let present = users.get(&uid).and_then(Weak::upgrade);
-            let user = present.unwrap_or_else(|| Arc::new(Semaphore::new(OF_A_USER)));
-            users.insert(uid, Arc::downgrade(&user));
-            user
-        };
-        let _users = of_the_user.acquire_owned().await.ok()?;
-        let _all = Arc::clone(&self.all).acquire_owned().await.ok()?;
-        Some(Turn { _all, _users })
+        Self { client: OnceLock::new(), turns: Turns::new(UNDER_WAY, OF_A_USER) }
     }
 }
 
@@ -485,39 +455,5 @@ mod tests {
         let refused = keeper.accepted(answer(&claims(Some("job")), &other), &wanted(Some("job")), None).await;
         let Err(Denied::Unavailable(refusal)) = refused else { panic!("it was believed") };
         assert_eq!(refusal.code, codes::ISSUER_BUNDLE);
-    }
-
-    #[tokio::test]
-    async fn a_user_who_asks_and_asks_leaves_turns_to_others() {
-        let turns = Arc::new(Turns::default());
-        let mut greedy = Vec::new();
-        for _ in 0..100 {
-            let turns = Arc::clone(&turns);
-            greedy.push(tokio::spawn(async move {
-                let turn = turns.next(1).await;
-                std::future::pending::<()>().await;
-                drop(turn);
-            }));
-        }
-        while turns.all.available_permits() > UNDER_WAY - OF_A_USER {
-            tokio::task::yield_now().await;
-        }
-        // Everybody has asked by now; in the queue for all there is nobody.
-        for _ in 0..1_000 {
-            tokio::task::yield_now().await;
-        }
-        assert_eq!(turns.all.available_permits(), UNDER_WAY - OF_A_USER);
-        let others: Vec<_> = [2, 3, 4, 5].map(|uid| turns.next(uid)).into_iter().collect();
-        let others = futures_util::future::join_all(others).await;
-        assert!(others.iter().all(Option::is_some));
-        drop(others);
-        greedy.iter().for_each(|task| task.abort());
-        for task in greedy {
-            let _ = task.await;
-        }
-        // Nobody is remembered who has no turn.
-        drop(turns.next(7).await);
-        assert_eq!(turns.users.lock().unwrap().len(), 1);
-        assert_eq!(turns.all.available_permits(), UNDER_WAY);
     }
 }

@@ -35,7 +35,7 @@ use crate::verify::runtime::{Checkpoint, CompiledRules};
 use granting::Grants;
 use holdings::Registered;
 
-pub(in crate::agent) use granting::{Granted, There, Turn, Ungiven, Wanted};
+pub(in crate::agent) use granting::{Granted, There, Ungiven, Wanted};
 pub(in crate::agent) use holdings::Holdings;
 pub use holdings::{Asked, Said};
 pub(in crate::agent) use matching::{Matched, unlooked};

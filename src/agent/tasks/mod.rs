@@ -20,7 +20,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot, watch};
 
 use super::journal::Journal;
-use super::keeper::{Granted, Holdings, Keeper, Matched, There, Turn, Ungiven, Wanted, all, unlooked};
+use super::keeper::{Granted, Holdings, Keeper, Matched, There, Ungiven, Wanted, all, unlooked};
 use crate::clock::BootInstant;
 use crate::codes::{self, Refusal};
 use crate::delivery::workload_api::tasks::{Begun, Desk, Over, Stated, TaskCredentials, TaskX509};
@@ -29,7 +29,7 @@ use crate::gate::Released;
 use crate::protocol::{CallerClaims, Enrolled, TaskEnd, TaskStatement};
 use crate::secret::random;
 use crate::shutdown::Shutdown;
-use crate::workload::{Endings, Peer};
+use crate::workload::{Endings, Peer, Turn};
 use book::{Book, Place, Taken, Untaken};
 use telling::Teller;
 use watching::Watcher;

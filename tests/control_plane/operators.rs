@@ -197,3 +197,32 @@ async fn an_operator_whose_owner_left_is_none() {
     let refused = run(&server, svid.path(), &list).await;
     assert!(said(&refused).contains("its owner `alice` left"), "{}", said(&refused));
 }
+
+/// Who was an admin when it began to speak is asked again when it has spoken.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_is_carried_out_as_whoever_its_sender_is_by_then() {
+    use p256::pkcs8::DecodePrivateKey;
+    let server = Server::start().await;
+    let node = server.leased().await;
+    let id = server.register("boss", &node.id()).await;
+    server.admin(&["operator", "add", &id, "--role", "admin"]).await;
+    let (answer, key) = node.credential(&id).await.unwrap();
+    let key = p256::ecdsa::SigningKey::from_pkcs8_der(key.serialized_der()).unwrap();
+    let client = server.client(Some((&answer.answers[0].chain, &key)));
+    for (role, status) in [("admin", 200), ("viewer", 403)] {
+        let (more, pieces) = tokio::sync::mpsc::channel::<Result<&'static str, std::io::Error>>(2);
+        let body = reqwest::Body::wrap_stream(tokio_stream::wrappers::ReceiverStream::new(pieces));
+        let request = client.http.post(format!("{}/v1/command", client.base)).body(body);
+        let answer = tokio::spawn(request.send());
+        more.send(Ok("{\"command\":")).await.unwrap();
+        // By then the server has asked who it is.
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        server.admin(&["operator", "add", &id, "--role", role]).await;
+        more.send(Ok("\"ca_prepare\"}")).await.unwrap();
+        drop(more);
+        let answer = answer.await.unwrap().unwrap();
+        assert_eq!(answer.status(), status, "{role}");
+        let said = answer.text().await.unwrap();
+        assert_eq!(said.contains("admin.role"), status == 403, "{said}");
+    }
+}
